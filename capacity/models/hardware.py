@@ -1,0 +1,79 @@
+"""Hardware types, hosts and their accelerators."""
+
+from django.db import models
+
+from tenants.models import Identified
+
+
+class HardwareType(Identified):
+    """A kind of accelerator (or plain CPU) that cost profiles are measured on."""
+
+    slug = models.SlugField(max_length=60, unique=True)
+    name = models.CharField(max_length=120)
+    is_cpu = models.BooleanField(default=False)
+    memory_bytes = models.BigIntegerField(default=0, help_text="Memory of one accelerator, in bytes.")
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Host(Identified):
+    """A machine with an agent. ``secret`` signs what it and the control plane say to each other."""
+
+    class State(models.TextChoices):
+        ACTIVE = "active", "Active"
+        CORDONED = "cordoned", "Cordoned"
+        LOST = "lost", "Lost"
+
+    name = models.SlugField(max_length=60, unique=True)
+    hardware_type = models.ForeignKey(HardwareType, on_delete=models.PROTECT, related_name="hosts")
+    state = models.CharField(max_length=10, choices=State.choices, default=State.ACTIVE)
+    labels = models.JSONField(default=dict, blank=True)
+    secret = models.BinaryField(editable=False, help_text="Encrypted at rest.")
+    generation = models.BigIntegerField(default=0, editable=False, help_text="Generation of the newest orders.")
+    acknowledged_generation = models.BigIntegerField(default=0, editable=False)
+    orders_digest = models.CharField(max_length=64, blank=True, editable=False)
+    boot_id = models.CharField(max_length=36, blank=True, editable=False)
+    report_sequence = models.BigIntegerField(default=0, editable=False)
+    last_report_at = models.DateTimeField(null=True, blank=True, editable=False)
+    report = models.JSONField(default=dict, blank=True, editable=False, help_text="Newest facts: cores, memory, load.")
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(state__in=("active", "cordoned", "lost")),
+                name="capacity_host_known_state",
+                violation_error_message="The state must be active, cordoned or lost.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Accelerator(Identified):
+    """One accelerator of a host, as its agent reports it."""
+
+    host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="accelerators")
+    index = models.PositiveSmallIntegerField()
+    uuid = models.CharField(max_length=80)
+    name = models.CharField(max_length=120)
+    memory_bytes = models.BigIntegerField()
+    is_healthy = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ("host", "index")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("host", "index"),
+                name="capacity_accelerator_unique_index",
+                violation_error_message="The host has an accelerator with this index already.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.index} {self.name}"

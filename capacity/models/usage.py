@@ -1,0 +1,128 @@
+"""What was used: one record per admitted request, roll-ups, and how far the books are closed.
+
+Usage rows hold plain UUIDs instead of foreign keys: they outlive what they speak of.
+"""
+
+from django.db import models
+from django.db.models import Q
+
+
+class UsageRecord(models.Model):
+    """One admitted request, written once. Times are when things happened at the gateway; tokens by kind."""
+
+    id = models.UUIDField(primary_key=True, editable=False, help_text="Made by the gateway at admission (UUIDv7).")
+    client_request_id = models.CharField(max_length=200, blank=True)
+    tenant_id = models.UUIDField()
+    key_id = models.UUIDField()
+    pool_id = models.UUIDField()
+    deployment_id = models.UUIDField()
+    revision_id = models.UUIDField()
+    replica_id = models.UUIDField(null=True)
+    model = models.CharField(max_length=200)
+    dialect = models.CharField(max_length=20)
+    service_class = models.CharField(max_length=12)
+    stream = models.BooleanField(default=False)
+    profile_version = models.PositiveIntegerField()
+    estimated_mu = models.FloatField()
+    actual_mu = models.FloatField()
+    estimated_input_tokens = models.BigIntegerField(default=0)
+    estimated_output_tokens = models.BigIntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    cached_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    units = models.JSONField(default=dict)
+    lower_bound = models.BooleanField(default=False, help_text="The engine's own count was not seen.")
+    outcome = models.CharField(max_length=20)
+    status = models.PositiveSmallIntegerField()
+    finish_reason = models.CharField(max_length=40, blank=True)
+    error = models.CharField(max_length=500, blank=True)
+    attempts = models.JSONField(default=list)
+    gateway = models.CharField(max_length=64)
+    admitted_at = models.DateTimeField()
+    routed_at = models.DateTimeField(null=True)
+    first_byte_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField()
+    written_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-ended_at",)
+        indexes = (
+            models.Index(fields=("tenant_id", "-ended_at"), name="capacity_usage_tenant"),
+            models.Index(fields=("deployment_id", "-ended_at"), name="capacity_usage_deployment"),
+            models.Index(fields=("ended_at",), name="capacity_usage_ended"),
+        )
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(estimated_mu__gte=0, actual_mu__gte=0),
+                name="capacity_usage_mu_not_negative",
+                violation_error_message="Model units cannot be negative.",
+            ),
+            models.CheckConstraint(
+                condition=Q(cached_tokens__lte=models.F("input_tokens")),
+                name="capacity_usage_cached_within_input",
+                violation_error_message="Cached tokens are a part of the input tokens.",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at__gte=models.F("admitted_at")),
+                name="capacity_usage_ends_after_admission",
+                violation_error_message="A request cannot end before it was admitted.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class UsageRollup(models.Model):
+    """Usage of one tenant, key, pool, deployment and service class in one minute, hour or day (by ``ended_at``, UTC)."""
+
+    class Period(models.TextChoices):
+        MINUTE = "minute", "Minute"
+        HOUR = "hour", "Hour"
+        DAY = "day", "Day"
+
+    id = models.BigAutoField(primary_key=True)
+    period = models.CharField(max_length=6, choices=Period.choices)
+    starts_at = models.DateTimeField()
+    tenant_id = models.UUIDField()
+    key_id = models.UUIDField()
+    pool_id = models.UUIDField()
+    deployment_id = models.UUIDField()
+    service_class = models.CharField(max_length=12)
+    requests = models.BigIntegerField(default=0)
+    failed = models.BigIntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    cached_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    mu = models.FloatField(default=0.0)
+    ttft_ms_sum = models.FloatField(default=0.0)
+    ttft_count = models.BigIntegerField(default=0)
+    duration_ms_sum = models.FloatField(default=0.0)
+    is_final = models.BooleanField(default=False, help_text="Every gateway's watermark has passed its end.")
+
+    class Meta:
+        ordering = ("-starts_at",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("period", "starts_at", "tenant_id", "key_id", "pool_id", "deployment_id", "service_class"),
+                name="capacity_rollup_unique",
+                violation_error_message="There is a roll-up for this period already.",
+            ),
+        )
+        indexes = (models.Index(fields=("period", "tenant_id", "-starts_at"), name="capacity_rollup_tenant"),)
+
+    def __str__(self) -> str:
+        return f"{self.period} {self.starts_at:%Y-%m-%d %H:%M}"
+
+
+class Watermark(models.Model):
+    """How far one journal segment has been written: every request of it that ended before ``at`` is in the books."""
+
+    segment = models.CharField(primary_key=True, max_length=100)
+    gateway = models.CharField(max_length=64)
+    sequence = models.BigIntegerField(default=0)
+    at = models.DateTimeField()
+    is_closed = models.BooleanField(default=False)
+
+    def __str__(self) -> str:
+        return self.segment

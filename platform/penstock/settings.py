@@ -1,0 +1,103 @@
+"""Django's settings, all from the environment. ``penstock up`` writes what is missing under the data folder.
+
+Importing this module never writes: secrets come from the environment or from ``<data>/secrets.json``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from penstock import env, paths
+from penstock.databases import database_settings
+from penstock.secrets import load_secrets
+
+DATA = Path(env.text("PENSTOCK_DATA") or paths.default_data()).resolve()
+DEBUG = env.flag("PENSTOCK_DEBUG")
+
+_secrets = load_secrets(DATA)
+SECRET_KEY = _secrets.django
+PENSTOCK_KEY_PEPPERS = _secrets.key_peppers
+PENSTOCK_FIELD_KEYS = _secrets.field_keys
+
+ALLOWED_HOSTS = env.words("PENSTOCK_ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = env.words("PENSTOCK_CSRF_TRUSTED_ORIGINS")
+_IS_TLS = env.flag("PENSTOCK_TLS")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _IS_TLS
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+if _IS_TLS:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_htmx",
+    "tenants",
+    "capacity",
+    "serving",
+    "penstock",
+]
+AUTH_USER_MODEL = "tenants.User"
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "sign-in"
+LOGIN_REDIRECT_URL = "home"
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+ROOT_URLCONF = "penstock.urls"
+ASGI_APPLICATION = "penstock.asgi.application"
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [paths.TEMPLATES],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+DATABASES = {"default": database_settings(env.text("DATABASE_URL"), DATA)}
+REDIS_URL = env.text("REDIS_URL") or f"unix://{DATA / 'state' / 'valkey.sock'}"
+"""The shared state: loads, snapshot, grants, ring buffers, broker. The bundled Valkey when REDIS_URL is not set."""
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}}
+
+PENSTOCK_WEB_HOST = env.text("PENSTOCK_HOST", "127.0.0.1")
+PENSTOCK_WEB_PORT = env.integer("PENSTOCK_PORT", 8000)
+PENSTOCK_API_PORT = env.integer("PENSTOCK_API_PORT", 8080)
+PENSTOCK_CONSOLE_URL = env.text("PENSTOCK_CONSOLE_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_WEB_PORT}"
+PENSTOCK_API_URL = env.text("PENSTOCK_API_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_API_PORT}/v1"
+
+LANGUAGE_CODE = "en-gb"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATICFILES_DIRS = [paths.STATIC]
+STATIC_ROOT = DATA / "static"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TEST_RUNNER = "django.test.runner.DiscoverRunner"

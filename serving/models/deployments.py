@@ -1,0 +1,132 @@
+"""Deployments, their immutable revisions, and the replicas that serve them."""
+
+from django.db import models
+from django.db.models import Q
+
+from capacity.models import Host, Pool
+from tenants.models import Identified
+
+
+class Deployment(Identified):
+    """A pool being served under a name that clients send as ``model``.
+
+    ``desired_replicas`` is written by the scale loop between ``min_replicas`` and ``max_replicas``.
+    """
+
+    pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="deployments")
+    name = models.CharField(max_length=200, unique=True)
+    is_enabled = models.BooleanField(default=True, help_text="A disabled deployment runs no replica.")
+    min_replicas = models.PositiveIntegerField(default=1)
+    max_replicas = models.PositiveIntegerField(default=1)
+    desired_replicas = models.PositiveIntegerField(default=1)
+    pinned_replicas = models.PositiveIntegerField(null=True, blank=True, help_text="Set: no autoscaling.")
+    cold_start_s = models.FloatField(default=60.0, help_text="Launch to ready, measured (EWMA).")
+    retry_attempt = models.PositiveIntegerField(default=0, help_text="Raised by retry: failed replicas start again.")
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(max_replicas__gte=models.F("min_replicas")),
+                name="serving_deployment_max_at_least_min",
+                violation_error_message="The maximum of replicas must be at least the minimum.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(name=""),
+                name="serving_deployment_has_name",
+                violation_error_message="A deployment needs the name that clients send as model.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Revision(Identified):
+    """What a replica of a deployment runs. Never edited; a new revision replaces it."""
+
+    class Runtime(models.TextChoices):
+        VLLM = "vllm", "vLLM"
+        SIMULATED = "simulated", "Simulated"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="revisions")
+    number = models.PositiveIntegerField()
+    runtime = models.CharField(max_length=12, choices=Runtime.choices)
+    options = models.JSONField(default=dict, blank=True)
+    target_concurrency = models.PositiveIntegerField(default=16, help_text="Requests at once per replica.")
+    is_current = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ("deployment", "-number")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("deployment", "number"),
+                name="serving_revision_unique_number",
+                violation_error_message="The deployment has a revision with this number already.",
+            ),
+            models.UniqueConstraint(
+                fields=("deployment",),
+                condition=Q(is_current=True),
+                name="serving_revision_one_current",
+                violation_error_message="Only one revision of a deployment can be current.",
+            ),
+            models.CheckConstraint(
+                condition=Q(target_concurrency__gte=1),
+                name="serving_revision_positive_concurrency",
+                violation_error_message="The target concurrency must be at least 1.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.deployment} r{self.number}"
+
+
+class Replica(Identified):
+    """One engine process (group) on one host. ``state`` follows ``serving.policy.lifecycle``."""
+
+    class State(models.TextChoices):
+        PENDING = "pending", "Pending"
+        STARTING = "starting", "Starting"
+        READY = "ready", "Ready"
+        DRAINING = "draining", "Draining"
+        STOPPING = "stopping", "Stopping"
+        STOPPED = "stopped", "Stopped"
+        FAILED = "failed", "Failed"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="replicas")
+    revision = models.ForeignKey(Revision, on_delete=models.PROTECT, related_name="replicas")
+    host = models.ForeignKey(Host, null=True, blank=True, on_delete=models.PROTECT, related_name="replicas")
+    accelerators = models.JSONField(default=list, blank=True)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.PENDING)
+    state_since = models.DateTimeField()
+    reason = models.CharField(max_length=500, blank=True, help_text="Why it is in this state, for people.")
+    phase = models.CharField(max_length=12, blank=True, help_text="The agent's finer view while starting.")
+    progress = models.JSONField(default=dict, blank=True)
+    address = models.CharField(max_length=200, blank=True)
+    engine_version = models.CharField(max_length=60, blank=True)
+    max_model_len = models.PositiveIntegerField(null=True, blank=True)
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    kill = models.BooleanField(default=False, help_text="Hanging: stop it with SIGKILL and keep evidence.")
+    attempt = models.PositiveIntegerField(default=0)
+    launched_at = models.DateTimeField(null=True, blank=True)
+    ready_at = models.DateTimeField(null=True, blank=True)
+    supply_mu_per_min = models.FloatField(default=100.0)
+
+    class Meta:
+        ordering = ("deployment", "created_at")
+        indexes = (models.Index(fields=("state", "deployment"), name="serving_replica_state"),)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(state__in=("pending", "starting", "ready", "draining", "stopping", "stopped", "failed")),
+                name="serving_replica_known_state",
+                violation_error_message="Unknown replica state.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="ready") | ~Q(address=""),
+                name="serving_replica_ready_has_address",
+                violation_error_message="A ready replica must have an address.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.deployment} {str(self.id)[-6:]}"

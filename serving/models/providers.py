@@ -1,0 +1,20 @@
+"""Credentials of external providers. Write-only: the secret is encrypted at rest and never shown again."""
+
+from django.db import models
+
+from tenants.models import Identified
+
+
+class ProviderCredential(Identified):
+    """A secret for an external provider, encrypted with the platform's own keys (MultiFernet)."""
+
+    name = models.CharField(max_length=120, unique=True)
+    provider = models.CharField(max_length=40)
+    base_url = models.URLField(blank=True)
+    secret = models.BinaryField(editable=False)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name

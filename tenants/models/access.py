@@ -1,0 +1,99 @@
+"""How a tenant gets in: API keys, one-time sign-in links, and the plain limits that hold for them."""
+
+from django.db import models
+from django.utils import timezone
+
+from tenants.models.base import Identified
+from tenants.models.people import Tenant, User
+
+
+class ApiKey(Identified):
+    """An API key ``mu_<public id>_<secret>``; the secret is shown once and only its HMAC digest is kept.
+
+    ``pepper`` is the number of the server-side pepper the digest was made with (``PENSTOCK_KEY_PEPPERS``).
+    """
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="api_keys")
+    created_by = models.ForeignKey(User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    name = models.CharField(max_length=120)
+    public_id = models.CharField(max_length=24, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)
+    pepper = models.PositiveSmallIntegerField(editable=False)
+    scopes = models.JSONField(default=list)
+    models_allowed = models.JSONField(default=list, blank=True, help_text="Served model names; empty means all.")
+    allowed_ips = models.JSONField(default=list, blank=True, help_text="Networks in CIDR form; empty means all.")
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("tenant", "name")
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(expires_at__isnull=True) | models.Q(expires_at__gt=models.F("created_at")),
+                name="tenants_apikey_expires_after_creation",
+                violation_error_message="A key must expire after it was made.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} (mu_{self.public_id}_…)"
+
+    @property
+    def is_usable(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > timezone.now())
+
+
+class Limit(Identified):
+    """A plain limit for a tenant or, when ``api_key`` is set, for one key. Empty ``model`` means every model."""
+
+    class Kind(models.TextChoices):
+        REQUESTS_PER_MIN = "requests_per_min", "requests / min"
+        TOKENS_PER_MIN = "tokens_per_min", "tokens / min"
+        CONCURRENCY = "concurrency", "concurrent requests"
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="limits")
+    api_key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.CASCADE, related_name="limits")
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    model = models.CharField(max_length=200, blank=True)
+    value = models.PositiveBigIntegerField()
+
+    class Meta:
+        ordering = ("tenant", "kind")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("tenant", "kind", "model"),
+                condition=models.Q(api_key__isnull=True),
+                name="tenants_limit_unique_for_tenant",
+                violation_error_message="The tenant has a limit of this kind already.",
+            ),
+            models.UniqueConstraint(
+                fields=("api_key", "kind", "model"),
+                condition=models.Q(api_key__isnull=False),
+                name="tenants_limit_unique_for_key",
+                violation_error_message="The key has a limit of this kind already.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind__in=("requests_per_min", "tokens_per_min", "concurrency")),
+                name="tenants_limit_known_kind",
+                violation_error_message="The kind must be requests_per_min, tokens_per_min or concurrency.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.get_kind_display()}"
+
+
+class SignInLink(Identified):
+    """A one-time sign-in link; only the SHA-256 digest of its token is kept."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="sign_in_links")
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"sign-in link for {self.user}"

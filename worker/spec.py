@@ -1,0 +1,234 @@
+"""What the control plane and a host agent say to each other: orders down, reports up.
+
+The only module of ``worker`` that the control plane imports. It holds data, their encoding and the HMAC envelope;
+it imports no Django, no Celery and opens nothing. ``docs/protocols.md`` (*Orders and reports*) explains the exchange.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+PROTOCOL = 1
+"""Version of this exchange. An agent may be one version behind the control plane, never ahead."""
+
+Intent = Literal["run", "drain", "stop"]
+"""What the control plane wants of a replica. ``stop`` is the only thing that ever ends an engine on purpose."""
+
+ReplicaPhase = Literal["environment", "weights", "starting", "warming", "ready", "draining", "stopped", "failed"]
+"""What the agent sees of a replica, in the order it lives through them."""
+
+
+class ReplicaOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The desired state of one replica on one host.
+
+    ``artifact`` names what is served: ``{"kind": "tiny"|"path"|"hub"|"none", "value": str, "revision": str}``.
+    ``options`` are runtime options that the revision fixes (context length, dtype, simulated cost profile ...).
+    ``target_concurrency`` is in requests; the runtime adds the probe's reserved slot and its slack itself.
+    """
+
+    replica_id: str
+    deployment_id: str
+    deployment_name: str
+    runtime: str
+    served_name: str
+    intent: Intent
+    artifact: dict[str, str]
+    options: dict[str, Any]
+    target_concurrency: int
+    accelerators: tuple[int, ...] = ()
+    kill: bool = False
+    """With intent ``stop``: SIGKILL the process group at once, the engine is known to hang."""
+    evidence: bool = False
+    """With intent ``stop``: keep log tail, metrics and process states before the signal, and report them."""
+    drain_s: float = 30.0
+    attempt: int = 0
+    """Raised by the control plane (a person pressed retry): a failed replica of a lower attempt is tried again."""
+
+
+class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """The full desired state of one host. The agent keeps the highest ``generation`` it has verified."""
+
+    host_id: str
+    generation: int
+    replicas: tuple[ReplicaOrder, ...]
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where an engine listens. ``ingress`` is the agent's TLS front for other hosts (token per replica)."""
+
+    host: str
+    port: int
+    ingress: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Progress of long work: ``share`` in 0..1, or None when only the step is known."""
+
+    step: str
+    share: float | None = None
+    detail: str = ""
+
+
+class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent sees of one replica now. ``metrics`` uses the names of ``METRICS``."""
+
+    replica_id: str
+    phase: ReplicaPhase
+    reason: str = ""
+    """For ``failed`` and ``stopped``: why, and what a person can do, without any secret."""
+    pid: int | None = None
+    pid_started: float | None = None
+    address: Address | None = None
+    engine_version: str = ""
+    max_model_len: int | None = None
+    kv_tokens: int | None = None
+    """KV-cache capacity in tokens, where the engine tells it."""
+    progress: Progress | None = None
+    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    metrics_at: float | None = None
+    launched_at: float | None = None
+    ready_at: float | None = None
+    exit_code: int | None = None
+    log_tail: str = ""
+    evidence: dict[str, Any] = msgspec.field(default_factory=dict)
+    attempt: int = 0
+    adopted: bool = False
+    """The engine was found running by a restarted agent and taken over."""
+
+
+class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One accelerator of the host; an empty list means that no driver was found."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_bytes: int
+    memory_used_bytes: int = 0
+    utilisation: float = 0.0
+
+
+class EnvironmentReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One isolated engine environment on the host."""
+
+    name: str
+    state: Literal["missing", "building", "ready", "failed"]
+    detail: str = ""
+    progress: Progress | None = None
+
+
+class HostReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An agent's full report, sent each second and at once on a change."""
+
+    host_id: str
+    boot_id: str
+    """New for each start of the agent process."""
+    sequence: int
+    generation: int
+    """Highest order generation applied."""
+    agent_version: str
+    agent_pid: int
+    hostname: str
+    cores: int
+    memory_bytes: int
+    memory_available_bytes: int
+    load_1m: float
+    cpu_model: str = ""
+    accelerators: tuple[AcceleratorReport, ...] = ()
+    environments: tuple[EnvironmentReport, ...] = ()
+    replicas: tuple[ReplicaReport, ...] = ()
+    sent_at: float = 0.0
+
+
+METRICS = (
+    "running",  # requests in the running batch
+    "waiting",  # requests queued in the engine
+    "kv_usage",  # 0..1
+    "preemptions_total",
+    "prompt_tokens_total",
+    "cached_tokens_total",
+    "generation_tokens_total",
+    "ttft_seconds_sum",
+    "ttft_seconds_count",
+    "itl_seconds_sum",
+    "itl_seconds_count",
+    "requests_total",
+    "process_start_seconds",
+)
+"""Penstock's names for engine metrics; every runtime maps its engine's own names to these."""
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """A signed message. ``mac`` is HMAC-SHA256 over ``protocol.kind.host_id.payload`` with the host's own secret."""
+
+    protocol: int
+    kind: Literal["orders", "report"]
+    host_id: str
+    payload: str
+    mac: str
+
+
+class EnvelopeError(ValueError):
+    """The message is not what its sender claims: wrong signature, host, kind or protocol."""
+
+
+def _mac(secret: bytes, kind: str, host_id: str, payload: str) -> str:
+    text = f"{PROTOCOL}.{kind}.{host_id}.{payload}"
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def seal(message: HostOrders | HostReport, *, secret: bytes) -> dict[str, Any]:
+    """Return ``message`` as a signed, JSON-serialisable envelope."""
+    kind: Literal["orders", "report"] = "orders" if isinstance(message, HostOrders) else "report"
+    payload = msgspec.json.encode(message).decode()
+    return {
+        "protocol": PROTOCOL,
+        "kind": kind,
+        "host_id": message.host_id,
+        "payload": payload,
+        "mac": _mac(secret, kind, message.host_id, payload),
+    }
+
+
+def open_orders(envelope: object, *, host_id: str, secret: bytes) -> HostOrders:
+    """Verify and decode orders for ``host_id``. Raises EnvelopeError."""
+    return _open(envelope, "orders", HostOrders, host_id=host_id, secret=secret)
+
+
+def open_report(envelope: object, *, host_id: str, secret: bytes) -> HostReport:
+    """Verify and decode a report of ``host_id``. Raises EnvelopeError."""
+    return _open(envelope, "report", HostReport, host_id=host_id, secret=secret)
+
+
+def envelope_host(envelope: object) -> str:
+    """The host an envelope claims to speak for, before any verification. Raises EnvelopeError."""
+    try:
+        return msgspec.convert(envelope, Envelope).host_id
+    except msgspec.ValidationError as error:
+        raise EnvelopeError(f"malformed envelope: {error}") from error
+
+
+_Message = TypeVar("_Message", HostOrders, HostReport)
+
+
+def _open(raw: object, kind: str, shape: type[_Message], *, host_id: str, secret: bytes) -> _Message:
+    try:
+        envelope = msgspec.convert(raw, Envelope)
+    except msgspec.ValidationError as error:
+        raise EnvelopeError(f"malformed envelope: {error}") from error
+    if envelope.protocol > PROTOCOL:
+        raise EnvelopeError(f"protocol {envelope.protocol} is newer than {PROTOCOL}")
+    if envelope.kind != kind or envelope.host_id != host_id:
+        raise EnvelopeError(f"{envelope.kind} for host {envelope.host_id}, expected {kind} for {host_id}")
+    if not hmac.compare_digest(envelope.mac, _mac(secret, kind, host_id, envelope.payload)):
+        raise EnvelopeError("signature does not match")
+    try:
+        message = msgspec.json.decode(envelope.payload, type=shape)
+    except msgspec.ValidationError as error:
+        raise EnvelopeError(f"malformed {kind}: {error}") from error
+    if message.host_id != host_id:
+        raise EnvelopeError(f"{kind} of host {message.host_id} inside an envelope of {host_id}")
+    return message
