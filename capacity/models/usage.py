@@ -74,7 +74,7 @@ class UsageRecord(models.Model):
 
 
 class UsageRollup(models.Model):
-    """Usage of one tenant, key, pool, deployment and service class in one minute, hour or day (by ``ended_at``, UTC)."""
+    """Usage of one tenant, key, pool, deployment and service class in one minute, hour or day (UTC)."""
 
     class Period(models.TextChoices):
         MINUTE = "minute", "Minute"

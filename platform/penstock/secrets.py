@@ -14,7 +14,7 @@ _UNSET = "not-set-up-yet-run-penstock-up"
 
 @dataclass(frozen=True)
 class Secrets:
-    """``key_peppers`` maps a pepper's number to its value (the highest signs new keys); ``field_keys`` are Fernet keys."""
+    """``key_peppers`` maps a pepper's number to its value (the highest signs); ``field_keys`` are Fernet keys."""
 
     django: str
     key_peppers: dict[int, str]
