@@ -1,0 +1,214 @@
+"""The kill test: a role dies by SIGKILL at a random moment under 100 open streams, fifty times and more.
+
+What is true is read from the clients' own logs and the engines' own request logs, never from the gateway's journal:
+every admitted request has exactly one usage record, with exact tokens, or, where its gateway was lost, tokens within
+one progress interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.e2e.clients import StreamLog, stream
+from tests.e2e.stack import Stack, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+RUNS = int(os.environ.get("PENSTOCK_KILL_RUNS", "50"))
+STREAMS = 100
+PROGRESS_INTERVAL_S = 1.0
+VICTIMS = ("gateway", "gateway", "gateway", "loops", "agent")
+SLACK_S = 0.5
+"""Between a token at the engine and the same token noted by the client, on a loaded machine."""
+
+
+@pytest.fixture(scope="module")
+def wide_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Two gateways and one wide simulated replica, so that 100 streams run at once."""
+    running = Stack(tmp_path_factory.mktemp("kill") / "data", engine="simulated", gateways=2)
+    try:
+        running.start()
+        running.manage(
+            """
+from serving.models import Deployment
+from serving import services
+deployment = Deployment.objects.get(name="demo-sim")
+services.deployment_update(deployment=deployment, actor="test", min_replicas=2, max_replicas=2, pinned_replicas=2)
+services.revision_create(deployment=deployment, actor="test", target_concurrency=128)
+"""
+        )
+        wait_for("two wide replicas", lambda: ready_wide(running) == 2 or None, seconds=60)
+        yield running
+        assert running.stop() == 0
+    except BaseException:
+        print(running.tail(150))
+        running.kill_all()
+        raise
+
+
+def ready_wide(stack: Stack) -> int:
+    return int(
+        stack.rows(
+            "select count(*) as n from serving_replica r join serving_revision v on v.id = r.revision_id"
+            " where r.state = 'ready' and v.target_concurrency = 128"
+        )[0]["n"]
+    )
+
+
+@dataclass
+class Tally:
+    runs: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    never_forwarded: int = 0
+    worst_gap_tokens: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+
+
+def engine_log(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Request id → what the engine itself noted, over all replicas."""
+    noted: dict[str, dict[str, Any]] = {}
+    for path in stack.data.glob("agent/replicas/*/requests.jsonl"):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            noted[bare(entry["request_id"])] = entry
+    return noted
+
+
+def bare(request_id: str) -> str:
+    """The gateway's request id without the dialect's prefix or dashes."""
+    return request_id.removeprefix("cmpl-").removeprefix("chatcmpl-").replace("-", "")[:32]
+
+
+async def hundred_streams(stack: Stack, seed: int, rng: random.Random, kill_at: float) -> tuple[list[StreamLog], str, float]:
+    """Open the streams over half a second, kill one role at ``kill_at`` seconds, and let everything end."""
+    victim = rng.choice(VICTIMS)
+    killed = 0.0
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as session:
+
+        async def one(index: int) -> StreamLog:
+            await asyncio.sleep(rng.uniform(0.0, 0.5))
+            return await stream(
+                session,
+                stack.base_url,
+                stack.key(),
+                model="demo-sim",
+                client_id=f"kill-{seed}-{index}",
+                max_tokens=rng.randint(5, 120),
+                prompt=f"run {seed} stream {index} " + "word " * rng.randint(0, 40),
+            )
+
+        tasks = [asyncio.ensure_future(one(index)) for index in range(STREAMS)]
+        await asyncio.sleep(kill_at)
+        processes = victims(stack, victim)
+        if processes:
+            os.kill(rng.choice(processes).pid, signal.SIGKILL)
+            killed = time.time()
+        logs = await asyncio.gather(*tasks)
+    return logs, victim, killed
+
+
+def victims(stack: Stack, victim: str) -> list[psutil.Process]:
+    if victim == "gateway":
+        return stack.gateway_processes()
+    return stack.role("celery", "penstock") if victim == "loops" else stack.role("-m worker", "agent.json")
+
+
+def test_no_admitted_request_is_lost_or_counted_twice(wide_stack: Stack) -> None:
+    tally = Tally()
+    base = int(os.environ.get("PENSTOCK_KILL_SEED", str(random.randrange(1 << 30))))
+    for run in range(RUNS):
+        seed = base + run
+        rng = random.Random(seed)
+        # A third of the kills fall while requests are still being admitted, the rest while they stream.
+        kill_at = rng.uniform(0.0, 0.5) if rng.random() < 0.34 else rng.uniform(0.5, 2.5)
+        started = time.monotonic()
+        logs, victim, killed = asyncio.run(hundred_streams(wide_stack, seed, rng, kill_at))
+        wait_for("all roles back", lambda: whole(wide_stack), seconds=30)
+        recovery = time.monotonic() - started
+        check(wide_stack, seed, logs, killed, tally)
+        tally.runs += 1
+        tally.recovery_s.append(recovery)
+        print(f"seed {seed}: {victim} killed at {kill_at:.3f} s; {Counter(ending(log) for log in logs)}")
+    print(
+        f"{tally.runs} runs x {STREAMS} streams, outcomes {dict(tally.outcomes)}, admitted but never forwarded "
+        f"{tally.never_forwarded}, largest gap of a lost gateway's record {tally.worst_gap_tokens} tokens"
+    )
+    assert tally.outcomes["completed"] > 0
+    assert tally.outcomes["gateway_lost"] > 0
+
+
+def whole(stack: Stack) -> bool:
+    if len(stack.gateway_processes()) != 2 or not victims(stack, "loops") or not victims(stack, "agent"):
+        return False
+    return stack.is_serving("demo-sim")
+
+
+def ending(log: StreamLog) -> str:
+    if log.done and not log.error:
+        return "whole"
+    if log.status == 200:
+        return "broken"
+    return str(log.status or "no answer")
+
+
+def check(stack: Stack, seed: int, logs: list[StreamLog], killed: float, tally: Tally) -> None:
+    """Compare usage rows with what clients and engines noted."""
+    prefix = f"kill-{seed}-%"
+    expected = {log.client_id: log for log in logs if log.status == 200}
+
+    def settled() -> list[dict[str, Any]] | None:
+        rows = stack.usage("client_request_id like ?", prefix)
+        known = {row["client_request_id"] for row in rows}
+        at_engine = [e for e in engine_log(stack).values() if e["end"] and str(e["client"]).startswith(f"run {seed} ")]
+        return rows if set(expected) <= known and len(rows) >= len(at_engine) else None
+
+    try:
+        rows = wait_for("usage rows of every admitted request", settled, seconds=40, every=0.5)
+    except AssertionError:
+        have = {row["client_request_id"] for row in stack.usage("client_request_id like ?", prefix)}
+        raise AssertionError(f"seed {seed}: no usage row for {sorted(set(expected) - have)[:10]}") from None
+    engines = engine_log(stack)
+    per_client = Counter(row["client_request_id"] for row in rows)
+    assert max(per_client.values()) == 1, f"seed {seed}: counted twice: {per_client.most_common(3)}"
+    by_client = {log.client_id: log for log in logs}
+    for row in rows:
+        tally.outcomes[row["outcome"]] += 1
+        judge(seed, row, by_client[row["client_request_id"]], engines.get(bare(row["id"])), killed, tally)
+
+
+def judge(
+    seed: int, row: dict[str, Any], log: StreamLog, engine: dict[str, Any] | None, killed: float, tally: Tally
+) -> None:
+    """One usage row against its client's and its engine's own notes."""
+    where = f"seed {seed}, {row['client_request_id']}, {row['outcome']}"
+    if row["outcome"] == "completed":
+        assert engine is not None, where
+        assert row["output_tokens"] == engine["output_tokens"] == log.max_tokens, where
+        assert row["input_tokens"] == engine["prompt_tokens"], where
+        if log.done:
+            assert log.output_tokens == row["output_tokens"], where
+        return
+    if engine is None:
+        assert row["output_tokens"] == 0, f"{where}: tokens without an engine"
+        tally.never_forwarded += 1
+        return
+    assert row["output_tokens"] <= engine["output_tokens"], f"{where}: more than the engine made"
+    if row["outcome"] == "gateway_lost":
+        assert row["lower_bound"], where
+        owed = log.tokens_at(killed - PROGRESS_INTERVAL_S - SLACK_S)
+        assert row["output_tokens"] >= owed, f"{where}: {row['output_tokens']} booked, {owed} were due"
+        tally.worst_gap_tokens = max(tally.worst_gap_tokens, log.output_tokens - row["output_tokens"])
