@@ -43,7 +43,9 @@ def wait_for(what: str, ask: Callable[[], T | None], *, seconds: float, every: f
 class Stack:
     """One running installation. Everything asserted about it is read from outside: HTTP, SQLite file, process table."""
 
-    def __init__(self, data: Path, *, engine: str = "simulated", gateways: int = 2, extra: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, data: Path, *, engine: str = "simulated", gateways: int = 2, extra: tuple[str, ...] = ()
+    ) -> None:
         self.data = data
         self.port, self.api_port = free_port(), free_port()
         self.engine, self.gateways, self.extra = engine, gateways, extra

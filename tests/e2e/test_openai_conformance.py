@@ -20,7 +20,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.t
 
 MODEL = "demo-tiny"
 MESSAGES: list[Any] = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Say hello."}]
-SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 TOOL: Any = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
 FIXED: dict[str, Any] = {"temperature": 0, "seed": 7}
 
@@ -163,7 +168,9 @@ def at(value: Any, path: str) -> Any:
     return value
 
 
-def test_streamed_answer_of_real_vllm_has_its_usage_row(stack: Stack, tiny: tuple[openai.OpenAI, openai.OpenAI]) -> None:
+def test_streamed_answer_of_real_vllm_has_its_usage_row(
+    stack: Stack, tiny: tuple[openai.OpenAI, openai.OpenAI]
+) -> None:
     _, through = tiny
     with through.chat.completions.create(
         model=MODEL,

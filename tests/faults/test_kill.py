@@ -92,7 +92,9 @@ def bare(request_id: str) -> str:
     return request_id.removeprefix("cmpl-").removeprefix("chatcmpl-").replace("-", "")[:32]
 
 
-async def hundred_streams(stack: Stack, seed: int, rng: random.Random, kill_at: float) -> tuple[list[StreamLog], str, float]:
+async def hundred_streams(
+    stack: Stack, seed: int, rng: random.Random, kill_at: float
+) -> tuple[list[StreamLog], str, float]:
     """Open the streams over half a second, kill one role at ``kill_at`` seconds, and let everything end."""
     victim = rng.choice(VICTIMS)
     killed = 0.0
