@@ -58,7 +58,7 @@ async def stream(
             async for raw in answer.content:
                 if raw.startswith(b"data: "):
                     note(log, raw[6:].strip())
-    except (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, ConnectionError, OSError) as error:
         log.error = f"{type(error).__name__}: {error}"
     return log
 
