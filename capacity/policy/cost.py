@@ -10,6 +10,7 @@ long-input tier that the input has reached, 1 below the first.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class CostProfile:
         # JSON brings lists of lists; tuples keep the profile hashable.
         tiers = tuple(sorted((int(start), float(factor)) for start, factor in self.long_input_tiers))
         factors = [1.0, *(factor for _, factor in tiers)]
-        if any(not lower <= higher < math.inf for lower, higher in zip(factors, factors[1:], strict=False)):
+        if any(not lower <= higher < math.inf for lower, higher in itertools.pairwise(factors)):
             raise ValueError(f"long_input_tiers need factors that are at least 1 and never fall, got {tiers}")
         object.__setattr__(self, "long_input_tiers", tiers)
 
