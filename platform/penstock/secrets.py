@@ -6,6 +6,7 @@ import os
 import secrets as random_secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from penstock import env
 
@@ -31,7 +32,7 @@ def load_secrets(data: Path) -> Secrets:
     Before the first ``penstock up`` there are none: placeholders are returned that sign nothing of value, and
     ``penstock.checks`` refuses to serve with them.
     """
-    stored: dict[str, object] = {}
+    stored: dict[str, Any] = {}
     if secrets_path(data).exists():
         stored = json.loads(secrets_path(data).read_text(encoding="utf-8"))
     peppers = env.text("PENSTOCK_KEY_PEPPERS")
