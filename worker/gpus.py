@@ -36,7 +36,7 @@ class AcceleratorInventory:
 
 def _load_nvml() -> Any:
     try:
-        import pynvml  # noqa: PLC0415  (an extra: absent on hosts without accelerators)
+        import pynvml
     except ImportError:
         return None
     try:

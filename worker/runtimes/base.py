@@ -96,11 +96,11 @@ class Runtime(Protocol):
 
     name: str
 
-    def environment(self, host: HostFacts) -> EnvironmentSpec | None:
+    def environment(self, *, order: ReplicaOrder, host: HostFacts) -> EnvironmentSpec | None:
         """The environment the engine runs in; None: the agent's own interpreter. Raises OptionError."""
         ...
 
-    def weights(self, order: ReplicaOrder) -> WeightsSpec | None:
+    def weights(self, *, order: ReplicaOrder) -> WeightsSpec | None:
         """The weights the order needs on disk; None: nothing to fetch. Raises OptionError."""
         ...
 
