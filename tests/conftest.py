@@ -1,0 +1,82 @@
+"""Fixtures that several areas use: a real, private shared state.
+
+``valkey_url`` (session): URL of a Valkey started for this test process as production starts it; empty at first.
+``state_url`` (function): the same server, emptied, with an epoch old enough that grants begin at once.
+``valkey_server`` (factory): more servers of one's own, to kill and start again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from penstock import bundled_state
+from serving.gateway.state import EPOCH, connect
+
+
+class ValkeyServer:
+    """A bundled Valkey in a folder of its own (short: a unix socket's path is limited)."""
+
+    def __init__(self) -> None:
+        self.data = Path(tempfile.mkdtemp(prefix="pv"))
+        self.url = f"unix://{bundled_state.socket_path(self.data)}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = bundled_state.command(self.data)
+        self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        bundled_state.wait_ready(self.url, 10)
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(10)
+            self.process = None
+
+    def wipe(self) -> None:
+        """Forget everything that was kept on disk."""
+        for kept in ("appendonlydir", "dump.rdb"):
+            path = self.data / "state" / kept
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+@pytest.fixture
+def valkey_server() -> Iterator[Callable[[], ValkeyServer]]:
+    made: list[ValkeyServer] = []
+
+    def make() -> ValkeyServer:
+        made.append(ValkeyServer())
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    server = ValkeyServer()
+    server.start()
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture
+def state_url(valkey_url: str) -> str:
+    client = connect(valkey_url)
+    client.flushall()
+    client.set(EPOCH, "test.1000")
+    client.close()
+    return valkey_url

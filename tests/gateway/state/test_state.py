@@ -1,0 +1,135 @@
+"""The client of the shared state, against a real server."""
+
+import asyncio
+import signal
+
+import psutil
+import pytest
+
+from serving.gateway import state as state_module
+from serving.gateway.state import Script, State, StateUnavailable, connect, ring_push, ring_read
+
+
+async def test_calls_made_together_share_one_round_trip(state_url):
+    state = State(state_url)
+    await state.call("PING")
+    sent = []
+    original = state._exchange
+
+    async def counted(batch):
+        sent.append(len(batch))
+        await original(batch)
+
+    state._exchange = counted
+    answers = await asyncio.gather(*(state.call("INCR", "n") for _ in range(50)))
+    assert sorted(answers) == list(range(1, 51))
+    assert sent == [50]
+    await state.close()
+
+
+async def test_a_script_the_server_does_not_know_is_sent_whole(state_url):
+    state = State(state_url)
+    text = "return ARGV[1] .. KEYS[1]"
+    unknown = Script(text, "0" * 40)
+    assert await state.run(unknown, ["k"], ["v"]) == b"vk"
+    await state.close()
+
+
+async def test_a_refused_command_fails_alone(state_url):
+    state = State(state_url)
+    good, bad, good_too = await asyncio.gather(
+        state.call("SET", "s", "x"), state.call("LPUSH", "s", "y"), state.call("GET", "s"), return_exceptions=True
+    )
+    assert (good, good_too) == (b"OK", b"x")
+    assert "WRONGTYPE" in str(bad)
+    await state.close()
+
+
+async def test_a_cancelled_call_does_not_shift_the_answers_of_others(state_url):
+    state = State(state_url)
+    tasks = [asyncio.ensure_future(state.call("ECHO", str(i))) for i in range(20)]
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert list(answers[1::2]) == [str(i).encode() for i in range(1, 20, 2)]
+    assert await state.call("ECHO", "after") == b"after"
+    await state.close()
+
+
+async def test_it_fails_fast_while_the_server_is_away_and_comes_back(valkey_server):
+    server = valkey_server()
+    state = State(server.url)
+    epochs = []
+    state.on_epoch(epochs.append)
+    await state.call("SET", "k", "v")
+    server.stop(signal.SIGKILL)
+    for _ in range(200):
+        with pytest.raises(StateUnavailable):
+            await state.call("GET", "k")
+    server.start()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                assert await state.call("GET", "k") == b"v"
+                break
+            except StateUnavailable:
+                await asyncio.sleep(0.02)
+    assert len(epochs) == 1
+    server.stop(signal.SIGKILL)
+    server.wipe()
+    server.start()
+    async with asyncio.timeout(5):
+        while len(epochs) < 2:
+            try:
+                await state.call("GET", "k")
+            except StateUnavailable:
+                await asyncio.sleep(0.02)
+    assert epochs[0] != epochs[1] == state.epoch
+    await state.close()
+
+
+async def test_a_frozen_server_is_unavailable_within_the_timeout(valkey_server):
+    server = valkey_server()
+    state = State(server.url, timeout_s=0.3)
+    await state.call("PING")
+    server.process.send_signal(signal.SIGSTOP)
+    while psutil.Process(server.process.pid).status() != psutil.STATUS_STOPPED:
+        await asyncio.sleep(0.001)
+    try:
+        async with asyncio.timeout(2):
+            with pytest.raises(StateUnavailable):
+                await state.call("PING")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    await state.close()
+
+
+def test_rings_keep_the_newest_first_and_are_trimmed(state_url):
+    client = connect(state_url)
+    for i in range(7):
+        ring_push(client, {"r:1": {"i": i}, "r:2": {"i": -i}}, keep=5)
+    assert [s["i"] for s in ring_read(client, "r:1", 10)] == [6, 5, 4, 3, 2]
+    assert [s["i"] for s in ring_read(client, "r:2", 2)] == [-6, -5]
+    client.close()
+
+
+def test_no_credentials_in_a_message():
+    assert "secret" not in state_module._place("redis://user:secret@host:1/0")
+
+
+def test_policy_state_round_trips(state_url):
+    client = connect(state_url)
+    assert state_module.policy_state_read(client, "scale", "d") is None
+    state_module.policy_state_write(client, "scale", "d", {"a": [1, 2.5]})
+    assert state_module.policy_state_read(client, "scale", "d") == {"a": [1, 2.5]}
+    client.close()
+
+
+def test_the_epoch_is_made_once(valkey_url):
+    client = connect(valkey_url)
+    client.delete(state_module.EPOCH)
+    epoch = state_module.ensure_epoch(client)
+    assert epoch == state_module.ensure_epoch(client)
+    assert abs(state_module.epoch_made_at(epoch) - client.time()[0]) <= 2
+    client.close()
