@@ -53,6 +53,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "sign-in"
 LOGIN_REDIRECT_URL = "home"
+CSRF_FAILURE_VIEW = "penstock.web.errors.csrf_failure"
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -64,6 +65,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "penstock.web.csp.ContentSecurityPolicyMiddleware",
 ]
 ROOT_URLCONF = "penstock.urls"
 ASGI_APPLICATION = "penstock.asgi.application"
@@ -77,7 +79,8 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-            ]
+            ],
+            "builtins": ["penstock.web.look"],
         },
     }
 ]

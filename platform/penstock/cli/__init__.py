@@ -1,11 +1,56 @@
-"""The console script: ``penstock``."""
+"""The console script: ``penstock``. Nothing here imports Django; a command imports what it needs when it runs."""
 
 import os
 import sys
+from collections.abc import Callable, Sequence
+
+from penstock.cli.parser import build_parser
+from penstock.env import SettingError
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``penstock`` with ``argv`` (default: the process's own) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["manage"]:
+        return manage(words[1:])
+    parser = build_parser()
+    if words[:1] == ["test"]:
+        # pytest's own options follow, in any order.
+        arguments, rest = parser.parse_known_args(words)
+        arguments.pytest_arguments = rest
+    else:
+        arguments = parser.parse_args(words)
+    if arguments.command in (None, "help"):
+        parser.print_help()
+        return 0
+    try:
+        return _command(arguments.command)(arguments)
+    except SettingError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 2
+
+
+def manage(arguments: Sequence[str], *, program: str = "penstock manage") -> int:
+    """Django's command line."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "penstock.settings")
-    from django.core.management import execute_from_command_line
+    from django.core.management import ManagementUtility  # 0.2 s that the other commands need not pay
 
-    execute_from_command_line(sys.argv)
+    utility = ManagementUtility([program, *arguments])
+    utility.prog_name = program
+    utility.execute()
+    return 0
+
+
+def _command(name: str) -> Callable[..., int]:
+    # Imported by name: `version` and `doctor` stay fast.
+    if name == "up":
+        from penstock.cli.up import run
+    elif name == "doctor":
+        from penstock.cli.doctor import run
+    elif name == "setup":
+        from penstock.cli.setup import run
+    elif name == "test":
+        from penstock.cli.test import run
+    else:
+        from penstock.cli.version import run
+    return run

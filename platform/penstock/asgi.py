@@ -1,0 +1,39 @@
+"""The web role: ``uvicorn penstock.asgi:application``. Refuses to serve with settings that are not safe."""
+
+import os
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "penstock.settings")
+_django = get_asgi_application()
+
+from penstock import status  # noqa: E402  (models can be imported only after django.setup())
+from penstock.checks import refuse_unsafe_settings  # noqa: E402
+
+refuse_unsafe_settings()
+
+
+async def _http(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["path"] == status.PATH:
+        await status.application(scope, receive, send)
+    else:
+        await _django(scope, receive, send)
+
+
+async def _websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    # No page opens a websocket: live pages are server-sent events. Refused before it is accepted.
+    await receive()
+    await send({"type": "websocket.close", "code": 4404})
+
+
+async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+application = ProtocolTypeRouter({"http": _http, "websocket": _websocket, "lifespan": _lifespan})

@@ -1,0 +1,113 @@
+"""What ``penstock up`` asks the web role while it runs: the state of each deployment, and whether usage has landed.
+
+One endpoint, ``/-/status``, opened by the token that ``up`` made for this run; without the token it does not exist.
+"""
+
+import hmac
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import parse_qs
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+
+from capacity.models import UsageRecord
+from serving.models import Deployment, Replica, Revision
+
+PATH = "/-/status"
+TOKEN_VARIABLE = "PENSTOCK_STATUS_TOKEN"  # noqa: S105  (the name of a variable)
+_PHASES = ("environment", "weights", "starting", "warming")
+
+
+@dataclass(frozen=True)
+class ReplicaView:
+    """What is known of one replica; ``progress`` as ``worker.spec.Progress`` in a dict."""
+
+    state: str
+    phase: str
+    reason: str
+    progress: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DeploymentState:
+    """One deployment for people. ``state``: disabled, pending, environment, weights, starting, warming, ready, failed.
+
+    ``share`` is the progress of the present step, 0 to 1, or None.
+    """
+
+    name: str
+    engine: str
+    label: str
+    state: str
+    detail: str = ""
+    share: float | None = None
+
+
+def summarise(replicas: Sequence[ReplicaView]) -> tuple[str, str, float | None]:
+    """State, detail and progress of a deployment: the best that any of its replicas has reached."""
+    if any(replica.state == Replica.State.READY for replica in replicas):
+        return "ready", "", None
+    under_way = [r for r in replicas if r.state == Replica.State.STARTING and r.phase in _PHASES]
+    if under_way:
+        best = max(under_way, key=lambda replica: _PHASES.index(replica.phase))
+        step, detail = str(best.progress.get("step") or ""), str(best.progress.get("detail") or "")
+        share = best.progress.get("share")
+        words = ": ".join(part for part in (step, detail) if part and part != best.phase)
+        return best.phase, words, float(share) if isinstance(share, int | float) else None
+    failed = [replica for replica in replicas if replica.state == Replica.State.FAILED]
+    if failed:
+        return "failed", failed[-1].reason, None
+    waiting = [replica for replica in replicas if replica.state in (Replica.State.PENDING, Replica.State.STARTING)]
+    return "pending", waiting[-1].reason if waiting else "", None
+
+
+def deployment_states() -> list[DeploymentState]:
+    """Every deployment by name, with the state of its living replicas (two queries)."""
+    rows = Deployment.objects.prefetch_related("replicas", "revisions").order_by("name")
+    return [_state_of(deployment) for deployment in rows]
+
+
+def _state_of(deployment: Deployment) -> DeploymentState:
+    current = next((revision for revision in deployment.revisions.all() if revision.is_current), None)
+    engine = current.runtime if current else ""
+    label = "simulated" if engine == Revision.Runtime.SIMULATED else ""
+    if not deployment.is_enabled:
+        return DeploymentState(deployment.name, engine, label, "disabled")
+    living = sorted(deployment.replicas.all(), key=lambda replica: replica.created_at)
+    views = [ReplicaView(r.state, r.phase, r.reason, r.progress or {}) for r in living]
+    state, detail, share = summarise(views)
+    return DeploymentState(deployment.name, engine, label, state, detail, share)
+
+
+def usage_of(ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The usage records with these request ids that are in the database. Raises ValueError for a bad id."""
+    fields = ("id", "model", "outcome", "input_tokens", "output_tokens", "cached_tokens", "estimated_mu", "actual_mu")
+    rows = UsageRecord.objects.filter(pk__in=[UUID(each) for each in ids]).values(*fields, "lower_bound")
+    return [{**row, "id": str(row["id"])} for row in rows]
+
+
+@sync_to_async
+def _answer(ids: list[str]) -> dict[str, Any]:
+    close_old_connections()
+    return {"models": [asdict(state) for state in deployment_states()], "usage": usage_of(ids) if ids else []}
+
+
+async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The endpoint as an ASGI application of its own: no session, no middleware, no allowed host is asked."""
+    expected = os.environ.get(TOKEN_VARIABLE, "")
+    given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
+    status, body = 404, b'{"detail": "not found"}'
+    if expected and hmac.compare_digest(given, expected.encode()):
+        ids = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("usage", [])
+        try:
+            status, body = 200, json.dumps(await _answer(ids)).encode()
+        except ValueError:
+            status, body = 400, b'{"detail": "usage takes request ids"}'
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
