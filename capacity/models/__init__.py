@@ -2,15 +2,18 @@
 
 from capacity.models.hardware import Accelerator, HardwareType, Host
 from capacity.models.pools import CostProfile, Model, Pool, Reservation
-from capacity.models.usage import UsageRecord, UsageRollup, Watermark
+from capacity.models.usage import OUTCOMES, BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 
 __all__ = [
+    "OUTCOMES",
     "Accelerator",
+    "BooksState",
     "CostProfile",
     "HardwareType",
     "Host",
     "Model",
     "Pool",
+    "QuarantinedUsage",
     "Reservation",
     "UsageRecord",
     "UsageRollup",

@@ -15,6 +15,14 @@ class HardwareType(Identified):
 
     class Meta:
         ordering = ("name",)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(memory_bytes__gte=0),
+                name="capacity_hardwaretype_memory_not_negative",
+                violation_error_code="memory_bytes",
+                violation_error_message="Memory cannot be negative.",
+            ),
+        )
 
     def __str__(self) -> str:
         return self.name
@@ -32,7 +40,7 @@ class Host(Identified):
     hardware_type = models.ForeignKey(HardwareType, on_delete=models.PROTECT, related_name="hosts")
     state = models.CharField(max_length=10, choices=State.choices, default=State.ACTIVE)
     labels = models.JSONField(default=dict, blank=True)
-    secret = models.BinaryField(editable=False, help_text="Encrypted at rest.")
+    secret = models.BinaryField(editable=False, help_text="Signs orders and reports; encrypted at rest.")
     generation = models.BigIntegerField(default=0, editable=False, help_text="Generation of the newest orders.")
     acknowledged_generation = models.BigIntegerField(default=0, editable=False)
     orders_digest = models.CharField(max_length=64, blank=True, editable=False)
@@ -47,6 +55,7 @@ class Host(Identified):
             models.CheckConstraint(
                 condition=models.Q(state__in=("active", "cordoned", "lost")),
                 name="capacity_host_known_state",
+                violation_error_code="state",
                 violation_error_message="The state must be active, cordoned or lost.",
             ),
         )
@@ -71,7 +80,14 @@ class Accelerator(Identified):
             models.UniqueConstraint(
                 fields=("host", "index"),
                 name="capacity_accelerator_unique_index",
+                violation_error_code="index",
                 violation_error_message="The host has an accelerator with this index already.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(memory_bytes__gt=0),
+                name="capacity_accelerator_positive_memory",
+                violation_error_code="memory_bytes",
+                violation_error_message="An accelerator has more than 0 bytes of memory.",
             ),
         )
 

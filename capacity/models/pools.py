@@ -1,10 +1,13 @@
 """Models, the pools that sell them, and the versioned prices of a request."""
 
+import math
+
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
 from capacity.models.hardware import HardwareType
-from tenants.models import Identified, Tenant
+from tenants.models import Identified, Tenant, WrittenOnce
 
 
 class Model(Identified):
@@ -30,7 +33,26 @@ class Model(Identified):
             models.CheckConstraint(
                 condition=Q(artifact_kind__in=("tiny", "none")) | ~Q(artifact_value=""),
                 name="capacity_model_artifact_has_value",
+                violation_error_code="artifact_value",
                 violation_error_message="A local folder or hub id is needed for this kind of artifact.",
+            ),
+            models.CheckConstraint(
+                condition=Q(artifact_kind__in=("tiny", "path", "hub", "none")),
+                name="capacity_model_known_artifact",
+                violation_error_code="artifact_kind",
+                violation_error_message="The artifact must be tiny, path, hub or none.",
+            ),
+            models.CheckConstraint(
+                condition=Q(parameters__isnull=True) | Q(parameters__gt=0),
+                name="capacity_model_positive_parameters",
+                violation_error_code="parameters",
+                violation_error_message="The number of parameters must be positive, or empty where unknown.",
+            ),
+            models.CheckConstraint(
+                condition=Q(context_tokens__isnull=True) | Q(context_tokens__gt=0),
+                name="capacity_model_positive_context",
+                violation_error_code="context_tokens",
+                violation_error_message="The context length must be positive, or empty where unknown.",
             ),
         )
 
@@ -63,17 +85,32 @@ class Pool(Identified):
             models.CheckConstraint(
                 condition=Q(oversell_factor__gte=1.0),
                 name="capacity_pool_oversell_at_least_one",
+                violation_error_code="oversell_factor",
                 violation_error_message="The oversell factor must be at least 1.",
             ),
             models.CheckConstraint(
                 condition=Q(slo_share__gt=0.0) & Q(slo_share__lt=1.0),
                 name="capacity_pool_slo_share_between_0_and_1",
+                violation_error_code="slo_share",
                 violation_error_message="The SLO share must lie between 0 and 1.",
             ),
             models.CheckConstraint(
                 condition=Q(tolerable_wait_s__gt=0.0),
                 name="capacity_pool_positive_wait",
+                violation_error_code="tolerable_wait_s",
                 violation_error_message="The tolerable wait must be positive.",
+            ),
+            models.CheckConstraint(
+                condition=Q(ttft_objective_ms__gt=0),
+                name="capacity_pool_positive_ttft",
+                violation_error_code="ttft_objective_ms",
+                violation_error_message="The objective for the time to first token must be positive.",
+            ),
+            models.CheckConstraint(
+                condition=Q(tpot_objective_ms__gt=0),
+                name="capacity_pool_positive_tpot",
+                violation_error_code="tpot_objective_ms",
+                violation_error_message="The objective for the time per output token must be positive.",
             ),
         )
 
@@ -81,7 +118,7 @@ class Pool(Identified):
         return self.name
 
 
-class CostProfile(Identified):
+class CostProfile(WrittenOnce, Identified):
     """A version of a pool's price of a request, in MU. Never edited: a new version replaces it from a date.
 
     The terms are those of ``capacity.policy.cost``; one reference replica supplies ``replica_mu_per_min`` at its knee.
@@ -109,6 +146,7 @@ class CostProfile(Identified):
             models.UniqueConstraint(
                 fields=("pool", "version"),
                 name="capacity_costprofile_unique_version",
+                violation_error_code="version",
                 violation_error_message="The pool has a profile with this version already.",
             ),
             models.CheckConstraint(
@@ -119,17 +157,63 @@ class CostProfile(Identified):
             models.CheckConstraint(
                 condition=Q(cached_factor__gte=0, cached_factor__lte=1),
                 name="capacity_costprofile_cached_factor_0_to_1",
+                violation_error_code="cached_factor",
                 violation_error_message="The cached factor must lie between 0 and 1.",
             ),
             models.CheckConstraint(
                 condition=Q(replica_mu_per_min__gt=0),
                 name="capacity_costprofile_positive_supply",
+                violation_error_code="replica_mu_per_min",
                 violation_error_message="A replica must supply more than 0 MU/min.",
+            ),
+            models.CheckConstraint(
+                condition=Q(version__gte=1),
+                name="capacity_costprofile_version_from_1",
+                violation_error_code="version",
+                violation_error_message="Versions count from 1.",
+            ),
+            models.CheckConstraint(
+                condition=Q(alpha__gt=0) | Q(beta__gt=0) | Q(base__gt=0),
+                name="capacity_costprofile_not_free",
+                violation_error_code="alpha",
+                violation_error_message="A request must cost something: set base, alpha or beta above 0.",
             ),
         )
 
     def __str__(self) -> str:
         return f"{self.pool} v{self.version}"
+
+    def clean(self) -> None:
+        """The two JSON columns have the shape that ``capacity.policy.cost`` takes. Raises ValidationError by field."""
+        errors: dict[str, str] = {}
+        for name in ("base", "alpha", "beta", "gamma", "epsilon", "replica_mu_per_min"):
+            if not _is_number(getattr(self, name)):
+                errors[name] = "Give a finite number."
+        if not _is_price_list(self.modalities):
+            errors["modalities"] = 'Give MU per unit by modality, e.g. {"image_tile": 0.4}; no price may be negative.'
+        if not _are_tiers(self.long_input_tiers):
+            errors["long_input_tiers"] = (
+                "Give pairs [from input tokens, factor] with rising tokens, and factors of at least 1 that never fall."
+            )
+        if errors:
+            raise ValidationError(errors)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_price_list(prices: object) -> bool:
+    return isinstance(prices, dict) and all(_is_number(price) and price >= 0 for price in prices.values())
+
+
+def _are_tiers(tiers: object) -> bool:
+    if not isinstance(tiers, list | tuple) or not all(isinstance(tier, list | tuple) for tier in tiers):
+        return False
+    if not all(len(tier) == 2 and _is_number(tier[0]) and _is_number(tier[1]) and tier[1] >= 1 for tier in tiers):
+        return False
+    starts, factors = [tier[0] for tier in tiers], [tier[1] for tier in tiers]
+    return all(start > 0 for start in starts) and starts == sorted(set(starts)) and factors == sorted(factors)
 
 
 class Reservation(Identified):
@@ -155,16 +239,19 @@ class Reservation(Identified):
             models.CheckConstraint(
                 condition=Q(mu_per_min__gt=0),
                 name="capacity_reservation_positive",
+                violation_error_code="mu_per_min",
                 violation_error_message="A reservation must be more than 0 MU/min.",
             ),
             models.CheckConstraint(
                 condition=Q(ends_at__isnull=True) | Q(ends_at__gt=models.F("starts_at")),
                 name="capacity_reservation_ends_after_start",
+                violation_error_code="ends_at",
                 violation_error_message="A reservation must end after it starts.",
             ),
             models.CheckConstraint(
                 condition=Q(state__in=("draft", "active", "ended", "cancelled")),
                 name="capacity_reservation_known_state",
+                violation_error_code="state",
                 violation_error_message="The state must be draft, active, ended or cancelled.",
             ),
         )

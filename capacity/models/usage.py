@@ -3,11 +3,19 @@
 Usage rows hold plain UUIDs instead of foreign keys: they outlive what they speak of.
 """
 
+from typing import get_args
+
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
+
+from capacity.usage.lines import Outcome
+from tenants.models import WrittenOnce, uuid7
+
+OUTCOMES = tuple(sorted(get_args(Outcome)))
 
 
-class UsageRecord(models.Model):
+class UsageRecord(WrittenOnce):
     """One admitted request, written once. Times are when things happened at the gateway; tokens by kind."""
 
     id = models.UUIDField(primary_key=True, editable=False, help_text="Made by the gateway at admission (UUIDv7).")
@@ -67,6 +75,27 @@ class UsageRecord(models.Model):
                 name="capacity_usage_ends_after_admission",
                 violation_error_message="A request cannot end before it was admitted.",
             ),
+            models.CheckConstraint(
+                condition=Q(
+                    input_tokens__gte=0,
+                    cached_tokens__gte=0,
+                    output_tokens__gte=0,
+                    estimated_input_tokens__gte=0,
+                    estimated_output_tokens__gte=0,
+                ),
+                name="capacity_usage_tokens_not_negative",
+                violation_error_message="Token counts cannot be negative.",
+            ),
+            models.CheckConstraint(
+                condition=Q(outcome__in=OUTCOMES),
+                name="capacity_usage_known_outcome",
+                violation_error_message="Unknown outcome.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(service_class=""),
+                name="capacity_usage_has_class",
+                violation_error_message="A request has a service class.",
+            ),
         )
 
     def __str__(self) -> str:
@@ -83,14 +112,14 @@ class UsageRollup(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     period = models.CharField(max_length=6, choices=Period.choices)
-    starts_at = models.DateTimeField()
+    starts_at = models.DateTimeField(help_text="A request belongs to the minute in which it ended.")
     tenant_id = models.UUIDField()
     key_id = models.UUIDField()
     pool_id = models.UUIDField()
     deployment_id = models.UUIDField()
     service_class = models.CharField(max_length=12)
     requests = models.BigIntegerField(default=0)
-    failed = models.BigIntegerField(default=0)
+    failed = models.BigIntegerField(default=0, help_text="Neither completed nor left by the client.")
     input_tokens = models.BigIntegerField(default=0)
     cached_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
@@ -108,8 +137,17 @@ class UsageRollup(models.Model):
                 name="capacity_rollup_unique",
                 violation_error_message="There is a roll-up for this period already.",
             ),
+            models.CheckConstraint(
+                condition=Q(period__in=("minute", "hour", "day")),
+                name="capacity_rollup_known_period",
+                violation_error_message="The period must be minute, hour or day.",
+            ),
         )
-        indexes = (models.Index(fields=("period", "tenant_id", "-starts_at"), name="capacity_rollup_tenant"),)
+        indexes = (
+            models.Index(fields=("period", "tenant_id", "-starts_at"), name="capacity_rollup_tenant"),
+            models.Index(fields=("period", "-starts_at"), name="capacity_rollup_period"),
+            models.Index(fields=("period", "starts_at"), condition=Q(is_final=False), name="capacity_rollup_open"),
+        )
 
     def __str__(self) -> str:
         return f"{self.period} {self.starts_at:%Y-%m-%d %H:%M}"
@@ -120,9 +158,53 @@ class Watermark(models.Model):
 
     segment = models.CharField(primary_key=True, max_length=100)
     gateway = models.CharField(max_length=64)
-    sequence = models.BigIntegerField(default=0)
+    sequence = models.BigIntegerField(default=0, help_text="Highest batch of the segment that is in the books.")
     at = models.DateTimeField()
     is_closed = models.BooleanField(default=False)
+    updated_at = models.DateTimeField(default=timezone.now)
 
     def __str__(self) -> str:
         return self.segment
+
+
+class QuarantinedUsage(models.Model):
+    """A request that the books refuse as it stands, kept whole until somebody looks: nothing metered is ever lost."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    digest = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the payload: a batch sent again.")
+    record_id = models.CharField(max_length=64, blank=True, db_index=True)
+    gateway = models.CharField(max_length=64)
+    segment = models.CharField(max_length=100)
+    sequence = models.BigIntegerField()
+    reason = models.CharField(max_length=500)
+    payload = models.TextField(help_text="The pair of admit and end lines, as JSON.")
+    at = models.DateTimeField(default=timezone.now)
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolution = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ("-at",)
+        verbose_name_plural = "quarantined usage"
+
+    def __str__(self) -> str:
+        return f"{self.record_id or 'unreadable record'}: {self.reason}"
+
+
+class BooksState(models.Model):
+    """One row: up to when minutes are final, and how many records came after that (an alarm when it rises)."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    final_until = models.DateTimeField(null=True, help_text="Every minute that ended by then is final.")
+    late_records = models.BigIntegerField(default=0)
+    last_late_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name_plural = "books"
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(id=1), name="capacity_books_one_row", violation_error_message="There is one row only."
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"final until {self.final_until:%Y-%m-%d %H:%M}" if self.final_until else "nothing final yet"

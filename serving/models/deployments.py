@@ -4,7 +4,7 @@ from django.db import models
 from django.db.models import Q
 
 from capacity.models import Host, Pool
-from tenants.models import Identified
+from tenants.models import Identified, WrittenOnce
 
 
 class Deployment(Identified):
@@ -29,12 +29,20 @@ class Deployment(Identified):
             models.CheckConstraint(
                 condition=Q(max_replicas__gte=models.F("min_replicas")),
                 name="serving_deployment_max_at_least_min",
+                violation_error_code="max_replicas",
                 violation_error_message="The maximum of replicas must be at least the minimum.",
             ),
             models.CheckConstraint(
                 condition=~Q(name=""),
                 name="serving_deployment_has_name",
+                violation_error_code="name",
                 violation_error_message="A deployment needs the name that clients send as model.",
+            ),
+            models.CheckConstraint(
+                condition=Q(cold_start_s__gt=0.0),
+                name="serving_deployment_positive_cold_start",
+                violation_error_code="cold_start_s",
+                violation_error_message="The cold start must be positive.",
             ),
         )
 
@@ -42,12 +50,14 @@ class Deployment(Identified):
         return self.name
 
 
-class Revision(Identified):
+class Revision(WrittenOnce, Identified):
     """What a replica of a deployment runs. Never edited; a new revision replaces it."""
 
     class Runtime(models.TextChoices):
         VLLM = "vllm", "vLLM"
         SIMULATED = "simulated", "Simulated"
+
+    mutable_fields = frozenset({"is_current", "updated_at"})
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="revisions")
     number = models.PositiveIntegerField()
@@ -62,18 +72,33 @@ class Revision(Identified):
             models.UniqueConstraint(
                 fields=("deployment", "number"),
                 name="serving_revision_unique_number",
+                violation_error_code="number",
                 violation_error_message="The deployment has a revision with this number already.",
             ),
             models.UniqueConstraint(
                 fields=("deployment",),
                 condition=Q(is_current=True),
                 name="serving_revision_one_current",
+                violation_error_code="is_current",
                 violation_error_message="Only one revision of a deployment can be current.",
             ),
             models.CheckConstraint(
                 condition=Q(target_concurrency__gte=1),
                 name="serving_revision_positive_concurrency",
+                violation_error_code="target_concurrency",
                 violation_error_message="The target concurrency must be at least 1.",
+            ),
+            models.CheckConstraint(
+                condition=Q(runtime__in=("vllm", "simulated")),
+                name="serving_revision_known_runtime",
+                violation_error_code="runtime",
+                violation_error_message="The runtime must be vllm or simulated.",
+            ),
+            models.CheckConstraint(
+                condition=Q(number__gte=1),
+                name="serving_revision_number_from_1",
+                violation_error_code="number",
+                violation_error_message="Revisions count from 1.",
             ),
         )
 
@@ -119,12 +144,26 @@ class Replica(Identified):
             models.CheckConstraint(
                 condition=Q(state__in=("pending", "starting", "ready", "draining", "stopping", "stopped", "failed")),
                 name="serving_replica_known_state",
+                violation_error_code="state",
                 violation_error_message="Unknown replica state.",
             ),
             models.CheckConstraint(
                 condition=~Q(state="ready") | ~Q(address=""),
                 name="serving_replica_ready_has_address",
+                violation_error_code="address",
                 violation_error_message="A ready replica must have an address.",
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=("pending", "stopping", "stopped", "failed")) | Q(host__isnull=False),
+                name="serving_replica_running_has_host",
+                violation_error_code="host",
+                violation_error_message="A replica that runs must be placed on a host.",
+            ),
+            models.CheckConstraint(
+                condition=Q(supply_mu_per_min__gt=0.0),
+                name="serving_replica_positive_supply",
+                violation_error_code="supply_mu_per_min",
+                violation_error_message="A replica must supply more than 0 MU/min.",
             ),
         )
 

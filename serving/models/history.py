@@ -3,10 +3,10 @@
 from django.db import models
 from django.utils import timezone
 
-from tenants.models import uuid7
+from tenants.models import WrittenOnce, uuid7
 
 
-class ScalingDecision(models.Model):
+class ScalingDecision(WrittenOnce):
     """One decision of the scale loop that changed something, or one unchanged sample a minute."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -48,6 +48,24 @@ class Incident(models.Model):
 
     class Meta:
         ordering = ("-opened_at",)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(kind__in=("hang", "crash", "start_failed", "host_lost")),
+                name="serving_incident_known_kind",
+                violation_error_message="The kind must be hang, crash, start_failed or host_lost.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(closed_at__isnull=True) | models.Q(closed_at__gte=models.F("opened_at")),
+                name="serving_incident_closes_after_opening",
+                violation_error_message="An incident cannot be closed before it was opened.",
+            ),
+            models.UniqueConstraint(
+                fields=("kind", "replica_id"),
+                condition=models.Q(closed_at__isnull=True, replica_id__isnull=False),
+                name="serving_incident_one_open_per_replica",
+                violation_error_message="The replica has an open incident of this kind already.",
+            ),
+        )
 
     def __str__(self) -> str:
         return self.summary

@@ -15,6 +15,14 @@ class ProviderCredential(Identified):
 
     class Meta:
         ordering = ("name",)
+        constraints = (
+            models.CheckConstraint(
+                condition=~models.Q(name="") & ~models.Q(provider=""),
+                name="serving_providercredential_has_names",
+                violation_error_code="name",
+                violation_error_message="A credential needs a name and a provider.",
+            ),
+        )
 
     def __str__(self) -> str:
         return self.name

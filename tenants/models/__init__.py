@@ -1,7 +1,7 @@
 """Who uses the platform: users, tenants, memberships, keys, limits, and the record of who did what."""
 
-from tenants.models.access import ApiKey, Limit, SignInLink
-from tenants.models.base import Identified, uuid7
+from tenants.models.access import ApiKey, Limit, SignInAttempt, SignInLink
+from tenants.models.base import Identified, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
 from tenants.models.log import AuditEntry, Change, Lease
 from tenants.models.people import Membership, Tenant, User
 
@@ -13,8 +13,12 @@ __all__ = [
     "Lease",
     "Limit",
     "Membership",
+    "SignInAttempt",
     "SignInLink",
     "Tenant",
     "User",
+    "WrittenOnce",
+    "WrittenOnceError",
+    "WrittenOnceQuerySet",
     "uuid7",
 ]

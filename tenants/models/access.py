@@ -1,9 +1,11 @@
 """How a tenant gets in: API keys, one-time sign-in links, and the plain limits that hold for them."""
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
-from tenants.models.base import Identified
+from tenants.keys import name_errors, network_errors, scope_errors
+from tenants.models.base import Identified, uuid7
 from tenants.models.people import Tenant, User
 
 
@@ -19,7 +21,7 @@ class ApiKey(Identified):
     public_id = models.CharField(max_length=24, unique=True, editable=False)
     digest = models.CharField(max_length=64, editable=False)
     pepper = models.PositiveSmallIntegerField(editable=False)
-    scopes = models.JSONField(default=list)
+    scopes = models.JSONField(default=list, help_text="What the key may do: inference, usage, manage.")
     models_allowed = models.JSONField(default=list, blank=True, help_text="Served model names; empty means all.")
     allowed_ips = models.JSONField(default=list, blank=True, help_text="Networks in CIDR form; empty means all.")
     expires_at = models.DateTimeField(null=True, blank=True)
@@ -32,12 +34,35 @@ class ApiKey(Identified):
             models.CheckConstraint(
                 condition=models.Q(expires_at__isnull=True) | models.Q(expires_at__gt=models.F("created_at")),
                 name="tenants_apikey_expires_after_creation",
+                violation_error_code="expires_at",
                 violation_error_message="A key must expire after it was made.",
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(name=""),
+                name="tenants_apikey_has_name",
+                violation_error_code="name",
+                violation_error_message="A key needs a name.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(revoked_at__isnull=True) | models.Q(revoked_at__gte=models.F("created_at")),
+                name="tenants_apikey_revoked_after_creation",
+                violation_error_code="revoked_at",
+                violation_error_message="A key cannot be revoked before it was made.",
             ),
         )
 
     def __str__(self) -> str:
         return f"{self.name} (mu_{self.public_id}_…)"
+
+    def clean(self) -> None:
+        """Scopes are known, networks are networks. Raises ValidationError by field."""
+        errors = {
+            "scopes": scope_errors(self.scopes),
+            "models_allowed": name_errors(self.models_allowed),
+            "allowed_ips": network_errors(self.allowed_ips),
+        }
+        if any(errors.values()):
+            raise ValidationError({field: found for field, found in errors.items() if found})
 
     @property
     def is_usable(self) -> bool:
@@ -65,23 +90,37 @@ class Limit(Identified):
                 fields=("tenant", "kind", "model"),
                 condition=models.Q(api_key__isnull=True),
                 name="tenants_limit_unique_for_tenant",
+                violation_error_code="kind",
                 violation_error_message="The tenant has a limit of this kind already.",
             ),
             models.UniqueConstraint(
                 fields=("api_key", "kind", "model"),
                 condition=models.Q(api_key__isnull=False),
                 name="tenants_limit_unique_for_key",
+                violation_error_code="kind",
                 violation_error_message="The key has a limit of this kind already.",
             ),
             models.CheckConstraint(
                 condition=models.Q(kind__in=("requests_per_min", "tokens_per_min", "concurrency")),
                 name="tenants_limit_known_kind",
+                violation_error_code="kind",
                 violation_error_message="The kind must be requests_per_min, tokens_per_min or concurrency.",
+            ),
+            # An empty bucket admits one request of any size, so a limit of 0 would not mean "nothing".
+            models.CheckConstraint(
+                condition=models.Q(value__gte=1),
+                name="tenants_limit_positive",
+                violation_error_code="value",
+                violation_error_message="A limit must be at least 1; revoke the key or deactivate the tenant instead.",
             ),
         )
 
     def __str__(self) -> str:
         return f"{self.value} {self.get_kind_display()}"
+
+    def clean(self) -> None:
+        if self.api_key is not None and self.api_key.tenant_id != self.tenant_id:
+            raise ValidationError({"api_key": "The key belongs to another tenant."})
 
 
 class SignInLink(Identified):
@@ -94,6 +133,34 @@ class SignInLink(Identified):
 
     class Meta:
         ordering = ("-created_at",)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(expires_at__gt=models.F("created_at")),
+                name="tenants_signinlink_expires_after_creation",
+                violation_error_code="expires_at",
+                violation_error_message="A sign-in link must expire after it was made.",
+            ),
+        )
 
     def __str__(self) -> str:
         return f"sign-in link for {self.user}"
+
+
+class SignInAttempt(models.Model):
+    """One try at a password, kept to slow down guessing. ``account`` and ``address`` are digests, not the values."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    at = models.DateTimeField(default=timezone.now)
+    account = models.CharField(max_length=64)
+    address = models.CharField(max_length=64)
+    succeeded = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ("-at",)
+        indexes = (
+            models.Index(fields=("account", "at"), name="tenants_attempt_account"),
+            models.Index(fields=("address", "at"), name="tenants_attempt_address"),
+        )
+
+    def __str__(self) -> str:
+        return f"{'success' if self.succeeded else 'failure'} at {self.at:%Y-%m-%d %H:%M:%S}"

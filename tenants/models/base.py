@@ -1,8 +1,11 @@
-"""Shared by all apps' models: time-ordered identifiers and explicit times."""
+"""Shared by all apps' models: time-ordered identifiers, explicit times, and rows that are written once."""
 
 import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import uuid_utils.compat
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import models
 from django.utils import timezone
 
@@ -16,6 +19,7 @@ class Identified(models.Model):
     """A row with a UUIDv7 key and the times of its making and last change.
 
     ``updated_at`` is set by ``save()``; ``QuerySet.update()`` does not move it: set it explicitly there.
+    A constraint whose ``violation_error_code`` names a field reports its error at that field.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -24,3 +28,70 @@ class Identified(models.Model):
 
     class Meta:
         abstract = True
+
+    def validate_constraints(self, exclude: Iterable[str] | None = None) -> None:
+        """As Django's, with each error at the field its code names. Raises ValidationError."""
+        try:
+            super().validate_constraints(exclude=set(exclude or ()))
+        except ValidationError as error:
+            raise ValidationError(self._at_fields(error, set(exclude or ()))) from error
+
+    def _at_fields(self, error: ValidationError, exclude: set[str]) -> dict[str, list[ValidationError]]:
+        fields = {field.name for field in self._meta.get_fields()} - exclude
+        placed: dict[str, list[ValidationError]] = {}
+        for name, errors in error.update_error_dict({}).items():
+            for single in errors:
+                at = single.code if name == NON_FIELD_ERRORS and single.code in fields else name
+                placed.setdefault(at or NON_FIELD_ERRORS, []).append(single)
+        return placed
+
+
+class WrittenOnceError(Exception):
+    """Somebody tried to change or delete a row that stands as it was written."""
+
+
+_Row = TypeVar("_Row", bound="WrittenOnce", covariant=True)
+
+
+class WrittenOnceQuerySet(models.QuerySet[_Row]):
+    """Refuses to change or delete; retention deletes through a plain ``QuerySet`` in its own service."""
+
+    def update(self, **kwargs: Any) -> int:
+        frozen = set(kwargs) - self.model.mutable_fields
+        if frozen:
+            raise WrittenOnceError(f"{self.model._meta.verbose_name}: {', '.join(sorted(frozen))} cannot be changed")
+        return super().update(**kwargs)
+
+    def bulk_update(self, objs: Iterable[Any], fields: Sequence[str], batch_size: int | None = None) -> int:
+        frozen = set(fields) - self.model.mutable_fields
+        if frozen:
+            raise WrittenOnceError(f"{self.model._meta.verbose_name}: {', '.join(sorted(frozen))} cannot be changed")
+        return super().bulk_update(objs, fields, batch_size)
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        raise WrittenOnceError(f"{self.model._meta.verbose_name} rows are kept")
+
+
+class WrittenOnce(models.Model):
+    """A row that is never edited nor deleted one by one; ``mutable_fields`` names the exceptions."""
+
+    mutable_fields: ClassVar[frozenset[str]] = frozenset()
+
+    objects = WrittenOnceQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self._state.adding:
+            # Without it a row with a given primary key would silently replace the stored one.
+            kwargs["force_insert"] = True
+            super().save(*args, **kwargs)
+            return
+        frozen = set(kwargs.get("update_fields") or ("every field",)) - self.mutable_fields
+        if frozen:
+            raise WrittenOnceError(f"{self._meta.verbose_name}: {', '.join(sorted(frozen))} cannot be changed")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        raise WrittenOnceError(f"{self._meta.verbose_name} rows are kept")

@@ -5,10 +5,10 @@ import uuid
 from django.db import models
 from django.utils import timezone
 
-from tenants.models.base import uuid7
+from tenants.models.base import WrittenOnce, uuid7
 
 
-class AuditEntry(models.Model):
+class AuditEntry(WrittenOnce):
     """Who did what to which object. Written by services in the transaction of the act; never changed.
 
     Holds plain identifiers, not foreign keys: it outlives what it speaks of. ``tenant_id`` is null for platform acts.
@@ -50,6 +50,13 @@ class Change(models.Model):
     class Meta:
         ordering = ("id",)
         indexes = (models.Index(fields=("id",), condition=models.Q(version=None), name="tenants_change_unpublished"),)
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(kind__in=("tenant", "key", "pool", "deployment", "replica")),
+                name="tenants_change_known_kind",
+                violation_error_message="The kind must be tenant, key, pool, deployment or replica.",
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.kind} {self.object_id}"

@@ -11,10 +11,14 @@ from tenants.models.base import Identified
 
 
 class UserManager(BaseUserManager["User"]):
+    def get_by_natural_key(self, username: str | None) -> "User":
+        """By e-mail address, whatever its case: that is how people type it."""
+        return self.get(email__iexact=username)
+
     def create_user(self, email: str, password: str | None = None, **fields: object) -> "User":
         if not email:
             raise ValueError("a user needs an e-mail address")
-        user = self.model(email=self.normalize_email(email), **fields)
+        user = self.model(email=email.strip().lower(), **fields)
         user.set_password(password)
         user.save(using=self._db)
         return user
@@ -42,6 +46,7 @@ class User(Identified, AbstractBaseUser, PermissionsMixin):
             models.UniqueConstraint(
                 Lower("email"),
                 name="tenants_user_unique_email",
+                violation_error_code="email",
                 violation_error_message="There is a user with this e-mail address already.",
             ),
         )
@@ -64,6 +69,14 @@ class Tenant(Identified):
 
     class Meta:
         ordering = ("name",)
+        constraints = (
+            models.CheckConstraint(
+                condition=~models.Q(name=""),
+                name="tenants_tenant_has_name",
+                violation_error_code="name",
+                violation_error_message="A tenant needs a name.",
+            ),
+        )
 
     def __str__(self) -> str:
         return self.name
@@ -88,11 +101,13 @@ class Membership(Identified):
             models.UniqueConstraint(
                 fields=("tenant", "user"),
                 name="tenants_membership_unique_user",
+                violation_error_code="user",
                 violation_error_message="This user is a member of the tenant already.",
             ),
             models.CheckConstraint(
                 condition=models.Q(role__in=("owner", "admin", "developer", "viewer")),
                 name="tenants_membership_known_role",
+                violation_error_code="role",
                 violation_error_message="The role must be owner, admin, developer or viewer.",
             ),
         )

@@ -1,0 +1,31 @@
+"""Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
+
+from capacity.services.hosts import (
+    hardware_type_get_or_create,
+    host_cordon,
+    host_enrol,
+    host_secret_renew,
+    host_uncordon,
+)
+from capacity.services.pools import (
+    model_create,
+    model_update,
+    pool_create,
+    pool_tenants_set,
+    pool_update,
+    profile_add,
+)
+
+__all__ = [
+    "hardware_type_get_or_create",
+    "host_cordon",
+    "host_enrol",
+    "host_secret_renew",
+    "host_uncordon",
+    "model_create",
+    "model_update",
+    "pool_create",
+    "pool_tenants_set",
+    "pool_update",
+    "profile_add",
+]

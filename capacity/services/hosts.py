@@ -1,0 +1,75 @@
+"""Hardware types and hosts."""
+
+import secrets
+from collections.abc import Mapping
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.text import slugify
+
+from capacity.models import HardwareType, Host
+from tenants.audit import Actor, audit, state_of
+from tenants.crypto import encrypt
+
+SECRET_BYTES = 32
+
+
+@transaction.atomic
+def hardware_type_get_or_create(
+    *, name: str, actor: Actor, is_cpu: bool = False, memory_bytes: int = 0, slug: str = ""
+) -> HardwareType:
+    """The hardware type of this name, made if there is none. ``memory_bytes`` of one accelerator.
+
+    Raises ValidationError by field.
+    """
+    slug = slug or slugify(name)[:60]
+    known = HardwareType.objects.filter(slug=slug).first()
+    if known is not None:
+        return known
+    hardware = HardwareType(slug=slug, name=name, is_cpu=is_cpu, memory_bytes=memory_bytes)
+    hardware.full_clean()
+    hardware.save(force_insert=True)
+    audit(actor=actor, action="hardware_type.create", target=hardware, after=state_of(hardware))
+    return hardware
+
+
+@transaction.atomic
+def host_enrol(
+    *, name: str, hardware_type: HardwareType, actor: Actor, labels: Mapping[str, str] | None = None
+) -> tuple[Host, bytes]:
+    """A new host and the secret its agent signs with, which is kept encrypted. Raises ValidationError by field."""
+    secret = secrets.token_bytes(SECRET_BYTES)
+    host = Host(name=name, hardware_type=hardware_type, labels=dict(labels or {}), secret=encrypt(secret))
+    host.full_clean()
+    host.save(force_insert=True)
+    audit(actor=actor, action="host.enrol", target=host, after=state_of(host))
+    return host, secret
+
+
+@transaction.atomic
+def host_secret_renew(*, host: Host, actor: Actor) -> bytes:
+    """A new secret for a host whose old one may be known: its agent is refused until it has the new one."""
+    secret = secrets.token_bytes(SECRET_BYTES)
+    host.secret = encrypt(secret)
+    Host.objects.filter(pk=host.pk).update(secret=host.secret, updated_at=timezone.now())
+    audit(actor=actor, action="host.renew_secret", target=host)
+    return secret
+
+
+def host_cordon(*, host: Host, actor: Actor) -> bool:
+    """Place nothing new on the host; what runs goes on. Returns False unless it was active."""
+    return _swap(host, Host.State.ACTIVE, Host.State.CORDONED, "host.cordon", actor)
+
+
+def host_uncordon(*, host: Host, actor: Actor) -> bool:
+    """Place replicas on the host again. Returns False unless it was cordoned."""
+    return _swap(host, Host.State.CORDONED, Host.State.ACTIVE, "host.uncordon", actor)
+
+
+@transaction.atomic
+def _swap(host: Host, old: Host.State, new: Host.State, action: str, actor: Actor) -> bool:
+    if not Host.objects.filter(pk=host.pk, state=old).update(state=new, updated_at=timezone.now()):
+        return False
+    host.state = new
+    audit(actor=actor, action=action, target=host, before={"state": old}, after={"state": new})
+    return True

@@ -1,0 +1,198 @@
+"""Models, pools and their prices."""
+
+import datetime
+from collections.abc import Iterable
+from typing import TypedDict, Unpack
+
+from django.db import transaction
+from django.db.models import F, Max
+from django.utils import timezone
+from django.utils.text import slugify
+
+from capacity.models import CostProfile, HardwareType, Model, Pool
+from capacity.policy import cost
+from capacity.policy.profiles import Hardware, default_profile, hardware_from_report
+from tenants.audit import Actor, audit, state_of
+from tenants.changes import record_change
+from tenants.models import Tenant
+
+
+class ModelFields(TypedDict, total=False):
+    """What ``model_update`` can change."""
+
+    name: str
+    artifact_value: str
+    artifact_revision: str
+    parameters: int | None
+    context_tokens: int | None
+
+
+class PoolFields(TypedDict, total=False):
+    """What ``pool_create`` takes beside the model, and ``pool_update`` can change. Times and units are in the names."""
+
+    name: str
+    is_public: bool
+    ttft_objective_ms: int
+    tpot_objective_ms: int
+    tolerable_wait_s: float
+    slo_share: float
+    oversell_factor: float
+    keep_spare: bool
+
+
+@transaction.atomic
+def model_create(
+    *,
+    name: str,
+    artifact_kind: str,
+    actor: Actor,
+    slug: str = "",
+    artifact_value: str = "",
+    artifact_revision: str = "",
+    parameters: int | None = None,
+    context_tokens: int | None = None,
+) -> Model:
+    """A new model; ``artifact_kind`` is ``tiny``, ``path``, ``hub`` or ``none``. Raises ValidationError by field."""
+    model = Model(
+        name=name,
+        slug=slug or slugify(name)[:80],
+        artifact_kind=artifact_kind,
+        artifact_value=artifact_value,
+        artifact_revision=artifact_revision,
+        parameters=parameters,
+        context_tokens=context_tokens,
+    )
+    model.full_clean()
+    model.save(force_insert=True)
+    audit(actor=actor, action="model.create", target=model, after=state_of(model))
+    return model
+
+
+@transaction.atomic
+def model_update(*, model: Model, actor: Actor, **fields: Unpack[ModelFields]) -> Model:
+    """Change what is given; replicas take a new artifact when they start anew. Raises ValidationError by field."""
+    before = state_of(Model.objects.get(pk=model.pk))
+    for name, value in fields.items():
+        setattr(model, name, value)
+    model.full_clean()
+    model.save(update_fields=(*fields, "updated_at"))
+    after = state_of(model)
+    if before != after:
+        audit(actor=actor, action="model.update", target=model, before=before, after=after)
+    return model
+
+
+@transaction.atomic
+def pool_create(
+    *,
+    model: Model,
+    hardware_type: HardwareType,
+    actor: Actor,
+    slug: str = "",
+    tenants: Iterable[Tenant] = (),
+    profile: cost.CostProfile | None = None,
+    **fields: Unpack[PoolFields],
+) -> Pool:
+    """A new pool with its first cost profile: ``profile``, or an uncalibrated default from model size and hardware.
+
+    ``tenants`` lists who may use it unless it is public. Raises ValidationError by field.
+    """
+    name = fields.setdefault("name", model.name)
+    pool = Pool(model=model, slug=slug or slugify(name)[:80], **fields)
+    pool.full_clean()
+    pool.save(force_insert=True)
+    pool.tenants.set(tenants)
+    audit(actor=actor, action="pool.create", target=pool, after=state_of(pool))
+    first = profile or default_profile(
+        parameters=model.parameters, context_tokens=model.context_tokens, hardware=hardware_of(hardware_type)
+    )
+    profile_add(pool=pool, hardware_type=hardware_type, profile=first, actor=actor)
+    return pool
+
+
+@transaction.atomic
+def pool_update(*, pool: Pool, actor: Actor, **fields: Unpack[PoolFields]) -> Pool:
+    """Change what is given. Raises ValidationError by field."""
+    before = state_of(Pool.objects.get(pk=pool.pk))
+    for name, value in fields.items():
+        setattr(pool, name, value)
+    pool.full_clean()
+    pool.save(update_fields=(*fields, "updated_at"))
+    after = state_of(pool)
+    if before != after:
+        audit(actor=actor, action="pool.update", target=pool, before=before, after=after)
+        _bump(pool)
+    return pool
+
+
+@transaction.atomic
+def pool_tenants_set(*, pool: Pool, tenants: Iterable[Tenant], is_public: bool, actor: Actor) -> None:
+    """Say who may use the pool: every tenant, or those listed."""
+    before = {
+        "is_public": pool.is_public,
+        "tenants": sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True)),
+    }
+    pool.tenants.set(tenants)
+    Pool.objects.filter(pk=pool.pk).update(is_public=is_public, updated_at=timezone.now())
+    pool.is_public = is_public
+    after = {"is_public": is_public, "tenants": sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True))}
+    if before != after:
+        audit(actor=actor, action="pool.set_tenants", target=pool, before=before, after=after)
+        _bump(pool)
+
+
+@transaction.atomic
+def profile_add(
+    *,
+    pool: Pool,
+    hardware_type: HardwareType,
+    profile: cost.CostProfile,
+    actor: Actor,
+    effective_from: datetime.datetime | None = None,
+    replica_mu_per_min: float = 100.0,
+    notes: str = "",
+) -> CostProfile:
+    """The pool's next profile version, in force from ``effective_from`` (now). Earlier versions stay as they are.
+
+    ``profile.version`` is ignored: versions count up. Raises ValidationError by field.
+    """
+    # The bump comes first: two who add at once take turns on the pool's row, so the versions differ.
+    _bump(pool)
+    newest = CostProfile.objects.filter(pool=pool).aggregate(newest=Max("version"))["newest"] or 0
+    row = CostProfile(
+        pool=pool,
+        version=newest + 1,
+        hardware_type=hardware_type,
+        effective_from=effective_from or timezone.now(),
+        calibrated=profile.calibrated,
+        base=profile.base,
+        alpha=profile.alpha,
+        beta=profile.beta,
+        gamma=profile.gamma,
+        epsilon=profile.epsilon,
+        cached_factor=profile.cached_factor,
+        modalities=dict(profile.modalities),
+        long_input_tiers=[list(tier) for tier in profile.long_input_tiers],
+        replica_mu_per_min=replica_mu_per_min,
+        notes=notes,
+    )
+    row.full_clean()
+    row.save()
+    audit(actor=actor, action="cost_profile.add", target=row, after=state_of(row))
+    return row
+
+
+def hardware_of(hardware_type: HardwareType) -> Hardware:
+    """What the default profile is derived from. A CPU counts with one core: ratios, not supply, depend on it."""
+    return hardware_from_report(
+        hardware_type.name,
+        memory_bytes=hardware_type.memory_bytes,
+        cores=1 if hardware_type.is_cpu else None,
+    )
+
+
+def _bump(pool: Pool) -> None:
+    """Raise the pool's version: whoever decided on the old one finds out. Publishes the pool."""
+    Pool.objects.filter(pk=pool.pk).update(version=F("version") + 1, updated_at=timezone.now())
+    pool.refresh_from_db(fields=("version", "updated_at"))
+    record_change(kind="pool", object_id=pool.pk)

@@ -1,0 +1,39 @@
+"""Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
+
+from serving.services.deployments import (
+    deployment_create,
+    deployment_disable,
+    deployment_enable,
+    deployment_retry,
+    deployment_update,
+    revision_create,
+)
+from serving.services.history import (
+    decisions_delete_old,
+    incident_close,
+    incident_note,
+    incident_open,
+    scaling_decision_record,
+)
+from serving.services.providers import provider_credential_remove, provider_credential_set
+from serving.services.replicas import TransitionError, replica_create, replica_transition, replicas_delete_old
+
+__all__ = [
+    "TransitionError",
+    "decisions_delete_old",
+    "deployment_create",
+    "deployment_disable",
+    "deployment_enable",
+    "deployment_retry",
+    "deployment_update",
+    "incident_close",
+    "incident_note",
+    "incident_open",
+    "provider_credential_remove",
+    "provider_credential_set",
+    "replica_create",
+    "replica_transition",
+    "replicas_delete_old",
+    "revision_create",
+    "scaling_decision_record",
+]

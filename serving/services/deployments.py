@@ -1,0 +1,148 @@
+"""Deployments and their revisions."""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict, Unpack
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import F, Max
+from django.utils import timezone
+
+from capacity.models import Pool
+from serving.models import Deployment, Revision
+from tenants.audit import Actor, audit, state_of
+from tenants.changes import record_change
+
+
+class DeploymentFields(TypedDict, total=False):
+    """What ``deployment_update`` can change. ``pinned_replicas`` None: the scale loop decides."""
+
+    name: str
+    min_replicas: int
+    max_replicas: int
+    pinned_replicas: int | None
+    cold_start_s: float
+
+
+@transaction.atomic
+def deployment_create(
+    *,
+    pool: Pool,
+    name: str,
+    runtime: str,
+    actor: Actor,
+    options: Mapping[str, Any] | None = None,
+    target_concurrency: int = 16,
+    min_replicas: int = 1,
+    max_replicas: int = 1,
+    pinned_replicas: int | None = None,
+    cold_start_s: float = 60.0,
+) -> Deployment:
+    """Serve ``pool`` under ``name``, with a first revision. Raises ValidationError by field."""
+    deployment = Deployment(
+        pool=pool,
+        name=name.strip(),
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        pinned_replicas=pinned_replicas,
+        desired_replicas=min_replicas if pinned_replicas is None else pinned_replicas,
+        cold_start_s=cold_start_s,
+    )
+    deployment.full_clean()
+    deployment.save(force_insert=True)
+    audit(actor=actor, action="deployment.create", target=deployment, after=state_of(deployment))
+    revision_create(
+        deployment=deployment, runtime=runtime, options=options, target_concurrency=target_concurrency, actor=actor
+    )
+    return deployment
+
+
+@transaction.atomic
+def deployment_update(*, deployment: Deployment, actor: Actor, **fields: Unpack[DeploymentFields]) -> Deployment:
+    """Change what is given; the wanted number of replicas moves inside the new bounds. Raises ValidationError."""
+    _touch(deployment)
+    stored = Deployment.objects.get(pk=deployment.pk)
+    before = state_of(stored)
+    for name, value in fields.items():
+        setattr(stored, name, value)
+    stored.desired_replicas = (
+        min(max(stored.desired_replicas, stored.min_replicas), stored.max_replicas)
+        if stored.pinned_replicas is None
+        else stored.pinned_replicas
+    )
+    stored.full_clean()
+    stored.save(update_fields=(*fields, "desired_replicas", "updated_at"))
+    after = state_of(stored)
+    if before != after:
+        audit(actor=actor, action="deployment.update", target=stored, before=before, after=after)
+        record_change(kind="deployment", object_id=stored.pk)
+    deployment.refresh_from_db()
+    return deployment
+
+
+def deployment_enable(*, deployment: Deployment, actor: Actor) -> bool:
+    """Serve again. Returns False if it was enabled already."""
+    return _set_enabled(deployment, True, actor)
+
+
+def deployment_disable(*, deployment: Deployment, actor: Actor) -> bool:
+    """Stop serving: replicas drain and stop. Returns False if it was disabled already."""
+    return _set_enabled(deployment, False, actor)
+
+
+@transaction.atomic
+def deployment_retry(*, deployment: Deployment, actor: Actor) -> Deployment:
+    """Start failed replicas again: their agents try anew what failed under a lower attempt."""
+    Deployment.objects.filter(pk=deployment.pk).update(retry_attempt=F("retry_attempt") + 1, updated_at=timezone.now())
+    deployment.refresh_from_db(fields=("retry_attempt", "updated_at"))
+    audit(actor=actor, action="deployment.retry", target=deployment, after={"retry_attempt": deployment.retry_attempt})
+    return deployment
+
+
+@transaction.atomic
+def revision_create(
+    *,
+    deployment: Deployment,
+    runtime: str,
+    actor: Actor,
+    options: Mapping[str, Any] | None = None,
+    target_concurrency: int = 16,
+) -> Revision:
+    """The deployment's next revision, current from now on; earlier ones stay as they are.
+
+    Raises ValidationError by field.
+    """
+    if not isinstance(options, Mapping | None):
+        raise ValidationError({"options": "Give runtime options as an object."})
+    # Touching the deployment makes two who create at once take turns, so the numbers differ and one is current.
+    _touch(deployment)
+    newest = Revision.objects.filter(deployment=deployment).aggregate(newest=Max("number"))["newest"] or 0
+    Revision.objects.filter(deployment=deployment, is_current=True).update(is_current=False, updated_at=timezone.now())
+    revision = Revision(
+        deployment=deployment,
+        number=newest + 1,
+        runtime=runtime,
+        options=dict(options or {}),
+        target_concurrency=target_concurrency,
+    )
+    revision.full_clean()
+    revision.save()
+    audit(actor=actor, action="revision.create", target=revision, after=state_of(revision))
+    record_change(kind="deployment", object_id=deployment.pk)
+    return revision
+
+
+@transaction.atomic
+def _set_enabled(deployment: Deployment, is_enabled: bool, actor: Actor) -> bool:
+    swapped = Deployment.objects.filter(pk=deployment.pk, is_enabled=not is_enabled).update(
+        is_enabled=is_enabled, updated_at=timezone.now()
+    )
+    deployment.is_enabled = is_enabled
+    if swapped:
+        audit(actor=actor, action="deployment.enable" if is_enabled else "deployment.disable", target=deployment)
+        record_change(kind="deployment", object_id=deployment.pk)
+    return bool(swapped)
+
+
+def _touch(deployment: Deployment) -> None:
+    Deployment.objects.filter(pk=deployment.pk).update(updated_at=timezone.now())

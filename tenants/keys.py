@@ -1,0 +1,94 @@
+"""API keys as text: ``mu_<public id>_<secret>``, their digests, and what may stand in a key's lists.
+
+Imports no Django. The secret has 256 bits of randomness, so one round of HMAC is enough; the pepper keeps a stolen
+database from being searched.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import string
+from collections.abc import Mapping
+from typing import NamedTuple
+
+PREFIX = "mu"
+PUBLIC_LENGTH = 12
+SECRET_LENGTH = 43
+"""62^43 ≥ 2^256."""
+
+SCOPES = ("inference", "usage", "manage")
+"""``inference``: send requests; ``usage``: read the tenant's usage; ``manage``: the tenant's part of the REST API."""
+
+_ALPHABET = string.ascii_letters + string.digits
+
+
+class KeyText(NamedTuple):
+    """The two parts of a key's text."""
+
+    public_id: str
+    secret: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}_{self.public_id}_{self.secret}"
+
+
+def key_make() -> KeyText:
+    """A new random key."""
+    return KeyText(_random_text(PUBLIC_LENGTH), _random_text(SECRET_LENGTH))
+
+
+def key_parse(text: str) -> KeyText | None:
+    """The parts of ``text``, or None if it is not shaped like a key."""
+    parts = text.split("_")
+    if len(parts) != 3 or parts[0] != PREFIX or not parts[1] or not parts[2]:
+        return None
+    return KeyText(parts[1], parts[2])
+
+
+def key_digest(secret: str, pepper: str) -> str:
+    """Hex HMAC-SHA256 of ``secret`` under ``pepper``."""
+    return hmac.new(pepper.encode(), secret.encode(), hashlib.sha256).hexdigest()
+
+
+def key_matches(secret: str, digest: str, pepper: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(key_digest(secret, pepper), digest)
+
+
+def current_pepper(peppers: Mapping[int, str]) -> tuple[int, str]:
+    """The pepper that signs new keys: the one with the highest number."""
+    number = max(peppers)
+    return number, peppers[number]
+
+
+def scope_errors(scopes: object) -> list[str]:
+    """What is wrong with a key's list of scopes, for people."""
+    if not isinstance(scopes, list) or not scopes:
+        return ["A key needs at least one scope."]
+    unknown = [str(scope) for scope in scopes if scope not in SCOPES]
+    return [f"Unknown scope {scope!r}: use {', '.join(SCOPES)}." for scope in unknown]
+
+
+def name_errors(names: object) -> list[str]:
+    """What is wrong with a key's list of served model names."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        return ["Give a list of served model names; an empty list means all."]
+    return []
+
+
+def network_errors(networks: object) -> list[str]:
+    """What is wrong with a key's list of networks."""
+    if not isinstance(networks, list):
+        return ["Give a list of networks in CIDR form; an empty list means all."]
+    found = []
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            found.append(f"{network!r} is not a network: write for example 192.0.2.0/24 or 2001:db8::/32.")
+    return found
+
+
+def _random_text(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))

@@ -1,0 +1,44 @@
+"""What each role may do in its tenant: one table, asked by pages, API and admin alike."""
+
+from enum import StrEnum
+
+
+class Action(StrEnum):
+    """Things a person can do. The first group is done in a tenant, the second on the platform."""
+
+    TENANT_VIEW = "tenant.view"
+    USAGE_VIEW = "usage.view"
+    KEY_VIEW = "key.view"
+    MEMBER_VIEW = "member.view"
+    INFERENCE_USE = "inference.use"
+    KEY_CREATE = "key.create"
+    KEY_MANAGE = "key.manage"
+    LIMIT_MANAGE = "limit.manage"
+    MEMBER_MANAGE = "member.manage"
+    AUDIT_VIEW = "audit.view"
+    OWNER_MANAGE = "owner.manage"
+    TENANT_MANAGE = "tenant.manage"
+
+    PLATFORM_VIEW = "platform.view"
+    PLATFORM_OPERATE = "platform.operate"
+
+
+_VIEWER = frozenset({Action.TENANT_VIEW, Action.USAGE_VIEW, Action.KEY_VIEW, Action.MEMBER_VIEW})
+_DEVELOPER = _VIEWER | {Action.INFERENCE_USE, Action.KEY_CREATE}
+_ADMIN = _DEVELOPER | {Action.KEY_MANAGE, Action.LIMIT_MANAGE, Action.MEMBER_MANAGE, Action.AUDIT_VIEW}
+_OWNER = _ADMIN | {Action.OWNER_MANAGE, Action.TENANT_MANAGE}
+
+ROLES: dict[str, frozenset[Action]] = {
+    "viewer": _VIEWER,
+    "developer": _DEVELOPER,
+    "admin": _ADMIN,
+    "owner": _OWNER,
+}
+"""Actions by role. ``key.manage`` and ``key.create`` differ: a developer manages the keys they made themselves."""
+
+PLATFORM_ACTIONS = frozenset({Action.PLATFORM_VIEW, Action.PLATFORM_OPERATE})
+
+
+def role_allows(role: str | None, action: Action) -> bool:
+    """Whether ``role`` (None: not a member) covers ``action``. An unknown role covers nothing."""
+    return role is not None and action in ROLES.get(role, frozenset())

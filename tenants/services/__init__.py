@@ -1,0 +1,42 @@
+"""Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
+
+from tenants.services.keys import (
+    api_key_create,
+    api_key_revoke,
+    api_key_rotate,
+    api_key_update,
+    api_keys_mark_used,
+)
+from tenants.services.limits import limit_remove, limit_set
+from tenants.services.links import SignInLinkError, sign_in_link_create, sign_in_link_redeem
+from tenants.services.people import (
+    membership_add,
+    membership_change,
+    membership_remove,
+    tenant_create,
+    tenant_update,
+    user_create,
+    user_set_active,
+    user_set_password,
+)
+
+__all__ = [
+    "SignInLinkError",
+    "api_key_create",
+    "api_key_revoke",
+    "api_key_rotate",
+    "api_key_update",
+    "api_keys_mark_used",
+    "limit_remove",
+    "limit_set",
+    "membership_add",
+    "membership_change",
+    "membership_remove",
+    "sign_in_link_create",
+    "sign_in_link_redeem",
+    "tenant_create",
+    "tenant_update",
+    "user_create",
+    "user_set_active",
+    "user_set_password",
+]

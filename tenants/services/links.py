@@ -1,0 +1,49 @@
+"""One-time sign-in links."""
+
+import datetime
+import hashlib
+import secrets
+
+from django.db import transaction
+from django.utils import timezone
+
+from tenants.audit import Actor, audit
+from tenants.models import SignInLink, User
+
+
+class SignInLinkError(Exception):
+    """The link is unknown, used, expired, or its user may not sign in. The message is for people."""
+
+
+@transaction.atomic
+def sign_in_link_create(
+    *, user: User, actor: Actor, valid_for: datetime.timedelta = datetime.timedelta(hours=1)
+) -> str:
+    """A token that signs ``user`` in once. Only its digest is kept. Raises ValidationError for a past ``valid_for``."""
+    token = secrets.token_urlsafe(32)
+    now = timezone.now()
+    link = SignInLink(user=user, digest=_digest(token), created_at=now, expires_at=now + valid_for)
+    link.full_clean()
+    link.save(force_insert=True)
+    audit(
+        actor=actor, action="sign_in_link.create", target=link, after={"user": user.pk, "expires_at": link.expires_at}
+    )
+    return token
+
+
+@transaction.atomic
+def sign_in_link_redeem(token: str, *, now: datetime.datetime | None = None) -> User:
+    """The user the token stands for, once: of many who try at the same time, one succeeds. Raises SignInLinkError."""
+    at = now or timezone.now()
+    swapped = SignInLink.objects.filter(
+        digest=_digest(token), used_at=None, expires_at__gt=at, user__is_active=True
+    ).update(used_at=at, updated_at=at)
+    if not swapped:
+        raise SignInLinkError("This sign-in link has been used or has expired. Ask for a new one.")
+    link = SignInLink.objects.select_related("user").get(digest=_digest(token))
+    audit(actor=link.user, action="sign_in_link.redeem", target=link)
+    return link.user
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
