@@ -1,14 +1,14 @@
 """Replicas: made pending, then moved from state to state by compare-and-swap."""
 
 import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from django.db import transaction
 from django.utils import timezone
 
 from capacity.models import Host
 from serving.models import Deployment, Replica, Revision
-from serving.policy.lifecycle import is_allowed
+from serving.policy.lifecycle import State, is_allowed
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 
@@ -87,7 +87,7 @@ def replica_transition(
     that ``serving.policy.lifecycle`` does not allow, IntegrityError where a constraint of the model forbids the result.
     """
     old, new = Replica.State(replica.state), Replica.State(to)
-    if old == new or not is_allowed(old.value, new.value):
+    if old == new or not is_allowed(cast(State, old.value), cast(State, new.value)):
         raise TransitionError(f"a replica cannot go from {old} to {new}")
     at = now or timezone.now()
     changes: dict[str, Any] = {**fields, "state": new, "state_since": at, "reason": reason[:500]}

@@ -1,7 +1,7 @@
 """Shared by all apps' models: time-ordered identifiers, explicit times, and rows that are written once."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import uuid_utils.compat
@@ -62,7 +62,8 @@ class WrittenOnceQuerySet(models.QuerySet[_Row]):
             raise WrittenOnceError(f"{self.model._meta.verbose_name}: {', '.join(sorted(frozen))} cannot be changed")
         return super().update(**kwargs)
 
-    def bulk_update(self, objs: Iterable[Any], fields: Sequence[str], batch_size: int | None = None) -> int:
+    def bulk_update(self, objs: Iterable[Any], fields: Iterable[str], batch_size: int | None = None) -> int:
+        fields = list(fields)
         frozen = set(fields) - self.model.mutable_fields
         if frozen:
             raise WrittenOnceError(f"{self.model._meta.verbose_name}: {', '.join(sorted(frozen))} cannot be changed")
