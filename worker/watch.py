@@ -1,0 +1,166 @@
+"""Watching one engine over HTTP: health and metrics every second, a warm-up request when asked.
+
+Each engine has a task of its own in the supervisor's event loop, so a hanging one delays nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import aiohttp
+import msgspec
+
+from worker.metrics import read_info, read_metrics
+from worker.runtimes.base import LaunchPlan, MetricTable
+
+PERIOD_S = 1.0
+STARTING_PERIOD_S = 0.2
+ANSWER_LIMIT_S = 2.0
+PAGE_LIMIT_BYTES = 8 * 1024 * 1024
+
+
+class EngineView:
+    """The newest answers of one engine. Written by its watcher, read by the supervisor, both in one event loop."""
+
+    def __init__(self) -> None:
+        self.is_healthy = False
+        self.health_status: int | None = None
+        self.health_ms: float | None = None
+        self.health_error = ""
+        self.metrics: dict[str, float] = {}
+        self.metrics_at: float | None = None
+        self.engine_version = ""
+        self.max_model_len: int | None = None
+        self.kv_tokens: int | None = None
+        self.warm_up: Literal["idle", "running", "ok", "failed"] = "idle"
+        self.warm_up_error = ""
+
+    @property
+    def in_engine(self) -> float | None:
+        """Requests running or waiting, or None before the first metrics."""
+        if "running" not in self.metrics:
+            return None
+        return self.metrics["running"] + self.metrics.get("waiting", 0.0)
+
+
+class EngineWatcher:
+    """Keeps an EngineView fresh until cancelled."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        plan: LaunchPlan,
+        metric_table: Callable[[str], MetricTable],
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.view = EngineView()
+        self._session, self._plan, self._metric_table = session, plan, metric_table
+        self._clock, self._on_change = clock, on_change
+        self._base = f"http://{plan.host}:{plan.port}"
+        self._task = asyncio.create_task(self._run())
+        self._warm_up_task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        self._task.cancel()
+        if self._warm_up_task is not None:
+            self._warm_up_task.cancel()
+
+    def warm_up(self) -> None:
+        """Send the one-token request, unless one is on its way."""
+        if self.view.warm_up == "running":
+            return
+        self.view.warm_up = "running"
+        self._warm_up_task = asyncio.create_task(self._warm_up())
+
+    async def look(self) -> None:
+        """Ask health and metrics once, side by side."""
+        await asyncio.gather(self._look_health(), self._look_metrics())
+
+    async def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            await self._look_health()
+            if self.view.is_healthy:
+                if not self.view.engine_version:
+                    await self._look_identity()
+                await self._look_metrics()
+            period = PERIOD_S if self.view.is_healthy else STARTING_PERIOD_S
+            await asyncio.sleep(max(0.05, period - (time.monotonic() - started)))
+
+    async def _look_health(self) -> None:
+        was, started = self.view.is_healthy, time.monotonic()
+        try:
+            async with self._session.get(self._base + self._plan.readiness.health_path, timeout=_limit()) as answer:
+                self.view.health_status, self.view.is_healthy = answer.status, answer.status == 200
+                self.view.health_error = "" if answer.status == 200 else f"health answers {answer.status}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self.view.health_status, self.view.is_healthy = None, False
+            self.view.health_error = _words(error)
+        self.view.health_ms = round((time.monotonic() - started) * 1000, 1)
+        if was != self.view.is_healthy:
+            self._on_change()
+
+    async def _look_metrics(self) -> None:
+        try:
+            text = await self._get_text(self._plan.metrics_path)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return
+        self.view.metrics = read_metrics(text, self._metric_table(self.view.engine_version))
+        self.view.metrics_at = self._clock()
+        if self.view.kv_tokens is None:
+            tokens = read_info(text, "vllm:cache_config_info").get("kv_cache_size_tokens", "")
+            self.view.kv_tokens = int(tokens) if tokens.isdigit() else None
+
+    async def _look_identity(self) -> None:
+        """Version and context length; an engine without these routes is asked again with the next look."""
+        try:
+            version = msgspec.json.decode(await self._get_text(self._plan.readiness.version_path))
+            models = msgspec.json.decode(await self._get_text(self._plan.readiness.models_path))
+            self.view.max_model_len = int(models["data"][0].get("max_model_len") or 0) or None
+            self.view.engine_version = str(version["version"])
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, IndexError, TypeError):
+            return
+
+    async def _warm_up(self) -> None:
+        readiness, view = self._plan.readiness, self.view
+        limit = aiohttp.ClientTimeout(total=readiness.warm_up_limit_s)
+        try:
+            async with self._session.post(
+                self._base + readiness.warm_up_path, json=readiness.warm_up_body, timeout=limit
+            ) as answer:
+                body = await answer.content.read(PAGE_LIMIT_BYTES)
+                view.warm_up_error = "" if answer.status == 200 else f"answered {answer.status}: {_error_text(body)}"
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            view.warm_up_error = _words(error)
+        if view.warm_up_error:
+            # A refused request must not turn into a storm of them.
+            await asyncio.sleep(PERIOD_S)
+        view.warm_up = "failed" if view.warm_up_error else "ok"
+        self._on_change()
+
+    async def _get_text(self, path: str) -> str:
+        async with self._session.get(self._base + path, timeout=_limit()) as answer:
+            if answer.status != 200:
+                raise ValueError(f"{path} answers {answer.status}")
+            return (await answer.content.read(PAGE_LIMIT_BYTES)).decode("utf-8", "replace")
+
+
+def _limit() -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
+
+
+def _words(error: BaseException) -> str:
+    return "no answer in time" if isinstance(error, TimeoutError) else "does not listen yet or any more"
+
+
+def _error_text(body: bytes) -> str:
+    """The message of an OpenAI-shaped error, or the start of whatever came."""
+    try:
+        decoded: Any = msgspec.json.decode(body)
+        return str(decoded["error"]["message"])[:200]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")
