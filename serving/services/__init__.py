@@ -1,5 +1,6 @@
 """Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
 
+from serving.services.decisions import decisions_delete_old, scaling_decision_record
 from serving.services.deployments import (
     deployment_create,
     deployment_disable,
@@ -8,13 +9,7 @@ from serving.services.deployments import (
     deployment_update,
     revision_create,
 )
-from serving.services.history import (
-    decisions_delete_old,
-    incident_close,
-    incident_note,
-    incident_open,
-    scaling_decision_record,
-)
+from serving.services.incidents import incident_close, incident_evidence_add, incident_open
 from serving.services.providers import provider_credential_remove, provider_credential_set
 from serving.services.replicas import TransitionError, replica_create, replica_transition, replicas_delete_old
 
@@ -27,7 +22,7 @@ __all__ = [
     "deployment_retry",
     "deployment_update",
     "incident_close",
-    "incident_note",
+    "incident_evidence_add",
     "incident_open",
     "provider_credential_remove",
     "provider_credential_set",
