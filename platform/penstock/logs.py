@@ -23,7 +23,7 @@ class Terminal:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._is_tty = self._stream.isatty()
+        self.is_tty = self._stream.isatty()
         self._colour = wants_colour(self._stream)
         self._status = ""
         self._is_broken = False
@@ -42,7 +42,7 @@ class Terminal:
         """Replace the status line; an empty text removes it."""
         if text == self._status:
             return
-        if self._is_tty:
+        if self.is_tty:
             width = max(20, shutil.get_terminal_size().columns)
             self._status = text[: width - 1]
             self._put(f"\r\x1b[K{self._status}")
@@ -52,7 +52,7 @@ class Terminal:
                 self._put(f"{text}\n")
 
     def _write(self, text: str) -> None:
-        if self._is_tty and self._status:
+        if self.is_tty and self._status:
             self._put(f"\r\x1b[K{text}{self._status}")
         else:
             self._put(text)

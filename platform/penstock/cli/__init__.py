@@ -1,8 +1,11 @@
 """The console script: ``penstock``. Nothing here imports Django; a command imports what it needs when it runs."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from importlib import import_module
 
 from penstock.cli.parser import build_parser
 from penstock.env import SettingError
@@ -41,16 +44,7 @@ def manage(arguments: Sequence[str], *, program: str = "penstock manage") -> int
     return 0
 
 
-def _command(name: str) -> Callable[..., int]:
-    # Imported by name: `version` and `doctor` stay fast.
-    if name == "up":
-        from penstock.cli.up import run
-    elif name == "doctor":
-        from penstock.cli.doctor import run
-    elif name == "setup":
-        from penstock.cli.setup import run
-    elif name == "test":
-        from penstock.cli.test import run
-    else:
-        from penstock.cli.version import run
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    # Imported by name when it runs: `version` and `doctor` stay fast.
+    run: Callable[[argparse.Namespace], int] = import_module(f"penstock.cli.{name}").run
     return run

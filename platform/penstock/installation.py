@@ -1,0 +1,239 @@
+"""One machine's installation as ``penstock up`` runs it: start in order, tell how far it is, stop in order."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from penstock import quickstart, roles
+from penstock.check_run import check
+from penstock.logs import RoleLog, Terminal
+from penstock.quickstart import Model
+from penstock.roles import Options
+from penstock.status_client import StatusClient, StatusError
+from penstock.supervisor import Supervisor, sweep
+
+_STATE_READY_S = 20.0
+_WEB_READY_S = 60.0
+_FIRST_ANSWER_S = 14.0
+"""How long the welcome waits for the simulated deployment, so that its curl line streams at once."""
+_STOP_BY = {roles.STAGE_GATEWAY: 0.40, roles.STAGE_CONTROL: 0.55, roles.STAGE_LOOPS: 0.90, roles.STAGE_STATE: 0.97}
+"""By which share of the stop's bound each stage is over, killed if need be."""
+_ENGINES_STOP_BY = 0.78
+
+
+class StartError(RuntimeError):
+    """The installation did not come up; the message says why and what to do."""
+
+
+class Installation:
+    """``demo_engine``: ``vllm`` or ``simulated`` for the demo on an empty database, None for no demo."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        terminal: Terminal,
+        demo_engine: str | None,
+        model: str | None,
+        stop_within_s: float,
+        began: float,
+    ) -> None:
+        self._token = secrets.token_urlsafe(32)
+        self.options = options
+        self.demo_engine, self.model_source = demo_engine, model
+        self._terminal, self._stop_within_s, self._began = terminal, stop_within_s, began
+        self._logs: dict[str, RoleLog] = {}
+        self._pids_file = options.data / "run" / "pids.json"
+        self.supervisor = Supervisor(on_line=self._line, say=terminal.line, pids_file=self._pids_file)
+        self.status = StatusClient(options.console_url, self._token)
+        self._models: dict[str, Model] = {}
+        self.quickstart: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ start
+    async def run(self, *, check_s: float | None) -> int:
+        """Start everything and follow it for ever; with ``check_s`` run the check and return its exit code."""
+        await self._start()
+        follower = asyncio.create_task(self._follow())
+        try:
+            await self._welcome()
+            if check_s is None:
+                await follower
+            return await check(self, terminal=self._terminal, timeout_s=check_s or 0.0)
+        finally:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+
+    async def _start(self) -> None:
+        left = await asyncio.to_thread(sweep, self._pids_file)
+        if left:
+            self._terminal.line(f"ended what an earlier start left behind: {', '.join(left)}")
+        if not self.options.redis_url:
+            self.supervisor.start(roles.state_role(self.options))
+            await self._wait_for_state()
+        for number in range(1, self.options.gateways + 1):
+            self.supervisor.start(roles.gateway_role(self.options, number))
+        outcome = await self._set_up()
+        web = roles.web_role(self.options)
+        self.supervisor.start(replace(web, env={**web.env, **self.status.environment}))
+        self.supervisor.start(roles.loops_role(self.options))
+        self.supervisor.start(roles.agent_role(self.options))
+        content = quickstart.merge(
+            quickstart.read(self.options.data),
+            seeded=outcome["tenants"],
+            base_url=self.options.api_url,
+            console_url=self.options.console_url,
+            sign_in_url=outcome["sign_in_url"],
+            is_demo=bool(outcome["is_demo"]),
+        )
+        self._write_quickstart(content)
+
+    async def _wait_for_state(self) -> None:
+        end = time.monotonic() + _STATE_READY_S
+        while not await asyncio.to_thread(_answers_ping, str(self.options.state_socket)):
+            if time.monotonic() > end:
+                log = self.options.data / "log" / "state.log"
+                raise StartError(f"the shared state did not answer within {_STATE_READY_S:.0f} s; see {log}")
+            await asyncio.sleep(0.05)
+
+    async def _set_up(self) -> dict[str, Any]:
+        arguments = []
+        if self.demo_engine is not None:
+            arguments += ["--demo", "--engine", self.demo_engine]
+            if self.model_source:
+                arguments += ["--model", self.model_source]
+        code, output = await self.supervisor.run_once(roles.setup_role(self.options, *arguments))
+        if code != 0:
+            raise StartError("the set-up failed; its last lines are above")
+        outcome: dict[str, Any] = json.loads(output.splitlines()[-1])
+        if outcome["migrations"]:
+            self._terminal.line(f"database migrated ({outcome['migrations']} migrations)", source="setup")
+        if outcome["tenants"]:
+            names = ", ".join(tenant["slug"] for tenant in outcome["tenants"])
+            self._terminal.line(f"demo made: tenants {names}", source="setup")
+        return outcome
+
+    # ----------------------------------------------------------------- follow
+    async def _follow(self) -> None:
+        """Keep quickstart.json and the terminal up to date with the models' states."""
+        while True:
+            with suppress(StatusError):
+                self._show(await self.status.models())
+            settled = all(m.state in ("ready", "failed", "disabled") for m in self._models.values()) and self._models
+            await asyncio.sleep(2.0 if settled else 0.5)
+
+    def _show(self, models: list[Model]) -> None:
+        changed = [text for model in models if (text := quickstart.change_line(self._models.get(model.name), model))]
+        moved = [m for m in models if self._models.get(m.name) != m]
+        states_before = {name: model.state for name, model in self._models.items()}
+        self._models = {model.name: model for model in models}
+        under_way = [model for model in models if model.state in ("environment", "weights", "starting", "warming")]
+        if self._terminal.is_tty:
+            changed = [
+                quickstart.change_line(None, model) for model in moved if states_before.get(model.name) != model.state
+            ]
+        for text in changed:
+            for line in text.splitlines():
+                self._terminal.line(line, source="models")
+        if self._terminal.is_tty:
+            self._terminal.status("   ".join(model.line() for model in under_way))
+        if moved:
+            self._write_quickstart(quickstart.with_models(self.quickstart, models))
+
+    def model(self, name: str) -> Model | None:
+        """How far a model was when it was last looked at."""
+        return self._models.get(name)
+
+    def _write_quickstart(self, content: Mapping[str, Any]) -> None:
+        self.quickstart = dict(content)
+        quickstart.write(self.options.data, self.quickstart)
+
+    # ---------------------------------------------------------------- welcome
+    async def _welcome(self) -> None:
+        key = next((tenant["api_key"] for tenant in self.quickstart["tenants"]), "")
+        first = await self._first_model(key)
+        say = self._terminal.plain
+        say()
+        say(f"  Penstock is up after {time.monotonic() - self._began:.1f} s")
+        say(f"    console     {self.options.console_url}")
+        if self.quickstart["sign_in_url"]:
+            say(f"    open once   {self.quickstart['sign_in_url']}")
+        if key and first:
+            say(f"    try it      {quickstart.curl_line(self.options.api_url, key, first)}")
+        say(f"    keys        {quickstart.quickstart_path(self.options.data)}")
+        say("    stop        Ctrl-C")
+        say()
+
+    async def _first_model(self, key: str) -> str:
+        """The first model a client can stream from, waited for as long as a first start may take."""
+        end = self._began + _FIRST_ANSWER_S
+        while True:
+            ready = [m.name for m in self._models.values() if m.state == "ready"]
+            listed = await self.status.listed(self.options.api_url, key) if ready and key else []
+            usable = sorted(set(ready) & set(listed), key=ready.index)
+            if usable:
+                return usable[0]
+            if time.monotonic() > end and (self._models or time.monotonic() > self._began + _WEB_READY_S):
+                return next((model["name"] for model in self.quickstart["models"]), "")
+            await asyncio.sleep(0.1)
+
+    # ------------------------------------------------------------------- stop
+    async def stop(self) -> list[str]:
+        """Stop everything in order within the bound. Returns what had to be killed, for people."""
+        self._terminal.status("")
+        began = time.monotonic()
+        for stage in self.supervisor.stages():
+            await self.supervisor.stop_stage(stage, deadline=began + _STOP_BY[stage] * self._stop_within_s)
+            if stage == roles.STAGE_CONTROL:
+                await self._stop_engines(deadline=began + _ENGINES_STOP_BY * self._stop_within_s)
+        return await self._end()
+
+    async def _stop_engines(self, *, deadline: float) -> None:
+        if not self.options.agent_config.exists():
+            return
+        role = roles.stop_engines_role(self.options)
+        try:
+            await asyncio.wait_for(self.supervisor.run_once(role), max(0.1, deadline - time.monotonic()))
+        except TimeoutError:
+            self._terminal.line("the engines did not stop in time")
+
+    async def kill(self) -> None:
+        """End everything now."""
+        self.supervisor.kill_all()
+        await self._end()
+        self._terminal.line("stopped at once")
+
+    async def _end(self) -> list[str]:
+        left = await asyncio.to_thread(roles.engine_processes, self.options.data)
+        for pid in left.values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for log in self._logs.values():
+            log.close()
+        self._pids_file.unlink(missing_ok=True)
+        return [f"engine {name}" for name in left]
+
+    def _line(self, role: str, text: str) -> None:
+        if role not in self._logs:
+            self._logs[role] = RoleLog(self.options.data / "log" / f"{role}.log")
+        self._logs[role].write(text)
+        self._terminal.line(text, source=role)
+
+
+def _answers_ping(path: str) -> bool:
+    """Whether a Valkey answers on the unix socket, its file loaded. Plain protocol: no client is imported."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(1.0)
+            connection.connect(path)
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False

@@ -1,0 +1,80 @@
+"""A pytest plugin: fast tests first, and nothing is skipped silently. ``penstock test`` loads it.
+
+Under ``CI=true`` a skipped test fails the run unless its reason matches ``--allow-skip``.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+_ORDER = ("browser", "postgres", "e2e", "vllm", "faults")
+"""Markers from the cheapest to the most expensive; a test runs in the place of its most expensive one."""
+
+
+def rank(markers: Iterable[str]) -> int:
+    """The place of a test with these markers: 0 for the fast ones."""
+    return max((_ORDER.index(name) + 1 for name in markers if name in _ORDER), default=0)
+
+
+def unlawful(reasons: Iterable[str], allowed: Sequence[str]) -> list[str]:
+    """The reasons for which nothing may be skipped in CI."""
+    return [reason for reason in reasons if not any(re.search(pattern, reason) for pattern in allowed)]
+
+
+class Plugin:
+    """Collects why tests were skipped. ``only_database`` keeps the tests that use the database."""
+
+    def __init__(self, *, allowed: Sequence[str] = (), only_database: bool = False) -> None:
+        self.allowed, self.only_database = allowed, only_database
+        self.skipped: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        if self.only_database:
+            kept = [item for item in items if _uses_database(item)]
+            config.hook.pytest_deselected(items=[item for item in items if not _uses_database(item)])
+            items[:] = kept
+        items.sort(key=lambda item: rank(marker.name for marker in item.iter_markers()))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self._note(report.longrepr)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self._note(report.longrepr)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if exitstatus == pytest.ExitCode.OK and in_ci() and unlawful(self.skipped, self.allowed):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _note(self, longrepr: object) -> None:
+        reason = str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)
+        self.skipped[reason.removeprefix("Skipped: ").strip()] += 1
+
+    def summary(self) -> list[str]:
+        """The last lines of a run: what was skipped, why, and whether that fails it."""
+        if not self.skipped:
+            return ["nothing was skipped"]
+        refused = set(unlawful(self.skipped, self.allowed)) if in_ci() else set()
+        return [
+            f"skipped {count}: {reason}{'  (fails the run: CI=true)' if reason in refused else ''}"
+            for reason, count in sorted(self.skipped.items())
+        ]
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").strip().lower() in ("1", "true", "yes")
+
+
+def _uses_database(item: pytest.Item) -> bool:
+    expensive = rank(marker.name for marker in item.iter_markers())
+    fixtures = getattr(item, "fixturenames", ())
+    uses = item.get_closest_marker("django_db") is not None or any(
+        name in fixtures for name in ("db", "transactional_db", "django_db_reset_sequences", "live_server")
+    )
+    return uses and not expensive
