@@ -3,4 +3,25 @@
 from django.contrib import admin
 from django.urls import path
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from penstock.web import console, console_actions, dashboard, health, signin, style_guide
+
+urlpatterns = [
+    path("", dashboard.home, name="home"),
+    path("sign-in/", signin.sign_in, name="sign-in"),
+    path("sign-in/link/<str:token>", signin.sign_in_link, name="sign-in-link"),
+    path("sign-out/", signin.sign_out, name="sign-out"),
+    path("console/", console.console, name="console"),
+    path("console/live", console.console_live, name="console-live"),
+    path("console/series.json", console.console_series, name="console-series"),
+    path("console/deployments/<uuid:deployment_id>/retry", console_actions.retry, name="deployment-retry"),
+    path("console/style-guide/", style_guide.style_guide, name="style-guide"),
+    path("tenants/", dashboard.chooser, name="tenants"),
+    path("t/<slug:slug>/", dashboard.tenant, name="tenant"),
+    path("t/<slug:slug>/series.json", dashboard.tenant_series, name="tenant-series"),
+    path("healthz", health.healthz, name="healthz"),
+    path("admin/", admin.site.urls),
+]
+handler400 = "penstock.web.errors.bad_request"
+handler403 = "penstock.web.errors.forbidden"
+handler404 = "penstock.web.errors.not_found"
+handler500 = "penstock.web.errors.server_error"

@@ -1,0 +1,1 @@
+"""The pages: sign-in, operator console, tenant dashboard, and what they share."""

@@ -1,0 +1,463 @@
+"""What the operator console shows, gathered in a fixed number of queries and one exchange with the state."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db.models import OuterRef, Q, Subquery, Sum
+
+from capacity.models import Accelerator, CostProfile, Host, Reservation, UsageRecord, UsageRollup
+from penstock.web import figures
+from penstock.web.live import Live, Now, read_live
+from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
+
+PHASES = (
+    ("environment", "Environment"),
+    ("weights", "Weights"),
+    ("starting", "Engine starts"),
+    ("warming", "Warms up"),
+    ("ready", "Ready"),
+)
+IN_TRANSITION = ("pending", "starting", "draining", "stopping")
+HOST_SILENT_S = 10.0
+TTFT_WINDOW = timedelta(minutes=5)
+TTFT_ROWS = 2000
+FAILED_SHOWN = timedelta(hours=24)
+FEED_ROWS = 6
+CARDS_AT_MOST = 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase of a start. ``mark`` is done, now, fail or empty."""
+
+    label: str
+    mark: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ReplicaRow:
+    id: UUID
+    name: str
+    deployment: Deployment
+    state: str
+    phase: str
+    since_s: float | None
+    reason: str
+    host: str
+    accelerators: str
+    steps: tuple[Step, ...]
+    share: float | None
+    supply_mu_per_min: float
+    in_flight: float | None
+    target: int
+    kv_share: float | None
+    engine: str
+    can_retry: bool
+
+    @property
+    def pill(self) -> str:
+        return {"ready": "ok", "failed": "bad", "draining": "warn", "stopping": "off", "pending": "off"}.get(
+            self.state, "busy"
+        )
+
+    @property
+    def load_share(self) -> float | None:
+        return None if self.in_flight is None else self.in_flight / self.target
+
+
+@dataclass(frozen=True)
+class DeploymentRow:
+    deployment: Deployment
+    engine: str
+    is_simulated: bool
+    marks: list[tuple[str, str]]
+    ready: int
+    starting: int
+    failed: int
+    have_mu_per_min: float
+    could_mu_per_min: float
+    sold_mu_per_min: float
+    used_mu_per_min: float
+    reference_mu_per_min: float
+    """MU/min of one reference replica: turns this pool's MU/min into replica-equivalents."""
+    is_calibrated: bool
+    ttft_p95_ms: float | None
+    now: Now | None
+
+    @property
+    def offered_share(self) -> float | None:
+        if self.now is None or not self.have_mu_per_min:
+            return None
+        return self.now.offered_mu_per_min / self.have_mu_per_min
+
+    @property
+    def marks_label(self) -> str:
+        most = self.deployment.max_replicas
+        return f"{self.ready} ready, {self.starting} starting, {self.failed} failed, {most} at most"
+
+    @property
+    def meter_kind(self) -> str:
+        share = self.offered_share
+        return "warn" if share is not None and share > 1.0 else "used"
+
+    @property
+    def meter_label(self) -> str:
+        if self.offered_share is None:
+            return "offered load not known"
+        return f"{figures.percent(self.offered_share)} % of what is ready is asked for"
+
+    @property
+    def is_slow(self) -> bool:
+        """TTFT p95 above the pool's objective."""
+        return self.ttft_p95_ms is not None and self.ttft_p95_ms > self.deployment.pool.ttft_objective_ms
+
+    @property
+    def sold_share(self) -> float | None:
+        return self.sold_mu_per_min / self.have_mu_per_min if self.sold_mu_per_min and self.have_mu_per_min else None
+
+
+@dataclass(frozen=True)
+class HostRow:
+    host: Host
+    report_age_s: float | None
+    is_silent: bool
+    facts: Mapping[str, Any]
+    accelerators: list[Accelerator]
+    replicas: int
+    ready: int
+    environments: list[Mapping[str, Any]]
+
+    @property
+    def memory_used_bytes(self) -> int | None:
+        total, free = self.facts.get("memory_bytes"), self.facts.get("memory_available_bytes")
+        return total - free if total and free is not None else None
+
+    @property
+    def memory_used_share(self) -> float | None:
+        used = self.memory_used_bytes
+        return None if used is None else used / self.facts["memory_bytes"]
+
+
+@dataclass(frozen=True)
+class IncidentRow:
+    """An incident, how long it was open, and the last thing done about it."""
+
+    incident: Incident
+    open_s: float | None
+    last_step: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Over all pools. In MU/min when there is one pool, else in replica-equivalents (MU of two pools do not add)."""
+
+    unit: str
+    have: float
+    could: float
+    sold: float
+    used: float
+    offered: float | None
+    requests_per_s: float | None
+    refused_per_s: float | None
+    ready: int
+    starting: int
+    failed: int
+    pool: str = ""
+
+    @property
+    def utilisation(self) -> float | None:
+        return self.used / self.have if self.have else None
+
+
+@dataclass(frozen=True)
+class Console:
+    at: datetime
+    totals: Totals
+    headline: str
+    deployments: list[DeploymentRow]
+    replicas: list[ReplicaRow]
+    hosts: list[HostRow]
+    decisions: list[ScalingDecision]
+    incidents: list[IncidentRow]
+    open_incidents: int
+    live: Live
+    feed_age_s: float | None
+
+    @property
+    def as_table(self) -> bool:
+        return len(self.replicas) > CARDS_AT_MOST
+
+    @property
+    def silent_hosts(self) -> list[HostRow]:
+        return [row for row in self.hosts if row.is_silent]
+
+    @property
+    def failed_replicas(self) -> list[ReplicaRow]:
+        return [row for row in self.replicas if row.state == "failed"]
+
+
+def gather(now: datetime) -> Console:
+    """Everything the console shows at ``now``. The number of queries does not depend on what is deployed."""
+    deployments = list(Deployment.objects.select_related("pool__model"))
+    replicas = list(
+        Replica.objects.exclude(state=Replica.State.STOPPED)
+        .exclude(state=Replica.State.FAILED, state_since__lt=now - FAILED_SHOWN)
+        .select_related("host", "revision", "deployment")
+        .order_by("deployment__name", "created_at")
+    )
+    live = read_live([str(row.pk) for row in deployments], [str(row.pk) for row in replicas])
+    rows = _deployment_rows(deployments, replicas, live, now)
+    shown = sorted((_replica_row(row, live, now) for row in replicas), key=_replica_order)
+    totals = total(rows)
+    return Console(
+        at=now,
+        totals=totals,
+        headline=headline(totals, rows),
+        deployments=rows,
+        replicas=shown,
+        hosts=_host_rows(replicas, now),
+        decisions=list(ScalingDecision.objects.order_by("-at")[:FEED_ROWS]),
+        incidents=[_incident_row(row) for row in Incident.objects.order_by("-opened_at")[:FEED_ROWS]],
+        open_incidents=Incident.objects.filter(closed_at__isnull=True).count(),
+        live=live,
+        feed_age_s=live.feed_age_s(now.timestamp()),
+    )
+
+
+def _deployment_rows(
+    deployments: Sequence[Deployment], replicas: Sequence[Replica], live: Live, now: datetime
+) -> list[DeploymentRow]:
+    revisions = {row.deployment_id: row for row in Revision.objects.filter(is_current=True)}
+    profiles = current_profiles(now)
+    sold = sold_now(now)
+    used = used_now(now)
+    ttft = ttft_p95_ms(now)
+    by_deployment: dict[UUID, list[Replica]] = defaultdict(list)
+    for replica in replicas:
+        by_deployment[replica.deployment_id].append(replica)
+    rows = []
+    for deployment in deployments:
+        own = by_deployment[deployment.pk]
+        revision, profile = revisions.get(deployment.pk), profiles.get(deployment.pool_id)
+        reference = profile.replica_mu_per_min if profile else 100.0
+        rows.append(
+            DeploymentRow(
+                deployment=deployment,
+                engine=revision.get_runtime_display() if revision else "no revision",
+                is_simulated=revision is not None and revision.runtime == Revision.Runtime.SIMULATED,
+                marks=replica_marks(own, deployment),
+                ready=sum(replica.state == "ready" for replica in own),
+                starting=sum(replica.state in ("pending", "starting") for replica in own),
+                failed=sum(replica.state == "failed" for replica in own),
+                have_mu_per_min=sum(replica.supply_mu_per_min for replica in own if replica.state == "ready"),
+                could_mu_per_min=deployment.max_replicas * reference if deployment.is_enabled else 0.0,
+                sold_mu_per_min=sold.get(deployment.pool_id, 0.0),
+                used_mu_per_min=used.get(deployment.pk, 0.0),
+                reference_mu_per_min=reference,
+                is_calibrated=profile is not None and profile.calibrated,
+                ttft_p95_ms=ttft.get(deployment.pk),
+                now=live.deployments.get(str(deployment.pk)),
+            )
+        )
+    return rows
+
+
+def replica_marks(replicas: Sequence[Replica], deployment: Deployment) -> list[tuple[str, str]]:
+    """One mark per replica, then an empty slot for each more that the deployment may have (at most 24 marks)."""
+    order = {"ready": 0, "starting": 1, "pending": 1, "draining": 2, "stopping": 2, "failed": 3}
+    ranked = sorted(replicas, key=lambda replica: order.get(replica.state, 4))
+    shown = [
+        (
+            "starting" if replica.state == "pending" else "draining" if replica.state == "stopping" else replica.state,
+            replica.get_state_display(),
+        )
+        for replica in ranked
+    ]
+    slots = deployment.max_replicas - sum(replica.state != "failed" for replica in replicas)
+    shown += [("slot", "Could have one more")] * max(0, slots)
+    return shown[:24]
+
+
+def current_profiles(now: datetime) -> dict[UUID, CostProfile]:
+    """The price in force of each pool, by pool."""
+    newest = (
+        CostProfile.objects.filter(pool=OuterRef("pool"), effective_from__lte=now)
+        .order_by("-effective_from", "-version")
+        .values("pk")[:1]
+    )
+    return {row.pool_id: row for row in CostProfile.objects.filter(pk=Subquery(newest))}
+
+
+def sold_now(now: datetime) -> dict[UUID, float]:
+    """MU/min reserved and running at ``now``, by pool."""
+    running = Reservation.objects.filter(state=Reservation.State.ACTIVE, starts_at__lte=now).filter(
+        Q(ends_at__isnull=True) | Q(ends_at__gt=now)
+    )
+    return dict(running.order_by().values("pool").annotate(sum=Sum("mu_per_min")).values_list("pool", "sum"))
+
+
+def used_now(now: datetime) -> dict[UUID, float]:
+    """MU settled in the last 60 s, by deployment, from this and the last minute's roll-ups."""
+    minute = now.replace(second=0, microsecond=0)
+    sums: dict[UUID, dict[datetime, float]] = defaultdict(dict)
+    rollups = UsageRollup.objects.filter(
+        period=UsageRollup.Period.MINUTE, starts_at__gte=minute - timedelta(minutes=1), starts_at__lte=minute
+    )
+    for deployment_id, starts_at, mu in (
+        rollups.order_by()
+        .values("deployment_id", "starts_at")
+        .annotate(sum=Sum("mu"))
+        .values_list("deployment_id", "starts_at", "sum")
+    ):
+        sums[deployment_id][starts_at] = mu
+    elapsed_s = (now - minute).total_seconds()
+    return {
+        deployment_id: figures.sliding_minute(
+            by_minute.get(minute - timedelta(minutes=1), 0.0), by_minute.get(minute, 0.0), elapsed_s
+        )
+        for deployment_id, by_minute in sums.items()
+    }
+
+
+def ttft_p95_ms(now: datetime) -> dict[UUID, float | None]:
+    """TTFT p95 of each deployment, from the newest requests of the last five minutes."""
+    rows = (
+        UsageRecord.objects.filter(ended_at__gte=now - TTFT_WINDOW, first_byte_at__isnull=False)
+        .order_by("-ended_at")
+        .values_list("deployment_id", "admitted_at", "first_byte_at")[:TTFT_ROWS]
+    )
+    samples: dict[UUID, list[float]] = defaultdict(list)
+    for deployment_id, admitted_at, first_byte_at in rows:
+        if first_byte_at is not None:
+            samples[deployment_id].append((first_byte_at - admitted_at).total_seconds() * 1000)
+    return {deployment_id: figures.percentile(values, 0.95) for deployment_id, values in samples.items()}
+
+
+def start_steps(state: str, phase: str, progress: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The phases of a start with what is done, under way or failed. Empty for a replica that is past it."""
+    if state not in ("pending", "starting", "failed"):
+        return ()
+    names = [name for name, _ in PHASES]
+    reached = phase if phase in names else str(progress.get("phase") or progress.get("step") or "")
+    if state == "failed" and reached not in names:
+        return ()
+    at = names.index(reached) if reached in names else -1
+    share = progress.get("share")
+    detail = str(progress.get("detail") or (f"{share * 100:.0f} %" if isinstance(share, int | float) else ""))
+    steps = []
+    for index, (_, label) in enumerate(PHASES):
+        mark = "done" if index < at else ("fail" if state == "failed" else "now") if index == at else ""
+        steps.append(Step(label=label, mark=mark, detail=detail if index == at else ""))
+    return tuple(steps)
+
+
+def _replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
+    engine = live.engines.get(str(replica.pk))
+    progress = replica.progress if isinstance(replica.progress, dict) else {}
+    share = progress.get("share")
+    return ReplicaRow(
+        id=replica.pk,
+        name=str(replica.pk)[-6:],
+        deployment=replica.deployment,
+        state=replica.state,
+        phase=replica.phase,
+        since_s=figures.seconds_between(replica.state_since, now),
+        reason=replica.reason,
+        host=replica.host.name if replica.host else "",
+        accelerators=", ".join(str(index) for index in replica.accelerators),
+        steps=start_steps(replica.state, replica.phase, progress),
+        share=float(share) if isinstance(share, int | float) else None,
+        supply_mu_per_min=replica.supply_mu_per_min,
+        in_flight=None if engine is None or engine.running is None else engine.running + (engine.waiting or 0.0),
+        target=replica.revision.target_concurrency,
+        kv_share=None if engine is None else engine.kv_usage,
+        engine=replica.engine_version or replica.revision.get_runtime_display(),
+        can_retry=replica.state == "failed",
+    )
+
+
+def _replica_order(row: ReplicaRow) -> tuple[int, str, str]:
+    rank = 0 if row.state == "failed" else 1 if row.state in IN_TRANSITION else 2
+    return rank, row.deployment.name, row.name
+
+
+def _host_rows(replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
+    accelerators: dict[UUID, list[Accelerator]] = defaultdict(list)
+    for accelerator in Accelerator.objects.order_by("host", "index"):
+        accelerators[accelerator.host_id].append(accelerator)
+    rows = []
+    for host in Host.objects.select_related("hardware_type"):
+        own = [replica for replica in replicas if replica.host_id == host.pk and replica.state != "failed"]
+        age_s = figures.seconds_between(host.last_report_at, now)
+        facts = host.report if isinstance(host.report, dict) else {}
+        environments = facts.get("environments")
+        rows.append(
+            HostRow(
+                host=host,
+                report_age_s=age_s,
+                is_silent=host.state == Host.State.LOST or age_s is None or age_s > HOST_SILENT_S,
+                facts=facts,
+                accelerators=accelerators[host.pk],
+                replicas=len(own),
+                ready=sum(replica.state == "ready" for replica in own),
+                environments=[row for row in environments if isinstance(row, dict)] if environments else [],
+            )
+        )
+    return rows
+
+
+def _incident_row(incident: Incident) -> IncidentRow:
+    timeline = incident.timeline if isinstance(incident.timeline, list) else []
+    last = timeline[-1] if timeline and isinstance(timeline[-1], dict) else {}
+    open_s = None if incident.closed_at is None else (incident.closed_at - incident.opened_at).total_seconds()
+    return IncidentRow(incident=incident, open_s=open_s, last_step=str(last.get("what", "")))
+
+
+def total(rows: Sequence[DeploymentRow]) -> Totals:
+    """Sums over all deployments, in MU/min of the one pool or in replica-equivalents of several."""
+    pools = {row.deployment.pool_id for row in rows}
+    is_one = len(pools) == 1
+
+    def scaled(row: DeploymentRow, mu_per_min: float) -> float:
+        return mu_per_min if is_one else mu_per_min / row.reference_mu_per_min
+
+    sold = {row.deployment.pool_id: scaled(row, row.sold_mu_per_min) for row in rows}
+    seen = [(row, row.now) for row in rows if row.now is not None]
+    return Totals(
+        unit="MU/min" if is_one else "replica-eq.",
+        have=sum(scaled(row, row.have_mu_per_min) for row in rows),
+        could=sum(scaled(row, row.could_mu_per_min) for row in rows),
+        sold=sum(sold.values()),
+        used=sum(scaled(row, row.used_mu_per_min) for row in rows),
+        offered=sum(scaled(row, now.offered_mu_per_min) for row, now in seen) if seen else None,
+        requests_per_s=sum(now.requests_per_s for _, now in seen) if seen else None,
+        refused_per_s=sum(now.refused_per_s for _, now in seen) if seen else None,
+        ready=sum(row.ready for row in rows),
+        starting=sum(row.starting for row in rows),
+        failed=sum(row.failed for row in rows),
+        pool=rows[0].deployment.pool.name if is_one else "",
+    )
+
+
+def headline(totals: Totals, rows: Sequence[DeploymentRow]) -> str:
+    """The sentence that answers the page's question: how much do we have, have we sold, is being used?"""
+    if not rows:
+        return "Nothing is deployed yet, so there is nothing to sell."
+    unit = f"MU/min of {totals.pool}" if totals.pool else "replica-equivalents"
+    first = (
+        f"We have {figures.number(totals.have)} {unit}, have sold {figures.number(totals.sold)}"
+        f" and use {figures.number(totals.used)}."
+    )
+    down = [row.deployment.name for row in rows if row.deployment.is_enabled and not row.ready]
+    if down:
+        verb = "has" if len(down) == 1 else "have"
+        names = down[0] if len(down) == 1 else f"{', '.join(down[:-1])} and {down[-1]}"
+        return f"{first} {names} {verb} no ready replica."
+    if totals.sold > totals.have:
+        return f"{first} More is sold than ready: short by {figures.number(totals.sold - totals.have)}."
+    return f"{first} {figures.number(totals.have - totals.used)} is free."

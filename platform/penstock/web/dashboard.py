@@ -1,0 +1,124 @@
+"""The tenant's dashboard: how much am I using, and is it fast? And the chooser between tenants."""
+
+from datetime import datetime
+
+from django.conf import settings
+from django.http import Http404, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from django.views.decorators.http import require_GET
+
+from capacity.models import Pool
+from penstock.web import figures
+from penstock.web.access import UserRequest, signed_in, tenant_or_404
+from penstock.web.dashboard_data import TENANT_RANGES, Dashboard, gather_dashboard, usage_series
+from penstock.web.series import pick
+from penstock.web.shell import page, tenants_of
+from penstock.web.snippets import snippets
+from tenants.models import Tenant
+
+DEFAULT_RANGE = "24h"
+MODEL_PLACEHOLDER = "MODEL"
+
+
+@require_GET
+@signed_in
+def home(request: UserRequest) -> HttpResponse:
+    """To where the user's work is: console, the one tenant, or the choice between several."""
+    if request.user.is_operator:
+        return redirect("console")
+    tenants = tenants_of(request.user)
+    if len(tenants) == 1:
+        return redirect("tenant", tenants[0].slug)
+    return redirect("tenants")
+
+
+@require_GET
+@signed_in
+def chooser(request: UserRequest) -> HttpResponse:
+    """Every tenant the user may see, with a search over name and slug."""
+    query = request.GET.get("q", "").strip()
+    tenants = tenants_of(request.user)
+    shown = [row for row in tenants if query.lower() in row.name.lower() or query.lower() in row.slug]
+    return page(
+        request,
+        "dashboard/tenants.html",
+        {"tenants": shown, "count": len(tenants), "query": query},
+        current="tenants",
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time from the URL, None when it is absent or malformed."""
+    try:
+        at = parse_datetime((text or "").replace(" ", "+"))
+    except ValueError:
+        return None
+    return at if at is not None and at.tzinfo is not None else None
+
+
+@require_GET
+@signed_in
+def tenant(request: UserRequest, slug: str) -> HttpResponse:
+    owner, role = tenant_or_404(request.user, slug)
+    chosen = pick(TENANT_RANGES, request.GET.get("range"), DEFAULT_RANGE)
+    only_failed = request.GET.get("outcome") == "failed"
+    data = gather_dashboard(owner, chosen, timezone.now(), _moment(request.GET.get("before")), only_failed)
+    model = next((row.name for row in data.models if row.name == request.GET.get("model")), None)
+    model = model or (data.models[0].name if data.models else MODEL_PLACEHOLDER)
+    pools = list({row.pool.slug: row.pool for row in data.models}.values())
+    context = {
+        "data": data,
+        "role": role,
+        "headline": headline(owner, data, chosen.label),
+        "range": chosen,
+        "ranges": TENANT_RANGES.values(),
+        "pools": pools,
+        "pool": next((row for row in pools if row.slug == request.GET.get("pool")), pools[0] if pools else None),
+        "model": model,
+        "snippets": snippets(settings.PENSTOCK_API_URL.rstrip("/"), model),
+        "base_url": settings.PENSTOCK_API_URL,
+        "only_failed": only_failed,
+        "is_paged": bool(request.GET.get("before")),
+    }
+    return page(request, "dashboard/home.html", context, current="tenant", tenant=owner)
+
+
+@require_GET
+@signed_in
+def tenant_series(request: UserRequest, slug: str) -> HttpResponseBase:
+    """The usage chart's lines as JSON, of a pool that the tenant may use."""
+    owner, _ = tenant_or_404(request.user, slug)
+    pool = Pool.objects.filter(slug=request.GET.get("pool", "")).first()
+    if pool is None or not (pool.is_public or pool.tenants.filter(pk=owner.pk).exists()):
+        raise Http404("There is no such pool.")
+    chosen = pick(TENANT_RANGES, request.GET.get("range"), DEFAULT_RANGE)
+    return JsonResponse(
+        usage_series(owner, pool, chosen, timezone.now()), headers={"Cache-Control": "private, no-store"}
+    )
+
+
+def headline(owner: Tenant, data: Dashboard, span: str) -> str:
+    """The sentence that answers: how much of what I bought am I using, and is it fast?"""
+    if not owner.is_active:
+        return "This tenant is inactive: its keys are refused. Ask the operator of the platform."
+    if data.held:
+        held = max(data.held, key=lambda row: row.share)
+        return (
+            f"You use {figures.number(held.used_mu_per_min)} of the {figures.number(held.reservation.mu_per_min)} "
+            f"MU/min you reserved on {held.reservation.pool.name}."
+        )
+    if not data.total.requests:
+        return (
+            "No request yet in this range."
+            if data.has_used
+            else "No request yet. Send the first one with the lines below."
+        )
+    requests, prefix = figures.compact(data.total.requests)
+    slow = (
+        f", {figures.milliseconds(data.total.ttft_ms)} ms to the first token on average" if data.total.ttft_ms else ""
+    )
+    failed = f"; {figures.number(data.total.failed)} failed" if data.total.failed else ""
+    return f"{requests}{prefix} requests in the last {span}{slow}{failed}."

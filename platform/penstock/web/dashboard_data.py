@@ -1,0 +1,277 @@
+"""What a tenant's dashboard shows: usage by model and key, latest requests, limits. Every query names the tenant."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.db.models import Q, QuerySet, Sum
+
+from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
+from penstock.web import figures
+from penstock.web.series import Line, Range, bucket_starts, sold_line
+from serving.models import Deployment, Revision
+from tenants.models import ApiKey, Limit, Tenant
+
+LATEST_ROWS = 20
+TENANT_RANGES = {
+    item.key: item
+    for item in (
+        Range("1h", "1 h", timedelta(hours=1), timedelta(minutes=1), 30),
+        Range("6h", "6 h", timedelta(hours=6), timedelta(minutes=5), 60),
+        Range("24h", "24 h", timedelta(hours=24), timedelta(minutes=15), 60),
+        Range("7d", "7 d", timedelta(days=7), timedelta(hours=1), 300),
+        Range("30d", "30 d", timedelta(days=30), timedelta(hours=6), 300),
+    )
+}
+SUMS = {
+    name: Sum(name)
+    for name in (
+        "requests",
+        "failed",
+        "input_tokens",
+        "cached_tokens",
+        "output_tokens",
+        "mu",
+        "ttft_ms_sum",
+        "ttft_count",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Usage over a range. Tokens by kind; MU of one pool only, else they would not add."""
+
+    name: str
+    sub: str = ""
+    requests: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    mu: float = 0.0
+    ttft_ms_sum: float = 0.0
+    ttft_count: int = 0
+
+    @property
+    def ttft_ms(self) -> float | None:
+        return self.ttft_ms_sum / self.ttft_count if self.ttft_count else None
+
+    @property
+    def cached_share(self) -> float | None:
+        return self.cached_tokens / self.input_tokens if self.input_tokens else None
+
+    @property
+    def failed_share(self) -> float | None:
+        return self.failed / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A served model that the tenant may use."""
+
+    name: str
+    pool: Pool
+    engine: str
+    is_simulated: bool
+
+
+@dataclass(frozen=True)
+class RequestRow:
+    record: UsageRecord
+    key: str
+    ttft_ms: float | None
+    duration_ms: float
+
+    @property
+    def is_plain(self) -> bool:
+        return self.record.outcome == "completed"
+
+    @property
+    def outcome(self) -> str:
+        return self.record.outcome.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A reservation that runs now, and what the tenant used of the pool in the last 60 s."""
+
+    reservation: Reservation
+    used_mu_per_min: float
+
+    @property
+    def share(self) -> float:
+        return self.used_mu_per_min / self.reservation.mu_per_min
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    at: datetime
+    total: Usage
+    by_model: list[Usage]
+    by_key: list[Usage]
+    latest: list[RequestRow]
+    older: str
+    limits: list[Limit]
+    models: list[ModelChoice]
+    held: list[Held]
+    keys: list[ApiKey]
+    has_used: bool
+
+
+def period_for(chosen: Range) -> UsageRollup.Period:
+    """The coarsest roll-up that fills the range's buckets."""
+    return UsageRollup.Period.HOUR if chosen.step >= timedelta(hours=1) else UsageRollup.Period.MINUTE
+
+
+def usable_models(tenant: Tenant) -> list[ModelChoice]:
+    """Models the tenant may send requests to, by name."""
+    deployments = list(
+        Deployment.objects.filter(Q(pool__is_public=True) | Q(pool__tenants=tenant), is_enabled=True)
+        .select_related("pool")
+        .distinct()
+        .order_by("name")
+    )
+    revisions = {row.deployment_id: row for row in Revision.objects.filter(deployment__in=deployments, is_current=True)}
+    choices = []
+    for row in deployments:
+        revision = revisions.get(row.pk)
+        choices.append(
+            ModelChoice(
+                name=row.name,
+                pool=row.pool,
+                engine=revision.get_runtime_display() if revision else "",
+                is_simulated=revision is not None and revision.runtime == Revision.Runtime.SIMULATED,
+            )
+        )
+    return choices
+
+
+def gather_dashboard(
+    tenant: Tenant, chosen: Range, now: datetime, before: datetime | None, only_failed: bool
+) -> Dashboard:
+    """Everything the dashboard shows. ``before`` pages back through the latest requests."""
+    rollups = _rollups(tenant, chosen, now)
+    names = dict(Deployment.objects.values_list("pk", "name"))
+    pools = dict(Pool.objects.values_list("pk", "name"))
+    keys = list(ApiKey.objects.filter(tenant=tenant).order_by("name"))
+    key_names = {key.pk: key.name for key in keys}
+    grouped = list(rollups.order_by().values("deployment_id", "pool_id", "key_id").annotate(**SUMS))
+    latest = UsageRecord.objects.filter(tenant_id=tenant.pk).order_by("-ended_at")
+    if before is not None:
+        latest = latest.filter(ended_at__lt=before)
+    if only_failed:
+        latest = latest.exclude(outcome="completed")
+    records = list(latest[: LATEST_ROWS + 1])
+    return Dashboard(
+        at=now,
+        total=_sum("Total", "", grouped),
+        by_model=_by_model(grouped, names, pools),
+        by_key=_by_key(grouped, names, key_names),
+        latest=[_request_row(row, key_names) for row in records[:LATEST_ROWS]],
+        older=records[LATEST_ROWS - 1].ended_at.isoformat() if len(records) > LATEST_ROWS else "",
+        limits=list(Limit.objects.filter(tenant=tenant).select_related("api_key").order_by("api_key__name", "kind")),
+        models=usable_models(tenant),
+        held=held_now(tenant, now),
+        keys=keys,
+        has_used=bool(grouped) or bool(records) or before is not None or only_failed,
+    )
+
+
+def _rollups(tenant: Tenant, chosen: Range, now: datetime) -> QuerySet[UsageRollup]:
+    starts = bucket_starts(now.timestamp(), chosen)
+    return UsageRollup.objects.filter(
+        tenant_id=tenant.pk, period=period_for(chosen), starts_at__gte=datetime.fromtimestamp(starts[0], now.tzinfo)
+    )
+
+
+def _sum(name: str, sub: str, rows: Sequence[dict[str, object]]) -> Usage:
+    totals: dict[str, float] = {field: sum(float(str(row[field] or 0)) for row in rows) for field in SUMS}
+    return Usage(
+        name=name,
+        sub=sub,
+        mu=totals["mu"],
+        ttft_ms_sum=totals["ttft_ms_sum"],
+        **{field: int(totals[field]) for field in SUMS if field not in ("mu", "ttft_ms_sum")},
+    )
+
+
+def _by_model(grouped: Sequence[dict[str, object]], names: dict[UUID, str], pools: dict[UUID, str]) -> list[Usage]:
+    by: dict[tuple[object, object], list[dict[str, object]]] = defaultdict(list)
+    for row in grouped:
+        by[row["deployment_id"], row["pool_id"]].append(row)
+    rows = [_sum(_name(names, deployment), _name(pools, pool), own) for (deployment, pool), own in by.items()]
+    return sorted(rows, key=lambda row: -row.requests)
+
+
+def _by_key(grouped: Sequence[dict[str, object]], names: dict[UUID, str], keys: dict[UUID, str]) -> list[Usage]:
+    rows = [_sum(_name(keys, row["key_id"]), _name(names, row["deployment_id"]), [row]) for row in grouped]
+    return sorted(rows, key=lambda row: -row.requests)
+
+
+def _name(names: dict[UUID, str], identifier: object) -> str:
+    return names.get(identifier, "deleted") if isinstance(identifier, UUID) else "deleted"
+
+
+def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:
+    ttft_s = None if record.first_byte_at is None else figures.seconds_between(record.admitted_at, record.first_byte_at)
+    return RequestRow(
+        record=record,
+        key=_name(keys, record.key_id),
+        ttft_ms=None if ttft_s is None else ttft_s * 1000,
+        duration_ms=(record.ended_at - record.admitted_at).total_seconds() * 1000,
+    )
+
+
+def held_now(tenant: Tenant, now: datetime) -> list[Held]:
+    """The tenant's running reservations with what it used of each pool in the last 60 s."""
+    running = list(
+        Reservation.objects.filter(tenant=tenant, state=Reservation.State.ACTIVE, starts_at__lte=now)
+        .filter(Q(ends_at__isnull=True) | Q(ends_at__gt=now))
+        .select_related("pool")
+    )
+    minute = now.replace(second=0, microsecond=0)
+    rollups = UsageRollup.objects.filter(
+        tenant_id=tenant.pk, period=UsageRollup.Period.MINUTE, starts_at__gte=minute - timedelta(minutes=1)
+    )
+    by_pool: dict[UUID, dict[datetime, float]] = defaultdict(dict)
+    for pool_id, starts_at, mu in (
+        rollups.order_by()
+        .values("pool_id", "starts_at")
+        .annotate(sum=Sum("mu"))
+        .values_list("pool_id", "starts_at", "sum")
+    ):
+        by_pool[pool_id][starts_at] = mu
+    elapsed_s = (now - minute).total_seconds()
+    return [
+        Held(
+            reservation=row,
+            used_mu_per_min=figures.sliding_minute(
+                by_pool[row.pool_id].get(minute - timedelta(minutes=1), 0.0),
+                by_pool[row.pool_id].get(minute, 0.0),
+                elapsed_s,
+            ),
+        )
+        for row in running
+    ]
+
+
+def usage_series(tenant: Tenant, pool: Pool, chosen: Range, now: datetime) -> dict[str, object]:
+    """The tenant's MU/min of one pool over the range, and what it has reserved of it."""
+    starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
+    sums = [0.0] * len(starts)
+    rollups = _rollups(tenant, chosen, now).filter(pool_id=pool.pk)
+    for starts_at, mu in rollups.order_by().values("starts_at").annotate(sum=Sum("mu")).values_list("starts_at", "sum"):
+        index = int((starts_at.timestamp() - starts[0]) // step_s)
+        if 0 <= index < len(starts):
+            sums[index] += mu
+    used: Line = [value / step_s * 60.0 for value in sums]
+    sales = [
+        (row.starts_at.timestamp(), row.ends_at.timestamp() if row.ends_at else None, row.mu_per_min)
+        for row in Reservation.objects.filter(
+            tenant=tenant, pool=pool, state__in=(Reservation.State.ACTIVE, Reservation.State.ENDED)
+        )
+    ]
+    return {"unit": "MU/min", "t": starts, "sold": sold_line(starts, sales), "used": used}
