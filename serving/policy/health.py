@@ -2,7 +2,7 @@
 
 An engine whose core hangs keeps answering ``/health`` and ``/metrics`` with 200, and an overloaded one answers nothing
 in time: neither proves anything. What proves life is tokens. So a real completion is asked for at top priority, only
-where none was seen lately; failures count only while no token moves anywhere; and a verdict of *dead* needs two of them.
+where none was seen lately; failures count only while no token moves anywhere; and *dead* takes two of them.
 
 Progress is told by change, never by comparing clocks: a mark or counter that moved since the last look moved now.
 """
@@ -136,7 +136,7 @@ class Verdict:
 
 
 def look(memory: Memory, seen: Sighting, *, now: float, config: Config | None = None) -> Memory:
-    """Return ``memory`` with what was ``seen`` now. Any moved mark or counter is a sign of life and forgives failures."""
+    """Return ``memory`` with what was ``seen`` now. A mark or counter that moved is a sign of life: failures go."""
     fresh_s = (config or Config()).fresh_s
     if memory.process_start is not None and seen.process_start not in (None, memory.process_start):
         memory = Memory()
@@ -169,13 +169,19 @@ def look(memory: Memory, seen: Sighting, *, now: float, config: Config | None = 
 
 
 def record_probe(memory: Memory, probe: Probe) -> Memory:
-    """Return ``memory`` with the result of a probe. Only an answer is a sign of life."""
+    """Return ``memory`` with the result of a probe. Only an answer is a sign of life.
+
+    A failure counts only when no token moved since the probe began.
+    """
     memory = replace(memory, probed_at=probe.started_at)
     if probe.outcome == "ok":
         return _alive_again(memory, probe.ended_at)
     if probe.outcome == "busy":
         return replace(memory, busy_since=memory.busy_since or probe.started_at)
-    return replace(memory, failures=(*memory.failures, probe)[-8:], failed_at=probe.ended_at)
+    memory = replace(memory, failed_at=probe.ended_at)
+    if _progressed_at(memory) >= probe.started_at:
+        return memory
+    return replace(memory, failures=(*memory.failures, probe)[-8:])
 
 
 def should_probe(config: Config, memory: Memory, *, now: float) -> Advice:
@@ -274,7 +280,7 @@ def _progressed_at(memory: Memory) -> float:
 def _has_moved(before: Mapping[str, float], after: Mapping[str, float], now: float, fresh_s: float) -> bool:
     """Whether a mark moved; one of a gateway not heard before counts when it is recent by its own clock."""
     return any(
-        mark > before[gateway] if gateway in before else 0 < mark and abs(now - mark) <= fresh_s
+        mark > before[gateway] if gateway in before else mark > 0 and abs(now - mark) <= fresh_s
         for gateway, mark in after.items()
     )
 
