@@ -65,7 +65,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
-    "penstock.web.csp.ContentSecurityPolicyMiddleware",
+    "penstock.web.csp.content_security_policy",
 ]
 ROOT_URLCONF = "penstock.urls"
 ASGI_APPLICATION = "penstock.asgi.application"
@@ -95,6 +95,13 @@ PENSTOCK_WEB_PORT = env.integer("PENSTOCK_PORT", 8000)
 PENSTOCK_API_PORT = env.integer("PENSTOCK_API_PORT", 8080)
 PENSTOCK_CONSOLE_URL = env.text("PENSTOCK_CONSOLE_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_WEB_PORT}"
 PENSTOCK_API_URL = env.text("PENSTOCK_API_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_API_PORT}/v1"
+
+PENSTOCK_HOST_LOST_S = float(env.integer("PENSTOCK_HOST_LOST_S", 15))
+"""A host whose agent has not reported for so long is lost, and its replicas fail over."""
+PENSTOCK_DRAIN_LIMIT_S = float(env.integer("PENSTOCK_DRAIN_LIMIT_S", 30))
+"""A draining replica is stopped after this time, whatever is still in flight."""
+PENSTOCK_HISTORY_DAYS = env.integer("PENSTOCK_HISTORY_DAYS", 30)
+"""Ended replicas and scaling decisions are kept for so long. Usage, incidents and audit entries stay."""
 
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
