@@ -1,0 +1,175 @@
+"""From a pair of journal lines to the row of the books, and from rows to sums. No query is made here."""
+
+import datetime
+import math
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from capacity.models import UsageRecord, UsageRollup
+from capacity.usage.batch import Pair
+
+FINE = frozenset({"completed", "client_closed"})
+"""Outcomes that are no failure of the platform."""
+
+_LARGEST = 2**63 - 1
+
+
+class RowError(ValueError):
+    """The pair cannot become a row; the message says why."""
+
+
+def usage_record(pair: Pair, *, gateway: str) -> UsageRecord:
+    """The row of one request. Raises RowError.
+
+    Texts are cut to their columns. An end before the admission (the gateway's clock was set back) becomes the moment
+    of admission: that is no reason to doubt the tokens.
+    """
+    admit, end = pair
+    _require_sound(pair)
+    try:
+        return UsageRecord(
+            id=uuid.UUID(admit.id),
+            client_request_id=_text(admit.client_request_id, 200),
+            tenant_id=uuid.UUID(admit.tenant),
+            key_id=uuid.UUID(admit.key),
+            pool_id=uuid.UUID(admit.pool),
+            deployment_id=uuid.UUID(admit.deployment),
+            revision_id=uuid.UUID(admit.revision),
+            replica_id=uuid.UUID(end.replica) if end.replica else None,
+            model=_text(admit.model, 200),
+            dialect=_text(admit.dialect, 20),
+            service_class=_text(admit.service_class, 12),
+            stream=admit.stream,
+            profile_version=admit.profile_version,
+            estimated_mu=admit.estimated_mu,
+            actual_mu=end.actual_mu,
+            estimated_input_tokens=admit.estimated.input_tokens,
+            estimated_output_tokens=admit.estimated.output_tokens,
+            input_tokens=end.usage.input_tokens,
+            cached_tokens=end.usage.cached_tokens,
+            output_tokens=end.usage.output_tokens,
+            units=end.usage.units,
+            lower_bound=end.lower_bound,
+            outcome=end.outcome,
+            status=end.status,
+            finish_reason=_text(end.finish_reason, 40),
+            error=_text(end.error, 500),
+            attempts=_plain(msgspec.to_builtins(end.attempts)),
+            gateway=_text(gateway, 64),
+            admitted_at=moment(admit.at),
+            routed_at=moment(end.routed_at) if end.routed_at else None,
+            first_byte_at=moment(end.first_byte_at) if end.first_byte_at else None,
+            ended_at=moment(max(admit.at, end.at)),
+        )
+    except (ValueError, OverflowError, OSError) as error:
+        raise RowError(str(error)) from error
+
+
+def moment(unix_s: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+
+
+def _require_sound(pair: Pair) -> None:
+    admit, end = pair
+    numbers: dict[str, float] = {
+        "estimated_mu": admit.estimated_mu,
+        "actual_mu": end.actual_mu,
+        "profile_version": admit.profile_version,
+        "status": end.status,
+        "estimated input_tokens": admit.estimated.input_tokens,
+        "estimated output_tokens": admit.estimated.output_tokens,
+        "input_tokens": end.usage.input_tokens,
+        "cached_tokens": end.usage.cached_tokens,
+        "output_tokens": end.usage.output_tokens,
+        **end.usage.units,
+    }
+    for name, value in numbers.items():
+        if not math.isfinite(value) or not 0 <= value <= _LARGEST:
+            raise RowError(f"{name} is {value}")
+    if not admit.service_class:
+        raise RowError("the service class is empty")
+
+
+def _text(value: str, length: int) -> str:
+    """PostgreSQL stores no NUL, and no more than the column holds."""
+    return value.replace("\0", "")[:length]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value, 500)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+RollupKey = tuple[str, datetime.datetime, str, str, str, str, str]
+"""Period, start, tenant, key, pool, deployment, service class; ids as text, so that keys have an order."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """What is added to one roll-up row. Times in ms."""
+
+    requests: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    ttft_count: int = 0
+    _mu: list[float] = field(default_factory=list)
+    _ttft_ms: list[float] = field(default_factory=list)
+    _duration_ms: list[float] = field(default_factory=list)
+
+    def add(self, record: UsageRecord) -> None:
+        self.requests += 1
+        self.failed += record.outcome not in FINE
+        self.input_tokens += record.input_tokens
+        self.cached_tokens += record.cached_tokens
+        self.output_tokens += record.output_tokens
+        self._mu.append(record.actual_mu)
+        self._duration_ms.append((record.ended_at - record.admitted_at).total_seconds() * 1000)
+        if record.first_byte_at is not None:
+            self.ttft_count += 1
+            ttft_s = (record.first_byte_at - record.admitted_at).total_seconds()
+            self._ttft_ms.append(max(0.0, ttft_s * 1000))
+
+    def columns(self) -> dict[str, float]:
+        """Amounts by column of ``UsageRollup``. Floats are summed exactly, so the order of records does not matter."""
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "input_tokens": self.input_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "mu": math.fsum(self._mu),
+            "ttft_ms_sum": math.fsum(self._ttft_ms),
+            "ttft_count": self.ttft_count,
+            "duration_ms_sum": math.fsum(self._duration_ms),
+        }
+
+
+def period_start(at: datetime.datetime, period: str) -> datetime.datetime:
+    """Start of the UTC minute, hour or day in which ``at`` lies."""
+    minute = at.astimezone(datetime.UTC).replace(second=0, microsecond=0)
+    if period == UsageRollup.Period.MINUTE:
+        return minute
+    hour = minute.replace(minute=0)
+    return hour if period == UsageRollup.Period.HOUR else hour.replace(hour=0)
+
+
+def sum_up(records: Iterable[UsageRecord]) -> dict[RollupKey, Sums]:
+    """Sums of ``records`` by roll-up row, for minutes, hours and days."""
+    sums: dict[RollupKey, Sums] = {}
+    for record in records:
+        who = (str(record.tenant_id), str(record.key_id), str(record.pool_id), str(record.deployment_id))
+        for period in UsageRollup.Period.values:
+            key = (period, period_start(record.ended_at, period), *who, record.service_class)
+            sums.setdefault(key, Sums()).add(record)
+    return sums
