@@ -1,0 +1,60 @@
+"""Orders on their way to an agent: the newest stand as a key in the state, a message nudges."""
+
+import datetime
+import json
+import logging
+
+import redis
+from django.conf import settings
+from kombu.exceptions import KombuError, OperationalError
+
+from capacity.models import Host
+from penstock.loops.broker import AGENT_PREFIX, ORDERS_TASK, agents_app, host_queue
+from serving.agents.envelopes import ReportRejected, host_secret
+from serving.agents.orders import host_orders_refresh
+
+log = logging.getLogger(__name__)
+
+_NUDGE_AGAIN_S = 5
+_LISTENING_S = 10.0
+"""An agent that has been silent for longer reads the key when it is back: nudges would only pile up."""
+
+
+def orders_key(host_id: str) -> str:
+    """Where the newest sealed orders of a host stand."""
+    return f"{AGENT_PREFIX}orders:{host_id}"
+
+
+def orders_send(host: Host, *, client: redis.Redis, now: datetime.datetime) -> bool:
+    """Bring the host's orders up to date, and nudge its agent until it has acknowledged them; True if they changed."""
+    try:
+        secret = host_secret(host)
+    except ReportRejected as error:
+        log.error("no orders for host %s: %s", host.name, error)
+        return False
+    orders = host_orders_refresh(host_id=str(host.pk), secret=secret, drain_limit_s=settings.PENSTOCK_DRAIN_LIMIT_S)
+    if orders is None:
+        return False
+    key, sealed = orders_key(orders.host_id), json.dumps(orders.envelope, sort_keys=True).encode()
+    # The state may have come back empty, or hold what a slower process wrote after a faster one.
+    is_stale = client.get(key) != sealed
+    if is_stale:
+        client.set(key, sealed)
+    is_listening = host.last_report_at is not None and (now - host.last_report_at).total_seconds() < _LISTENING_S
+    is_due = orders.changed or is_stale or host.acknowledged_generation < orders.generation
+    if is_due and is_listening and _may_nudge(client, orders.host_id, orders.generation):
+        _nudge(orders.host_id, orders.envelope)
+    return orders.changed
+
+
+def _may_nudge(client: redis.Redis, host_id: str, generation: int) -> bool:
+    return bool(client.set(f"penstock:policy:nudge:{host_id}:{generation}", b"1", nx=True, ex=_NUDGE_AGAIN_S))
+
+
+def _nudge(host_id: str, envelope: dict[str, object]) -> None:
+    try:
+        agents_app(settings.REDIS_URL).send_task(
+            ORDERS_TASK, args=(envelope,), queue=host_queue(host_id), ignore_result=True, retry=False
+        )
+    except (KombuError, OperationalError, OSError, redis.RedisError) as error:
+        log.warning("host %s was not nudged (%s); its agent reads the orders within 2 s", host_id, error)

@@ -1,0 +1,110 @@
+"""Placement: pending replicas find a host by ``capacity.policy.placement``, or say why none fits."""
+
+import datetime
+import logging
+from collections.abc import Sequence
+
+from capacity.models import CostProfile, Host
+from capacity.policy.placement import AcceleratorView, HostView, Need, place
+from penstock.loops.prices import current_profile
+from serving.models import Replica
+
+log = logging.getLogger(__name__)
+
+_OCCUPYING = (
+    Replica.State.PENDING,
+    Replica.State.STARTING,
+    Replica.State.READY,
+    Replica.State.DRAINING,
+    Replica.State.STOPPING,
+)
+_LOADING = (Replica.State.PENDING, Replica.State.STARTING)
+_BYTES_PER_PARAMETER = 2.0
+_ROOM = 1.2
+"""Of the weights' size: activations and what the engine keeps beside them."""
+
+
+def place_pending(*, now: datetime.datetime) -> int:
+    """Give each unplaced replica a host; how many found one."""
+    waiting = list(
+        Replica.objects.filter(state=Replica.State.PENDING, host=None)
+        .select_related("deployment__pool__model", "revision")
+        .order_by("created_at")
+    )
+    placed = 0
+    for replica in waiting:
+        profile = current_profile(replica.deployment.pool_id, at=now)
+        placement = place(need_of(replica, profile), host_views(replica, now=now))
+        reason = placement.reason[:500]
+        free = Replica.objects.filter(pk=replica.pk, state=Replica.State.PENDING, host=None)
+        if placement.host_id is None:
+            if replica.reason != reason:
+                free.update(reason=reason, updated_at=now)
+                log.warning("%s cannot be placed: %s", replica, reason)
+            continue
+        placed += free.update(
+            host=placement.host_id, accelerators=list(placement.accelerators), reason=reason, updated_at=now
+        )
+    return placed
+
+
+def need_of(replica: Replica, profile: CostProfile | None) -> Need:
+    """What a replica needs of a host.
+
+    Revision options may say it: ``accelerators`` (number), ``memory_bytes``, ``host_labels``. Otherwise a pool priced
+    on a CPU needs no accelerator, any other as many as its tensor and pipeline parallelism make, and memory follows
+    the model's size at 2 bytes per parameter.
+    """
+    options = replica.revision.options
+    parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
+    on_cpu = profile is None or profile.hardware_type.is_cpu
+    accelerators = int(options.get("accelerators", 0 if on_cpu else parallel))
+    weights = (replica.deployment.pool.model.parameters or 0) * _BYTES_PER_PARAMETER * _ROOM
+    return Need(
+        accelerators=accelerators,
+        memory_bytes=int(options.get("memory_bytes", 0 if accelerators else weights)),
+        accelerator_memory_bytes=int(weights / accelerators) if accelerators else 0,
+        labels=options.get("host_labels", {}),
+    )
+
+
+def host_views(replica: Replica, *, now: datetime.datetime) -> list[HostView]:
+    """The hosts as the placement of ``replica`` sees them."""
+    occupants: dict[object, list[Replica]] = {}
+    for other in Replica.objects.filter(host__isnull=False, state__in=_OCCUPYING).select_related(
+        "deployment__pool__model", "revision"
+    ):
+        occupants.setdefault(other.host_id, []).append(other)
+    return [
+        _host_view(host, occupants.get(host.pk, []), replica, now=now)
+        for host in Host.objects.prefetch_related("accelerators")
+    ]
+
+
+def _host_view(host: Host, there: Sequence[Replica], replica: Replica, *, now: datetime.datetime) -> HostView:
+    taken = {index for other in there for index in other.accelerators}
+    loading = [other for other in there if other.state in _LOADING]
+    committed = sum(need_of(other, current_profile(other.deployment.pool_id, at=now)).memory_bytes for other in loading)
+    age_s = None if host.last_report_at is None else (now - host.last_report_at).total_seconds()
+    return HostView(
+        id=str(host.pk),
+        name=host.name,
+        state=host.state,
+        report_age_s=age_s,
+        cores=float(host.report.get("cores", 1)),
+        memory_available_bytes=int(host.report.get("memory_available_bytes", 0)),
+        memory_committed_bytes=committed,
+        accelerators=tuple(
+            AcceleratorView(
+                index=accelerator.index,
+                memory_bytes=accelerator.memory_bytes,
+                is_healthy=accelerator.is_healthy,
+                taken=accelerator.index in taken,
+            )
+            for accelerator in host.accelerators.all()
+        ),
+        replicas=len(there),
+        peers=sum(other.deployment_id == replica.deployment_id for other in there),
+        starting=len(loading),
+        labels=host.labels,
+    )

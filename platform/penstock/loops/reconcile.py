@@ -1,0 +1,286 @@
+"""Reconcile, every 2 s: from what is wanted to what runs, level-triggered. Safe to repeat, safe to run twice.
+
+Silent hosts are lost and returning ones taken back; replicas are made, placed, drained and stopped; orders go out;
+incidents close when a replacement serves.
+"""
+
+import datetime
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from django.conf import settings
+
+from capacity.models import Host
+from penstock.loops.dispatch import orders_send
+from penstock.loops.placing import place_pending
+from penstock.loops.prices import current_profile
+from penstock.publish import publish_pending
+from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
+from serving.gateway.loads import GatewayBeat, read_beats
+from serving.gateway.state import policy_state_read, policy_state_write
+from serving.models import Deployment, Incident, Replica, Revision
+from serving.policy import lifecycle
+from serving.policy import replicas as policy
+from serving.services import incident_close, incident_open, replica_create, replica_transition
+
+log = logging.getLogger(__name__)
+
+_LOOP = "reconcile"
+_GAP_S = 6.0
+"""Between two ticks: when the loops slept for longer, silent hosts get their time anew."""
+_DRAIN_SETTLE_S = 2.0
+"""Gateways need a moment to learn that a replica drains; until then an idle one may still get a request."""
+_STOP_LIMIT_S = 60.0
+_PROOF_S = 20.0
+"""A token or answer this recent proves that an engine serves, though its agent is silent."""
+_FAILURES_READ = 50
+_BROKEN = (Incident.Kind.HANG, Incident.Kind.CRASH, Incident.Kind.START_FAILED)
+PATIENCE = policy.Patience()
+
+
+@dataclass(slots=True)
+class Load:
+    """What gateways have in flight at one replica, and when it last showed life (UNIX seconds)."""
+
+    requests: int = 0
+    mu: float = 0.0
+    alive_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Tick:
+    """One pass. ``moved`` counts replicas that changed state."""
+
+    client: redis.Redis
+    now: float
+    loads: dict[str, Load] = field(default_factory=dict)
+    moved: int = 0
+
+    @property
+    def at(self) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(self.now, datetime.UTC)
+
+
+def reconcile(client: redis.Redis, *, now: float) -> int:
+    """One pass over hosts, deployments, placements and orders; how many replicas moved. ``now``: UNIX seconds."""
+    tick = Tick(client, now, loads=loads_by_replica(read_beats(client)))
+    _check_hosts(tick)
+    for deployment in Deployment.objects.select_related("pool__model"):
+        _reconcile_deployment(tick, deployment)
+    _end_drains(tick)
+    tick.moved += place_pending(now=tick.at)
+    if tick.moved:
+        publish_pending()
+    for host in Host.objects.all():
+        orders_send(host, client=client, now=tick.at)
+    _close_incidents(tick)
+    return tick.moved
+
+
+def loads_by_replica(beats: Sequence[GatewayBeat]) -> dict[str, Load]:
+    """Sum of all gateways' work at each replica."""
+    loads: dict[str, Load] = {}
+    for beat in beats:
+        for replica_id, seen in beat.replicas.items():
+            load = loads.setdefault(replica_id, Load())
+            load.requests += seen.n
+            load.mu += seen.w + seen.d
+            load.alive_at = max(load.alive_at, seen.last_token_at, seen.last_success_at)
+    return loads
+
+
+def _check_hosts(tick: Tick) -> None:
+    """Lose silent hosts, take back those that report. The clock of their silence stands still while no loop runs."""
+    stored = policy_state_read(tick.client, _LOOP, "clock") or {}
+    is_gap = not 0.0 <= tick.now - float(stored.get("at", 0.0)) <= _GAP_S
+    since = tick.now if is_gap else float(stored.get("since", tick.now))
+    policy_state_write(tick.client, _LOOP, "clock", {"at": tick.now, "since": since})
+    for host in Host.objects.exclude(last_report_at=None):
+        reported = host.last_report_at.timestamp() if host.last_report_at else 0.0
+        if tick.now - reported <= settings.PENSTOCK_HOST_LOST_S:
+            if host.state == Host.State.LOST:
+                host_return(host=host, now=tick.at)
+            continue
+        if tick.now - since <= settings.PENSTOCK_HOST_LOST_S:
+            continue
+        if host.state != Host.State.LOST:
+            host_lose(host=host, silent_s=tick.now - reported, now=tick.at)
+        if host.state == Host.State.LOST:
+            tick.moved += replicas_of_lost_fail(host=host, serving=_proven(tick, host), now=tick.at)
+
+
+def _proven(tick: Tick, host: Host) -> Collection[str]:
+    """Replicas of a silent host that showed life lately, to a gateway or to a probe."""
+    proven = set()
+    for replica_id in map(str, Replica.objects.filter(host=host).values_list("pk", flat=True)):
+        memory = policy_state_read(tick.client, "probe", replica_id) or {}
+        signs = [memory.get("answered_at"), memory.get("progressed_at"), tick.loads.get(replica_id, Load()).alive_at]
+        if any(sign and tick.now - sign <= _PROOF_S for sign in signs):
+            proven.add(replica_id)
+    return proven
+
+
+def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
+    revision = deployment.revisions.filter(is_current=True).first()
+    if revision is None:
+        return
+    rows = {
+        str(replica.pk): replica
+        for replica in deployment.replicas.filter(state__in=tuple(lifecycle.LIVE)).select_related("deployment")
+    }
+    plan = policy.plan(
+        policy.Want(
+            enabled=deployment.is_enabled,
+            minimum=deployment.min_replicas,
+            maximum=deployment.max_replicas,
+            desired=deployment.desired_replicas,
+            pinned=deployment.pinned_replicas,
+        ),
+        [_alive(replica, revision, tick.loads) for replica in rows.values()],
+        failures(deployment, revision),
+        now=tick.now,
+        last_stable_at=_last_stable_at(rows.values(), tick.now),
+        patience=PATIENCE,
+    )
+    for removal in plan.remove:
+        tick.moved += _remove(rows[removal.id], removal, now=tick.at)
+    if plan.create:
+        _create(tick, deployment, revision, plan)
+    if plan.gave_up:
+        _open_crash_loop(deployment, plan, now=tick.at)
+    _explain(tick, deployment, plan)
+
+
+def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> policy.Alive:
+    state: Any = replica.state
+    return policy.Alive(
+        id=str(replica.pk),
+        state=state,
+        is_current=replica.revision_id == revision.pk,
+        placed=replica.host_id is not None,
+        created_at=replica.created_at.timestamp(),
+        in_flight_mu=loads.get(str(replica.pk), Load()).mu,
+    )
+
+
+def failures(deployment: Deployment, revision: Revision) -> list[policy.Failure]:
+    """What broke under the current revision since the last retry. A lost host is not the replica's failure."""
+    attempts = {
+        replica.pk: replica
+        for replica in Replica.objects.filter(
+            deployment=deployment, revision=revision, attempt__gte=deployment.retry_attempt
+        ).only("pk", "ready_at")
+    }
+    found = []
+    incidents = Incident.objects.filter(deployment_id=deployment.pk, kind__in=_BROKEN, replica_id__isnull=False)
+    for incident in incidents.order_by("-opened_at")[:_FAILURES_READ]:
+        replica = attempts.get(incident.replica_id) if incident.replica_id else None
+        if replica is not None:
+            served_s = (incident.opened_at - replica.ready_at).total_seconds() if replica.ready_at else 0.0
+            found.append(policy.Failure(incident.opened_at.timestamp(), incident.summary, max(0.0, served_s)))
+    return found
+
+
+def _last_stable_at(replicas: Collection[Replica], now: float) -> float | None:
+    """When a replica that still serves had served for long enough to count as proof that launches work."""
+    stable = [
+        replica.ready_at.timestamp() + PATIENCE.stable_s
+        for replica in replicas
+        if replica.state == Replica.State.READY and replica.ready_at is not None
+    ]
+    return max((at for at in stable if at <= now), default=None)
+
+
+def _remove(replica: Replica, removal: policy.Removal, *, now: datetime.datetime) -> bool:
+    if removal.drain:
+        to = Replica.State.DRAINING
+    else:
+        to = Replica.State.STOPPED if replica.host_id is None else Replica.State.STOPPING
+    return replica_transition(replica=replica, to=to, reason=removal.reason, now=now)
+
+
+def _create(tick: Tick, deployment: Deployment, revision: Revision, plan: policy.Plan) -> None:
+    profile = current_profile(deployment.pool_id, at=tick.at)
+    for _ in range(plan.create):
+        replica_create(
+            deployment=deployment,
+            revision=revision,
+            reason=plan.reason,
+            supply_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
+            attempt=deployment.retry_attempt,
+            now=tick.at,
+        )
+    tick.moved += plan.create
+
+
+def _open_crash_loop(deployment: Deployment, plan: policy.Plan, *, now: datetime.datetime) -> None:
+    is_open = Incident.objects.filter(
+        deployment_id=deployment.pk, kind=Incident.Kind.START_FAILED, replica_id=None, closed_at=None
+    ).exists()
+    if not is_open:
+        incident_open(
+            kind=Incident.Kind.START_FAILED,
+            summary=f"{deployment}: {plan.reason}",
+            deployment=deployment,
+            now=now,
+        )
+        log.error("%s: %s", deployment, plan.reason)
+
+
+def _explain(tick: Tick, deployment: Deployment, plan: policy.Plan) -> None:
+    """Say for pages and people what this deployment waits for."""
+    value = {
+        "at": tick.now,
+        "target": plan.target,
+        "reason": plan.reason,
+        "wait_until": plan.wait_until,
+        "gave_up": plan.gave_up,
+    }
+    policy_state_write(tick.client, _LOOP, str(deployment.pk), value)
+
+
+def _end_drains(tick: Tick) -> None:
+    for replica in Replica.objects.filter(state=Replica.State.DRAINING).select_related("deployment"):
+        age_s = tick.now - replica.state_since.timestamp()
+        if age_s < _DRAIN_SETTLE_S:
+            continue
+        after = lifecycle.next_state(
+            "draining",
+            "draining",
+            "drain",
+            in_flight=tick.loads.get(str(replica.pk), Load()).requests,
+            state_age_s=age_s,
+            drain_s=settings.PENSTOCK_DRAIN_LIMIT_S,
+        )
+        if after.is_change:
+            tick.moved += replica_transition(replica=replica, to=after.state, reason=after.reason, now=tick.at)
+    # An engine that does not stop when asked is not asked again.
+    late = tick.at - datetime.timedelta(seconds=_STOP_LIMIT_S)
+    Replica.objects.filter(state=Replica.State.STOPPING, kill=False, state_since__lt=late).update(
+        kill=True, updated_at=tick.at
+    )
+
+
+def _close_incidents(tick: Tick) -> None:
+    """Close what has recovered: a replacement became ready, or as many replicas serve as are wanted."""
+    incidents = list(Incident.objects.filter(kind__in=_BROKEN, closed_at=None, deployment_id__isnull=False))
+    deployments = Deployment.objects.in_bulk([i.deployment_id for i in incidents if i.deployment_id])
+    for incident in incidents:
+        deployment = deployments.get(incident.deployment_id) if incident.deployment_id else None
+        if deployment is None or not deployment.is_enabled:
+            incident_close(incident=incident, what="the deployment is not served any more", now=tick.at)
+            continue
+        ready = list(deployment.replicas.filter(state=Replica.State.READY, ready_at__isnull=False))
+        newer = [r.ready_at for r in ready if r.ready_at and r.ready_at > incident.opened_at]
+        stored = policy_state_read(tick.client, _LOOP, str(deployment.pk)) or {}
+        if newer:
+            at = min(newer)
+            took_s = (at - incident.opened_at).total_seconds()
+            what = f"serving again after {took_s:.1f} s"
+            incident_close(incident=incident, what=what, now=at)
+        elif len(ready) >= int(stored.get("target", 1)):
+            what = "as many replicas serve as are wanted"
+            incident_close(incident=incident, what=what, now=tick.at)

@@ -1,0 +1,130 @@
+"""The consumer of the agents' reports: two threads of a loops process, one that verifies and one that applies.
+
+Reports are level-triggered and come each second, so nothing is acknowledged or kept: the newest of a host is applied,
+what it overtook is dropped, and a backlog after a stop is gone in a moment. A lost broker is tried again for ever.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis.exceptions
+from django.conf import settings
+from django.db import close_old_connections
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.message import Message
+from kombu.mixins import ConsumerMixin
+
+from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app
+from penstock.loops.shared import client, count
+from penstock.publish import publish_pending
+from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
+from serving.agents.reports import report_apply
+from worker.spec import HostReport
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_QUIET_S = 10.0
+"""Rejections are all counted; at most one per reason is logged in this time."""
+
+
+class ReportConsumer(ConsumerMixin):
+    """Start it once per loops process; several processes share the queue."""
+
+    def __init__(self) -> None:
+        self.connection: Connection = agents_app(settings.REDIS_URL).connection_for_read()
+        self.should_stop = False
+        self._secrets = HostSecrets()
+        self._newest: dict[str, HostReport] = {}
+        self._arrived = threading.Condition()
+        self._complained: dict[str, float] = {}
+        self._threads = (
+            threading.Thread(target=self._receive_forever, name="reports", daemon=True),
+            threading.Thread(target=self._apply_forever, name="reports-apply", daemon=True),
+        )
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Stop within about ``timeout_s`` seconds; what has arrived and was not applied will be reported again."""
+        self.should_stop = True
+        with self._arrived:
+            self._arrived.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s / len(self._threads))
+
+    def get_consumers(self, consumer: Callable[..., Consumer], channel: Any) -> list[Consumer]:
+        queue = Queue(REPORT_QUEUE, Exchange(REPORT_QUEUE), routing_key=REPORT_QUEUE)
+        return [consumer(queues=[queue], on_message=self._receive, no_ack=True)]
+
+    def on_connection_error(self, exc: Exception, interval: float) -> None:
+        log.warning("the agents' broker does not answer (%s): trying again in %.0f s", exc, interval)
+
+    def _receive_forever(self) -> None:
+        while not self.should_stop:
+            try:
+                self.run()
+            except Exception:
+                log.exception("consuming reports failed; trying again in %.0f s", _RETRY_S)
+                time.sleep(_RETRY_S)
+        self.connection.release()
+        close_old_connections()
+
+    def _receive(self, message: Message) -> None:
+        try:
+            report = report_verify(_envelope(message), secrets=self._secrets)
+        except ReportRejected as rejection:
+            self._reject(rejection)
+            return
+        with self._arrived:
+            waiting = self._newest.get(report.host_id)
+            if waiting is None or waiting.boot_id != report.boot_id or waiting.sequence < report.sequence:
+                self._newest[report.host_id] = report
+                self._arrived.notify()
+
+    def _apply_forever(self) -> None:
+        while not self.should_stop:
+            with self._arrived:
+                while not self._newest and not self.should_stop:
+                    self._arrived.wait()
+                reports, self._newest = list(self._newest.values()), {}
+            close_old_connections()
+            for report in reports:
+                self._apply(report)
+            close_old_connections()
+
+    def _apply(self, report: HostReport) -> None:
+        try:
+            if report_apply(report, client=client()).changed:
+                publish_pending()
+        except ReportRejected as rejection:
+            self._reject(rejection)
+        except Exception:
+            log.exception("a report of host %s could not be applied; the next one says the same", report.host_id)
+
+    def _reject(self, rejection: ReportRejected) -> None:
+        try:
+            count("reports_rejected", rejection.reason)
+        except redis.exceptions.RedisError:
+            log.warning("a rejected report could not be counted: the shared state does not answer")
+        now = time.monotonic()
+        if now - self._complained.get(rejection.reason, -_QUIET_S) >= _QUIET_S:
+            self._complained[rejection.reason] = now
+            log.warning("report rejected (%s): %s", rejection.reason, rejection)
+
+
+def _envelope(message: Message) -> object:
+    """The one argument of the agent's ``serving.report`` call. Raises ReportRejected."""
+    if message.headers.get("task") != REPORT_TASK:
+        raise ReportRejected("unknown_task", "the reports queue takes nothing but reports")
+    try:
+        arguments = json.loads(message.body or "")[0]
+        return arguments[0]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ReportRejected("malformed", "a report is one envelope, as JSON") from error

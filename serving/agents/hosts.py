@@ -1,0 +1,75 @@
+"""Hosts that fall silent and hosts that return."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Collection
+from typing import cast
+
+from django.db import transaction
+
+from capacity.models import Host
+from serving.models import Incident, Replica
+from serving.policy.lifecycle import State, lose
+from serving.services import incident_close, incident_open, replica_transition
+
+log = logging.getLogger(__name__)
+
+
+@transaction.atomic
+def host_lose(*, host: Host, silent_s: float, now: datetime.datetime) -> bool:
+    """Mark a silent host as lost. Returns False if somebody moved it first."""
+    was = host.state
+    if not Host.objects.filter(pk=host.pk, state=was).update(state=Host.State.LOST, updated_at=now):
+        return False
+    host.state = Host.State.LOST
+    incident_open(
+        kind=Incident.Kind.HOST_LOST,
+        summary=f"host {host.name} is lost: its agent has been silent for {silent_s:.0f} s",
+        host_id=host.pk,
+        evidence={"state_before": was, "silent_s": round(silent_s, 1)},
+        now=now,
+    )
+    log.warning("host %s is lost: its agent has been silent for %.0f s", host.name, silent_s)
+    return True
+
+
+@transaction.atomic
+def host_return(*, host: Host, now: datetime.datetime) -> bool:
+    """Take a host back whose agent reports again, cordoned if it was. Returns False if somebody moved it first."""
+    incidents = list(Incident.objects.filter(kind=Incident.Kind.HOST_LOST, host_id=host.pk, closed_at=None))
+    was = next((incident.evidence.get("state_before") for incident in incidents), None)
+    state = Host.State.CORDONED if was == Host.State.CORDONED else Host.State.ACTIVE
+    if not Host.objects.filter(pk=host.pk, state=Host.State.LOST).update(state=state, updated_at=now):
+        return False
+    host.state = state
+    for incident in incidents:
+        gone_s = (now - incident.opened_at).total_seconds()
+        incident_close(incident=incident, what=f"its agent reports again after {gone_s:.0f} s", now=now)
+    log.info("host %s is back", host.name)
+    return True
+
+
+def replicas_of_lost_fail(*, host: Host, serving: Collection[str], now: datetime.datetime) -> int:
+    """Fail over what ran on a lost host; how many replicas moved.
+
+    An engine outlives its agent: replicas whose ids are in ``serving`` have shown life lately and stay in rotation.
+    """
+    moved = 0
+    for replica in (
+        Replica.objects.filter(host=host)
+        .exclude(state__in=(Replica.State.STOPPED, Replica.State.FAILED))
+        .select_related("deployment")
+    ):
+        if str(replica.pk) in serving and replica.state in (Replica.State.READY, Replica.State.DRAINING):
+            continue
+        if replica.state == Replica.State.PENDING:
+            moved += Replica.objects.filter(pk=replica.pk, state=Replica.State.PENDING).update(
+                host=None, accelerators=[], reason=f"host {host.name} is lost; looking for another", updated_at=now
+            )
+            continue
+        why = f"the agent of {host.name} does not report"
+        to = lose(cast(State, replica.state), why=why)
+        moved += replica_transition(replica=replica, to=to.state, reason=to.reason, now=now)
+    return moved

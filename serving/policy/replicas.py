@@ -1,0 +1,163 @@
+"""How many replicas to start and which to let go: the reconcile loop's decision, level-triggered.
+
+It looks at what is, never at what was asked last time, so that any loops process can take any tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+ReplicaState = Literal["pending", "starting", "ready"]
+"""States that count towards what is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a deployment asks for. ``desired`` is the scale loop's; ``pinned`` overrules it; None means no pin."""
+
+    enabled: bool
+    minimum: int
+    maximum: int
+    desired: int
+    pinned: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A replica that serves or is on its way. ``in_flight_mu`` is what it would have to finish first."""
+
+    id: str
+    state: ReplicaState
+    is_current: bool
+    placed: bool
+    created_at: float
+    in_flight_mu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A launch that failed or an engine that broke. ``served_s`` is how long it had been ready, 0 if never."""
+
+    at: float
+    reason: str
+    served_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Back-off: ``base_s`` doubles per failure in a row up to ``max_s``; ``limit`` failures in a row are the end.
+
+    A replica that served for ``stable_s`` ends a row: its failure is the first of a new one.
+    """
+
+    base_s: float = 2.0
+    max_s: float = 60.0
+    limit: int = 5
+    stable_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """``drain``: it may be serving requests, take it out of the rotation first. Else stop it at once."""
+
+    id: str
+    drain: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``wait_until``: UNIX time of the next launch while backing off. ``gave_up``: no launch until somebody retries."""
+
+    target: int
+    create: int
+    remove: tuple[Removal, ...]
+    reason: str
+    wait_until: float | None = None
+    gave_up: bool = False
+
+
+def target(want: Want) -> tuple[int, str]:
+    """Replicas wanted now, and why."""
+    if not want.enabled:
+        return 0, "the deployment is disabled"
+    if want.pinned is not None:
+        return want.pinned, f"pinned at {want.pinned}"
+    count = min(max(want.desired, want.minimum), want.maximum)
+    return count, f"{count} wanted between {want.minimum} and {want.maximum}"
+
+
+def failures_in_row(failures: Iterable[Failure], *, last_stable_at: float | None, patience: Patience) -> list[Failure]:
+    """The failures since the deployment last worked, oldest first.
+
+    ``last_stable_at``: UNIX time at which some replica had last been ready for ``stable_s``, if any.
+    """
+    row: list[Failure] = []
+    for failure in sorted(failures, key=lambda failure: failure.at):
+        if last_stable_at is not None and failure.at < last_stable_at:
+            continue
+        row = [failure] if failure.served_s >= patience.stable_s else [*row, failure]
+    return row
+
+
+def plan(
+    want: Want,
+    alive: Sequence[Alive],
+    failures: Iterable[Failure],
+    *,
+    now: float,
+    last_stable_at: float | None = None,
+    patience: Patience | None = None,
+) -> Plan:
+    """Compare what is wanted with what is alive. ``now`` and all times are UNIX seconds.
+
+    Replicas of an older revision stay until as many of the current one are ready, and are then drained one by one.
+    """
+    patience = patience or Patience()
+    count, reason = target(want)
+    current = [replica for replica in alive if replica.is_current]
+    older = [replica for replica in alive if not replica.is_current]
+    remove = [
+        *_surplus(current, len(current) - count, f"{reason}, {len(current)} there"),
+        *_outdated(older, keep=max(0, count - sum(replica.state == "ready" for replica in current))),
+    ]
+    missing = count - len(current)
+    if missing <= 0:
+        return Plan(target=count, create=0, remove=tuple(remove), reason=reason)
+    row = failures_in_row(failures, last_stable_at=last_stable_at, patience=patience)
+    if len(row) >= patience.limit:
+        text = f"{len(row)} launches failed in a row, the last: {row[-1].reason or 'no reason given'}. Fix it and retry"
+        return Plan(target=count, create=0, remove=tuple(remove), reason=text, gave_up=True)
+    wait_until = row[-1].at + backoff_s(len(row), patience) if row else None
+    if wait_until is not None and now < wait_until:
+        text = f"next launch in {wait_until - now:.0f} s after {len(row)} failure(s)"
+        return Plan(target=count, create=0, remove=tuple(remove), reason=text, wait_until=wait_until)
+    # After a failure one launch at a time shows whether the cause is gone.
+    create = 1 if len(row) > 1 else missing
+    return Plan(target=count, create=create, remove=tuple(remove), reason=f"{reason}, {len(current)} there")
+
+
+def backoff_s(failures: int, patience: Patience) -> float:
+    """Seconds to wait after the given number of failures in a row; a first failure is answered at once."""
+    if failures <= 1:
+        return 0.0
+    return min(patience.max_s, patience.base_s * 2.0 ** (failures - 2))
+
+
+def _surplus(replicas: Sequence[Alive], excess: int, reason: str) -> list[Removal]:
+    """Least loss first: not placed, then not ready (newest first), then fewest MU in flight, newest first."""
+    if excess <= 0:
+        return []
+    order = {"pending": 0, "starting": 1, "ready": 2}
+    ranked = sorted(replicas, key=lambda r: (r.placed, order[r.state], r.in_flight_mu, -r.created_at))
+    return [Removal(id=replica.id, drain=replica.state == "ready", reason=reason) for replica in ranked[:excess]]
+
+
+def _outdated(replicas: Sequence[Alive], *, keep: int) -> list[Removal]:
+    """Older revisions: what does not serve goes at once, what serves when newer replicas have taken over."""
+    reason = "replaced by a newer revision"
+    ready = sorted((r for r in replicas if r.state == "ready"), key=lambda r: (r.in_flight_mu, r.created_at))
+    gone = [Removal(id=r.id, drain=False, reason=reason) for r in replicas if r.state != "ready"]
+    return gone + [Removal(id=r.id, drain=True, reason=reason) for r in ready[: max(0, len(ready) - keep)]]
