@@ -1,14 +1,38 @@
-"""Plain limits over many gateways, exact in sum (``docs/protocols.md``, *Grants*)."""
+"""Plain limits over many gateways, exact in sum (``docs/protocols.md``, *Grants*).
+
+Decisions of small limits, and of any limit near its end, are made in the shared state: those asked for while one
+exchange is on its way leave together in the next. Other limits are decided here, from a lease: an amount charged to
+the limit when it was taken. While no state answers, each gateway goes on with its share of the rate.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
 
 import msgspec
 
+from serving.gateway.limits import Limit, Share
 from serving.gateway.records import LimitRecord
-from serving.gateway.state import State
+from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
+
+logger = logging.getLogger(__name__)
+
+_SCRIPT = script("grants")
+_PERIOD_S = 0.1
+_SETTLE_WITHIN_S = 0.005
+_TIMEOUT_S = 0.5
+_GRACE_MS = 2000
+_LEASE_LIFE_S = 1.5  # less than LIFETIME_MS, by a margin for clocks and the way back
+_RETRY_LEASED_S = 0.025
+_RETRY_LEASED_FOR_S = 0.25
+_RETRY_GRACE_S = 0.05
+_FORGET_AFTER_S = 120.0
+_LIMITS_PER_EXCHANGE = 500
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -23,6 +47,10 @@ class Granted(msgspec.Struct, eq=False):
 
     demands: tuple[Demand, ...]
     settled: bool = False
+    charged_at_ms: float = 0.0
+    """On the state's clock, never later than the charge."""
+    alone_at_ms: float = 0.0
+    """On this process's monotonic clock, when it was admitted without the state; else 0."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -33,22 +61,353 @@ class Refused(msgspec.Struct, frozen=True):
     remaining: float
 
 
+class _Ask:
+    """A request that waits for the state's word on some of its demands; the rest is taken from leases already."""
+
+    __slots__ = ("answer", "demands", "give_up_at", "local", "remote")
+
+    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand]) -> None:
+        self.demands, self.local, self.remote = demands, local, remote
+        self.answer: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
+        self.give_up_at = 0.0
+
+
 class Grants:
     mode: Literal["shared", "alone"]
 
     def __init__(self, state: State, gateway_id: str, *, alone_max_s: float = 600.0) -> None:
-        raise NotImplementedError
+        self.mode = "shared"
+        self._state = state
+        self._id = gateway_id
+        self._alone_max_s = alone_max_s
+        self._alone_since = 0.0
+        self._limits: dict[str, Limit] = {}
+        self._dirty: set[Limit] = set()  # to be reported in the next periodic exchange
+        self._urgent: set[Limit] = set()  # to be reported in the next exchange of any kind
+        self._holding: set[Limit] = set()  # concurrency limits with requests in flight
+        self._is_due = False
+        self._asks: list[_Ask] = []
+        self._gateways: list[str] = [gateway_id]
+        self._state_now_ms = 0.0
+        self._answered_at = float("-inf")
+        self._started_shared = False
+        self._epoch = ""
+        self._exchange_task: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        self._settle_timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin the exchange with the state."""
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
     async def stop(self) -> None:
-        """Give back slices and everything held."""
+        """Give back leases and everything settled; requests still held are forgotten with this gateway's heartbeat."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticker
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+        if self._exchange_task is not None:
+            await self._exchange_task
+        for limit in self._limits.values():
+            limit.held = 0
+            limit.is_idle = True
+        self._dirty.update(limit for limit in self._limits.values() if limit.known_at_ms)
+        while (self._dirty or self._urgent) and self.mode == "shared":
+            self._is_due = True
+            await self._exchange()
+        with suppress(StateUnavailable):
+            await self._state.call("ZREM", GATEWAYS, self._id)
 
     async def acquire(self, demands: Sequence[Demand]) -> Granted | Refused:
         """All or nothing. Cancellation gives everything back."""
-        raise NotImplementedError
+        if not demands:
+            return Granted(())
+        wanted = tuple(demands)
+        now = time.monotonic()
+        leases_live = now - self._answered_at < _LEASE_LIFE_S
+        local: list[Demand] = []
+        remote: list[Demand] = []
+        for demand in wanted:
+            limit = self._limit(demand.limit)
+            limit.used_at = now
+            (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
+        if remote and self.mode == "alone":
+            return self._decide_alone(wanted, now)
+        for demand in local:
+            limit = self._limits[demand.limit.id]
+            limit.take(demand.amount)
+            self._dirty.add(limit)
+        if not remote:
+            return Granted(wanted, charged_at_ms=self._state_now_ms)
+        ask = _Ask(wanted, local, remote)
+        ask.give_up_at = now + _RETRY_LEASED_FOR_S
+        self._asks.append(ask)
+        self._kick()
+        try:
+            return await ask.answer
+        except asyncio.CancelledError:
+            self._abandon(ask)
+            raise
 
     def settle(self, granted: Granted, actual: Mapping[str, float]) -> None:
         """End of the request: ``actual`` amounts by limit id (absent: as estimated). Idempotent, never awaits."""
-        raise NotImplementedError
+        if granted.settled:
+            return
+        granted.settled = True
+        for demand in granted.demands:
+            limit = self._limit(demand.limit)
+            if limit.is_concurrency:
+                limit.held = max(0, limit.held - int(demand.amount))
+                self._urgent.add(limit)
+                continue
+            difference = actual.get(demand.limit.id, demand.amount) - demand.amount
+            if difference == 0.0:
+                continue
+            if granted.alone_at_ms and limit.share is not None:
+                limit.share.settle(difference, granted.alone_at_ms, _monotonic_ms())
+                continue
+            limit.settlements.append((difference, granted.charged_at_ms))
+            (self._urgent if limit.is_central(len(self._gateways)) else self._dirty).add(limit)
+        if self._urgent and self.mode == "shared" and self._settle_timer is None:
+            self._settle_timer = asyncio.get_running_loop().call_later(_SETTLE_WITHIN_S, self._kick)
+
+    def _limit(self, record: LimitRecord) -> Limit:
+        limit = self._limits.get(record.id)
+        if limit is None:
+            limit = self._limits[record.id] = Limit(record)
+        elif limit.record is not record:
+            limit.record = record
+        return limit
+
+    def _abandon(self, ask: _Ask) -> None:
+        """The caller has gone: what was or will be granted goes back."""
+        if ask in self._asks:
+            self._asks.remove(ask)
+            self._give_back(ask.local)
+        elif ask.answer.done() and not ask.answer.cancelled():
+            answer = ask.answer.result()
+            if isinstance(answer, Granted):
+                self._void(answer)
+
+    def _void(self, granted: Granted) -> None:
+        self.settle(granted, dict.fromkeys((demand.limit.id for demand in granted.demands), 0.0))
+
+    def _give_back(self, demands: Sequence[Demand]) -> None:
+        """What was taken from leases for a request that was not admitted. As a refund: the lease may have moved on."""
+        for demand in demands:
+            limit = self._limits[demand.limit.id]
+            limit.settlements.append((-demand.amount, self._state_now_ms))
+            self._dirty.add(limit)
+
+    def _kick(self) -> None:
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+            self._settle_timer = None
+        if self._exchange_task is None:
+            self._exchange_task = asyncio.get_running_loop().create_task(self._exchange_all())
+
+    async def _tick(self) -> None:
+        next_sweep = time.monotonic() + _FORGET_AFTER_S / 4
+        while True:
+            now = time.monotonic()
+            self._holding = {limit for limit in self._holding if limit.held}
+            self._dirty.update(limit for limit in self._holding if limit.is_due(now))
+            if now >= next_sweep:
+                next_sweep = now + _FORGET_AFTER_S / 4
+                for key in [key for key, limit in self._limits.items() if limit.is_forgettable(now, _FORGET_AFTER_S)]:
+                    self._dirty.discard(self._limits.pop(key))
+            self._is_due = True
+            self._kick()
+            await asyncio.sleep(_PERIOD_S)
+
+    async def _exchange_all(self) -> None:
+        try:
+            while self._asks or self._urgent or self._is_due:
+                await self._exchange()
+                if self.mode == "alone":
+                    break
+        finally:
+            self._exchange_task = None
+
+    async def _exchange(self) -> None:
+        """One round trip: report, settle, ask, and take leases."""
+        asks, self._asks = self._asks, []
+        order: dict[Limit, int] = {}
+        for ask in asks:
+            for demand in ask.remote:
+                order.setdefault(self._limits[demand.limit.id], len(order) + 1)
+        asked = len(order)
+        for waiting in (self._urgent, self._dirty if self._is_due else ()):
+            for limit in list(waiting)[: max(0, _LIMITS_PER_EXCHANGE - len(order))]:
+                order.setdefault(limit, len(order) + 1)
+        self._urgent.difference_update(order)
+        self._dirty.difference_update(order)
+        self._is_due = self._is_due and len(order) >= _LIMITS_PER_EXCHANGE and bool(self._dirty)
+        gateways = len(self._gateways)
+        sent = [limit.report(index < asked, gateways) for index, limit in enumerate(order)]
+        request = {
+            "g": self._id,
+            "e": f"{time.time_ns():x}",
+            "life": LIFETIME_MS,
+            "grace": _GRACE_MS,
+            "l": sent,
+            "a": [[[order[self._limits[d.limit.id]], d.amount] for d in ask.remote] for ask in asks],
+        }
+        keys = [EPOCH, GATEWAYS, *(limit.key for limit in order)]
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
+        except (StateUnavailable, TimeoutError) as error:
+            for limit in order:
+                limit.report_lost()
+                self._dirty.add(limit)
+            self._go_alone(error)
+            for ask in asks:
+                self._answer_alone(ask)
+            return
+        except asyncio.CancelledError:
+            for ask in asks:
+                ask.answer.cancel()
+            raise
+        self._apply(msgspec.msgpack.decode(raw), order, asks)
+
+    def _apply(self, answer: list[Any], order: Mapping[Limit, int], asks: Sequence[_Ask]) -> None:
+        now_ms, epoch, gateways, in_grace, reports, answers = answer
+        self._state_now_ms = float(now_ms)
+        self._answered_at = time.monotonic()
+        self._gateways = sorted(gateways) or [self._id]
+        at_ms = _monotonic_ms()
+        for limit, (level, _, given) in zip(order, reports, strict=True):
+            limit.reported(level, given, at_ms)
+            if limit.lease > 0.0:
+                self._dirty.add(limit)
+        self._note_epoch(epoch)
+        if in_grace:
+            if self.mode == "shared" and self._started_shared:
+                self._go_alone("the state began anew: waiting until every gateway has reported")
+        else:
+            self._started_shared = True
+            if self.mode == "alone":
+                self._come_back()
+        limits = list(order)
+        for ask, result in zip(asks, answers, strict=True):
+            if result == 0:
+                self._grant(ask)
+            elif result == 1:
+                self._wait_for_grace(ask)
+            else:
+                index, wait_ms, remaining, leased = result
+                self._refuse(ask, limits[index - 1], wait_ms / 1000, remaining, leased)
+
+    def _note_epoch(self, epoch: str) -> None:
+        if epoch != self._epoch:
+            if self._epoch:
+                self._dirty.update(self._limits.values())
+            self._epoch = epoch
+        self._state.note_epoch(epoch)
+
+    def _grant(self, ask: _Ask) -> None:
+        for demand in ask.remote:
+            limit = self._limits[demand.limit.id]
+            limit.note(demand.amount)
+            if limit.is_concurrency:
+                limit.held += int(demand.amount)
+                self._holding.add(limit)
+            else:
+                self._dirty.add(limit)
+        granted = Granted(ask.demands, charged_at_ms=self._state_now_ms)
+        if ask.answer.done():
+            self._void(granted)
+        else:
+            ask.answer.set_result(granted)
+
+    def _refuse(self, ask: _Ask, limit: Limit, wait_s: float, remaining: float, leased: float) -> None:
+        now = time.monotonic()
+        if leased > 0.0 and now < ask.give_up_at and not ask.answer.done():
+            # Other gateways hold leases; idle ones come back within two exchanges.
+            self._later(_RETRY_LEASED_S, ask)
+            return
+        self._give_back(ask.local)
+        if not ask.answer.done():
+            ask.answer.set_result(Refused(limit.record, wait_s, remaining))
+
+    def _wait_for_grace(self, ask: _Ask) -> None:
+        if self.mode == "alone":
+            self._answer_alone(ask)
+        elif ask.answer.done():
+            self._give_back(ask.local)
+        else:
+            self._later(_RETRY_GRACE_S, ask)
+
+    def _later(self, delay_s: float, ask: _Ask) -> None:
+        def again() -> None:
+            if ask.answer.done():
+                self._give_back(ask.local)
+            else:
+                self._asks.append(ask)
+                self._kick()
+
+        asyncio.get_running_loop().call_later(delay_s, again)
+
+    def _go_alone(self, why: object) -> None:
+        if self.mode == "shared":
+            self.mode = "alone"
+            self._alone_since = time.monotonic()
+            logger.warning("limits: going on with shares of 1/%d: %s", len(self._gateways), why)
+
+    def _come_back(self) -> None:
+        self.mode = "shared"
+        now_ms = _monotonic_ms()
+        for limit in self._limits.values():
+            if limit.share is not None:
+                debt = limit.share.used(now_ms)
+                if debt > 0.0:
+                    limit.settlements.append((debt, self._state_now_ms))
+                    self._dirty.add(limit)
+                limit.share = None
+            if limit.is_concurrency:
+                self._dirty.add(limit)
+        logger.warning("limits: the state answers again")
+
+    def _answer_alone(self, ask: _Ask) -> None:
+        self._give_back(ask.local)
+        if not ask.answer.done():
+            ask.answer.set_result(self._decide_alone(ask.demands, time.monotonic()))
+
+    def _decide_alone(self, demands: tuple[Demand, ...], now: float) -> Granted | Refused:
+        now_ms = now * 1000
+        shares = self._gateways if self._id in self._gateways else sorted([*self._gateways, self._id])
+        if now - self._alone_since > self._alone_max_s:
+            return Refused(demands[0].limit, 5.0, 0.0)
+        for demand in demands:
+            limit = self._limit(demand.limit)
+            if limit.is_concurrency:
+                room = _concurrency_share(int(limit.record.value), shares, self._id) - limit.held
+                if demand.amount > room:
+                    return Refused(limit.record, 1.0, max(0.0, room))
+                continue
+            if limit.share is None:
+                limit.share = Share(limit, len(shares), now_ms)
+            wait_ms = limit.share.wait_ms(demand.amount, now_ms)
+            if wait_ms > 0.0:
+                return Refused(limit.record, wait_ms / 1000, limit.share.remaining(now_ms))
+        for demand in demands:
+            limit = self._limit(demand.limit)
+            if limit.is_concurrency:
+                limit.held += int(demand.amount)
+                self._holding.add(limit)
+            elif limit.share is not None:
+                limit.share.charge(demand.amount, now_ms)
+        return Granted(demands, charged_at_ms=self._state_now_ms, alone_at_ms=now_ms)
+
+
+def _concurrency_share(value: int, gateways: Sequence[str], own: str) -> int:
+    """This gateway's part of ``value`` requests: parts add up to it exactly, the first in order get the remainder."""
+    share, remainder = divmod(value, len(gateways))
+    return share + (1 if gateways.index(own) < remainder else 0)
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1000

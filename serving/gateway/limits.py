@@ -1,0 +1,161 @@
+"""What one gateway process keeps of one plain limit: its lease, what is to be reported, and its share while alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from serving.gateway.records import LimitRecord
+from serving.policy import bucket
+from serving.policy.bucket import Bucket
+
+_FRESH_MS = 2000.0
+_LEASED_SHARE = 1 / 8
+"""All leases of a limit together are at most about this part of it."""
+_CENTRAL_REQUESTS = 32
+"""A limit of fewer typical requests per gateway is decided in the state: a lease of it would be a few requests."""
+_HELD_AGAIN_S = 2.0
+
+
+class Limit:
+    """Local record of one limit. Amounts in its unit; ``known_*``: the state's last word, on the monotonic clock."""
+
+    __slots__ = (
+        "_lost",
+        "held",
+        "is_idle",
+        "known_at_ms",
+        "known_level",
+        "lease",
+        "record",
+        "reported_at",
+        "settlements",
+        "share",
+        "taken",
+        "typical",
+        "used_at",
+    )
+
+    def __init__(self, record: LimitRecord) -> None:
+        self.record = record
+        self.lease = 0.0
+        self.taken = 0.0
+        self.typical = 0.0
+        self.held = 0
+        self.settlements: list[tuple[float, float]] = []
+        self.share: Share | None = None
+        self.known_level = 0.0
+        self.known_at_ms = 0.0
+        self.used_at = 0.0
+        self.reported_at = 0.0
+        self.is_idle = False
+        self._lost: list[tuple[float, float]] = []
+
+    @property
+    def is_concurrency(self) -> bool:
+        return self.record.kind == "concurrency"
+
+    @property
+    def key(self) -> str:
+        return f"penstock:{'held' if self.is_concurrency else 'grant'}:{self.record.id}"
+
+    def is_central(self, gateways: int) -> bool:
+        """Whether every request is decided in the state: too small for leases."""
+        return self.is_concurrency or self.record.value < _CENTRAL_REQUESTS * gateways * max(1.0, self.typical)
+
+    def take(self, amount: float) -> None:
+        """Use ``amount`` of the lease, which holds it."""
+        self.lease -= amount
+        self.note(amount)
+
+    def note(self, amount: float) -> None:
+        self.taken += amount
+        self.typical = amount if self.typical == 0.0 else self.typical + 0.1 * (amount - self.typical)
+
+    def is_due(self, now: float) -> bool:
+        """Whether requests are held and the state must be reminded of them."""
+        return self.held > 0 and now - self.reported_at > _HELD_AGAIN_S
+
+    def is_forgettable(self, now: float, after_s: float) -> bool:
+        return now - self.used_at > after_s and not (self.held or self.lease or self.settlements or self.share)
+
+    def report(self, is_asked: bool, gateways: int) -> list[Any]:
+        """The limit's entry in an exchange; what it says is not said again unless ``report_lost`` follows."""
+        self.reported_at = time.monotonic()
+        if self.is_concurrency:
+            return ["c", self.record.value, self.held]
+        left, kept, wanted = self.lease, self.lease, 0.0
+        if is_asked or self.is_idle or self.taken == 0.0:
+            # Given up before the state decides: it must not be used meanwhile.
+            self.lease = kept = 0.0
+        if not self.is_central(gateways) and self.taken > 0.0:
+            # Two periods' worth ahead; at least a few requests.
+            wanted = min(max(2 * self.taken, 4 * self.typical), self.record.value * _LEASED_SHARE / gateways) - kept
+        self.taken = 0.0
+        self._lost, self.settlements = self.settlements, []
+        known = 0.0
+        if self.known_at_ms:
+            elapsed_ms = time.monotonic() * 1000 - self.known_at_ms
+            known = max(0.0, self.known_level - bucket.rate_per_ms(self.record.value) * elapsed_ms)
+        return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known]
+
+    def report_lost(self) -> None:
+        """It is unknown whether the state heard: debts are told again, refunds are not. Both err to the safe side."""
+        self.settlements = [entry for entry in self._lost if entry[0] > 0.0] + self.settlements
+        self._lost = []
+
+    def reported(self, level: float, given: float, at_ms: float) -> None:
+        """The state's answer to ``report``: the level, leases included, and what it leases to this gateway."""
+        self._lost = []
+        self.lease += given
+        self.known_level, self.known_at_ms = level, at_ms
+
+
+class Share:
+    """A limit's bucket while no state answers: the gateway's part of the rate, starting from what is known.
+
+    With one gateway the last known level is right. With several it is right only while fresh: older, the others may
+    have used the rest, so the bucket starts full and only the share of the rate is given out.
+    """
+
+    def __init__(self, limit: Limit, gateways: int, now_ms: float) -> None:
+        value = limit.record.value
+        self.capacity = value / gateways
+        self._rate = bucket.rate_per_ms(self.capacity)
+        age_ms = now_ms - limit.known_at_ms
+        known = max(0.0, limit.known_level - bucket.rate_per_ms(value) * age_ms) / gateways
+        is_known = limit.known_at_ms > 0.0 and (gateways == 1 or age_ms < _FRESH_MS)
+        self._initial = known if is_known else self.capacity
+        self._from_ms = now_ms
+        self._bucket = Bucket(level=self._initial, at_ms=now_ms)
+
+    def wait_ms(self, amount: float, now_ms: float) -> float:
+        """0 when ``amount`` fits now."""
+        self._drain(now_ms)
+        if bucket.fits(self._bucket.level, amount, capacity=self.capacity):
+            return 0.0
+        return max(1.0, bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity))
+
+    def remaining(self, now_ms: float) -> float:
+        self._drain(now_ms)
+        return max(0.0, self.capacity - self._bucket.level)
+
+    def charge(self, amount: float, now_ms: float) -> None:
+        self._drain(now_ms)
+        self._bucket = bucket.charged(self._bucket, amount)
+
+    def settle(self, difference: float, charged_at_ms: float, now_ms: float) -> None:
+        self._drain(now_ms)
+        if difference > 0.0:
+            self._bucket = bucket.charged(self._bucket, difference)
+        else:
+            self._bucket = bucket.refunded(self._bucket, -difference, charged_at_ms=charged_at_ms)
+
+    def used(self, now_ms: float) -> float:
+        """What the state must still be told: how much higher the level is than if nothing had been admitted here."""
+        self._drain(now_ms)
+        idle = max(0.0, self._initial - self._rate * (now_ms - self._from_ms))
+        return max(0.0, self._bucket.level - idle)
+
+    def _drain(self, now_ms: float) -> None:
+        self._bucket = bucket.drained(self._bucket, rate=self._rate, now_ms=now_ms)
