@@ -29,13 +29,13 @@ _CHUNK = 500
 class WriteResult:
     """What became of a batch. ``written + known + quarantined`` is the number of its pairs.
 
-    ``sequence`` is the highest batch sequence up to which the segment is completely in the books; with ``gap``,
+    ``acknowledge`` is the highest batch sequence up to which the segment is completely in the books; with ``gap``,
     earlier batches than this one are missing and the watermark stood still. ``late`` records came for a final minute:
     raise an alarm.
     """
 
     segment: str
-    sequence: int
+    acknowledge: int
     written: int = 0
     known: int = 0
     quarantined: int = 0
@@ -55,7 +55,7 @@ def write_batch(batch: UsageBatch | bytes) -> WriteResult:
     _mark_used(booked.records)
     return WriteResult(
         segment=read.segment,
-        sequence=sequence,
+        acknowledge=sequence,
         written=len(booked.records),
         known=len(read.pairs) - len(booked.records) - len(booked.poison),
         quarantined=len(poison),
