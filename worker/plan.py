@@ -6,6 +6,7 @@ to repeat, so nothing depends on having seen a change happen.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Literal
@@ -82,6 +83,23 @@ def start_slots(cores: float) -> int:
 def start_limit_s(plan_limit_s: float, learnt_start_s: float) -> float:
     """How long a start may take here: the runtime's own limit, or a multiple of what this host needed before."""
     return min(LONGEST_START_S, max(plan_limit_s, LEARNT_FACTOR * learnt_start_s))
+
+
+def exit_words(code: int | None) -> tuple[str, str]:
+    """Return how a process ended, and what to think of it when its log says nothing. Code 0 is no good sign."""
+    if code is None:
+        return "", "Nobody saw it end; its log does not say why."
+    if code >= 0:
+        return f" with code {code}", "Its log does not say why."
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hints = {
+        "SIGKILL": "It was killed from outside, often by the kernel when memory runs out: see the kernel's log.",
+        "SIGILL": "The processor lacks an instruction that the engine was built for.",
+    }
+    return f" by {name}", hints.get(name, "Its log does not say why.")
 
 
 def decide(
@@ -195,9 +213,9 @@ def _prepare(order: ReplicaOrder, state: ReplicaState, seen: Seen, has_slot: boo
 
 def _exited(state: ReplicaState, seen: Seen, now: float) -> Step:
     """Whatever the exit code: nobody asked for it, so it failed. What is left of the group goes, too."""
-    code = "" if state.exit_code is None else f" with code {state.exit_code}"
+    how, hint = exit_words(state.exit_code)
     doing = {"starting": "while it started", "warming": "while it warmed up"}.get(state.phase, "while it served")
-    reason = f"The engine ended{code} {doing}. {seen.exit_words or 'Its log does not say why.'}"
+    reason = f"The engine ended{how} {doing}. {seen.exit_words or hint}"
     leftovers = _kill_again(state, now) if seen.has_members else (Act.CLEAR,)
     return _step(state, "failed", reason, *leftovers)
 

@@ -87,10 +87,12 @@ class Preparation:
         self._environments[spec.name] = _Job(launch(argv, env=self._env({}), cwd=self.folder, log=log), log)
 
     def environment_reports(self) -> tuple[EnvironmentReport, ...]:
-        """What this agent knows of its environments, those nobody asked for yet included."""
+        """The environments that were asked for here or lie ready."""
         reports = []
         for name in sorted(environments.RECIPES):
             seen = self.environment(EnvironmentSpec(name=name))
+            if seen.state == "missing" and name not in self._environments:
+                continue
             state: Literal["missing", "building", "ready", "failed"] = (
                 "building" if seen.state == "working" else seen.state
             )

@@ -134,16 +134,18 @@ def marked(agent_folder: Path, sessions: Mapping[int, str] | None = None) -> lis
 
 
 def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to each process group that ``pids`` lead, and to each of ``pids``.
+    """Send a signal once to every process group that ``pids`` are in.
 
-    The group call leaves a forking engine no gap; the single ones reach members that made groups of their own.
+    All of ``pids`` live in sessions of their own launch, so their groups hold nobody else; the agent's own group is
+    never signalled.
     """
+    groups = set()
     for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            groups.add(os.getpgid(pid))
+    for group in groups - {os.getpgrp()}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(pid) == pid:
-                os.killpg(pid, number)
-            else:
-                os.kill(pid, number)
+            os.killpg(group, number)
 
 
 def choose_port(taken: set[int], rng: random.Random) -> int:

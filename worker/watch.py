@@ -19,7 +19,8 @@ from worker.runtimes.base import LaunchPlan, MetricTable
 PERIOD_S = 1.0
 STARTING_PERIOD_S = 0.2
 ANSWER_LIMIT_S = 2.0
-PAGE_LIMIT_BYTES = 8 * 1024 * 1024
+KV_INFO = ("vllm:cache_config_info", "kv_cache_size_tokens")
+"""Info metric and label that tell the KV cache's size; engines without it tell nothing."""
 
 
 class EngineView:
@@ -112,7 +113,8 @@ class EngineWatcher:
         self.view.metrics = read_metrics(text, self._metric_table(self.view.engine_version))
         self.view.metrics_at = self._clock()
         if self.view.kv_tokens is None:
-            tokens = read_info(text, "vllm:cache_config_info").get("kv_cache_size_tokens", "")
+            metric, label = KV_INFO
+            tokens = read_info(text, metric).get(label, "")
             self.view.kv_tokens = int(tokens) if tokens.isdigit() else None
 
     async def _look_identity(self) -> None:
@@ -132,7 +134,7 @@ class EngineWatcher:
             async with self._session.post(
                 self._base + readiness.warm_up_path, json=readiness.warm_up_body, timeout=limit
             ) as answer:
-                body = await answer.content.read(PAGE_LIMIT_BYTES)
+                body = await answer.read()
                 view.warm_up_error = "" if answer.status == 200 else f"answered {answer.status}: {_error_text(body)}"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             view.warm_up_error = _words(error)
@@ -146,7 +148,7 @@ class EngineWatcher:
         async with self._session.get(self._base + path, timeout=_limit()) as answer:
             if answer.status != 200:
                 raise ValueError(f"{path} answers {answer.status}")
-            return (await answer.content.read(PAGE_LIMIT_BYTES)).decode("utf-8", "replace")
+            return (await answer.read()).decode("utf-8", "replace")
 
 
 def _limit() -> aiohttp.ClientTimeout:

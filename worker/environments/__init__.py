@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -100,6 +101,7 @@ def environment_folder(recipe: Recipe, requirements: tuple[str, ...], *, python:
     return f"{recipe.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
 
 
+@cache
 def environment_path(root: Path, name: str) -> Path:
     """Return where the environment called ``name`` lies for this interpreter, built or not. Raises BuildError."""
     recipe = get_recipe(name)

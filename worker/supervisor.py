@@ -1,0 +1,395 @@
+"""The supervisor: looks at every replica, asks ``worker.plan`` what to do, does it, and keeps the report fresh.
+
+Level-triggered: each tick starts from the orders, the remembered states and what is seen now. One event loop in one
+thread; what blocks (evidence, host facts) runs beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from worker import evidence
+from worker.config import AgentConfig
+from worker.engines import Engines
+from worker.files import read_tail, write_atomic
+from worker.gpus import AcceleratorInventory
+from worker.host import HostState, read_host
+from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_slots
+from worker.preparation import Preparation
+from worker.report import ReplicaView, build_report
+from worker.runtimes import get_runtime
+from worker.runtimes.base import EnvironmentSpec, HostFacts, OptionError, WeightsSpec
+from worker.spec import HostOrders, HostReport, Progress, ReplicaOrder
+from worker.state import MISSING, Prepared, ReplicaState, load_states, replica_folder, save_state
+from worker.watch import EngineWatcher
+from worker.weights import WeightsError
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+REPORT_S = 1.0
+HOST_S = 2.0
+ROTATE_S = 30.0
+LOG_TAIL_BYTES = 4096
+
+OnReport = Callable[[HostReport, bool], None]
+
+
+class _Need(msgspec.Struct, frozen=True, kw_only=True):
+    """What an order needs before its launch, or why it cannot be done."""
+
+    order: ReplicaOrder | None = None
+    environment: EnvironmentSpec | None = None
+    weights: WeightsSpec | None = None
+    refusal: str = ""
+
+
+class _Live:
+    """What belongs to a replica only while this agent runs."""
+
+    def __init__(self, need: _Need) -> None:
+        self.need = need
+        self.watcher: EngineWatcher | None = None
+        self.evidence_task: asyncio.Task[None] | None = None
+        self.evidence_kept = False
+
+    def end_watch(self) -> None:
+        if self.watcher is not None:
+            self.watcher.cancel()
+            self.watcher = None
+
+
+class Supervisor:
+    """All replicas of one agent folder. ``clock`` gives UNIX seconds; ``on_report`` gets each report and whether
+    something changed since the last."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        on_report: OnReport,
+        clock: Callable[[], float] = time.time,
+        inventory: AcceleratorInventory | None = None,
+        host_reader: Callable[[], HostState] = read_host,
+    ) -> None:
+        self.config = config
+        self.orders: HostOrders | None = None
+        self.states: dict[str, ReplicaState] = {}
+        self._live: dict[str, _Live] = {}
+        self._clock, self._on_report, self._read_host = clock, on_report, host_reader
+        self._inventory = inventory or AcceleratorInventory()
+        self._host, self._accelerators = host_reader(), self._inventory.read()
+        self._reported_at = self._rotated_at = clock()
+        self._preparation = Preparation(folder=config.folder, root=config.environments, models=config.models)
+        self._engines = Engines(config)
+        self._learnt_start_s = self._load_learnt()
+        self._has_changed = True
+        self._wake = asyncio.Event()
+        self._session: aiohttp.ClientSession | None = None
+
+    # ------------------------------------------------------------------ life
+    async def run(self, stop: asyncio.Event) -> None:
+        """Adopt what runs, then tick until ``stop``. Engines are left running."""
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False)
+        facts = asyncio.create_task(self._refresh_host())
+        try:
+            self.states = load_states(self.config.replicas)
+            self._engines.adopt(self.states)
+            self._engines.remove_old_folders()
+            while not stop.is_set():
+                self._wake.clear()
+                try:
+                    self.tick()
+                except Exception:
+                    # Engines must not lose their supervisor over one bad look: the next tick sees afresh.
+                    log.exception("a look at the replicas failed")
+                await self._pause(stop)
+        finally:
+            facts.cancel()
+            for live in self._live.values():
+                live.end_watch()
+                if live.evidence_task is not None:
+                    live.evidence_task.cancel()
+            await self._session.close()
+
+    def give_orders(self, orders: HostOrders) -> None:
+        """Take new orders. Call it within the event loop."""
+        self.orders = orders
+        self._has_changed = True
+        self._wake.set()
+
+    async def _pause(self, stop: asyncio.Event) -> None:
+        waits = [asyncio.create_task(self._wake.wait()), asyncio.create_task(stop.wait())]
+        await asyncio.wait(waits, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _refresh_host(self) -> None:
+        while True:
+            await asyncio.sleep(HOST_S)
+            self._host = await asyncio.to_thread(self._read_host)
+            self._accelerators = await asyncio.to_thread(self._inventory.read)
+
+    # ------------------------------------------------------------------ one tick
+    def tick(self) -> None:
+        """Look, decide, act, report. Without orders nothing is decided: an agent that knows nothing ends nothing."""
+        now = self._clock()
+        if self.orders is not None:
+            orders = {order.replica_id: order for order in self.orders.replicas}
+            for order in orders.values():
+                self._check(order)
+            known = [*orders, *(each for each in self.states if each not in orders)]
+            seen = {each: self._look(each, now) for each in known}
+            limits = Limits(start_slots=start_slots(self._host.cores), learnt_start_s=self._learnt_start_s)
+            for step in decide(self.orders.replicas, self.states, seen, limits=limits, now=now):
+                self._apply(step, orders.get(step.replica_id), now)
+            self._cancel_unwanted(self.orders)
+        if now - self._rotated_at >= ROTATE_S:
+            self._rotated_at = now
+            self._engines.rotate_logs(self.states)
+        if self._has_changed or not 0 <= now - self._reported_at < REPORT_S:
+            self._on_report(self._report(now), self._has_changed)
+            self._reported_at, self._has_changed = now, False
+
+    def _check(self, order: ReplicaOrder) -> None:
+        """Ask the runtime what the order needs and whether it can be done, before minutes go into preparing it."""
+        live = self._live_of(order.replica_id)
+        if live.need.order == order:
+            return
+        environment, weights, refusal = None, None, ""
+        try:
+            runtime, facts = get_runtime(order.runtime), self._facts(order)
+            environment = runtime.environment(order=order, host=facts)
+            weights = runtime.weights(order=order)
+            placeholder = self.config.folder
+            runtime.launch_plan(order=order, host=facts, environment=placeholder, weights=placeholder, port=1)
+        except OptionError as error:
+            refusal = str(error)
+        live.need = _Need(order=order, environment=environment, weights=weights, refusal=refusal)
+
+    def _look(self, replica_id: str, now: float) -> Seen:
+        state, live = self.states.get(replica_id), self._live_of(replica_id)
+        environment = self._preparation.environment(live.need.environment)
+        weights = self._preparation.weights(live.need.weights) if environment.state == "ready" else MISSING
+        if state is None or state.process is None:
+            return Seen(environment=environment, weights=weights, refusal=live.need.refusal)
+        return self._look_at_process(state, live, environment, weights, now)
+
+    def _look_at_process(
+        self, state: ReplicaState, live: _Live, environment: Prepared, weights: Prepared, now: float
+    ) -> Seen:
+        is_alive = self._engines.is_alive(state)
+        is_ending = state.phase in ("failed", "stopped") or state.term_sent_at or state.kill_sent_at
+        if is_alive and live.watcher is None:
+            self._begin_watch(state, live)
+        view = live.watcher.view if live.watcher is not None else None
+        if view is not None and view.engine_version and not state.engine_version:
+            state.engine_version, state.max_model_len = view.engine_version, view.max_model_len
+        if view is not None and view.kv_tokens is not None:
+            state.kv_tokens = view.kv_tokens
+        return Seen(
+            environment=environment,
+            weights=weights,
+            process="alive" if is_alive else "gone",
+            # Reading every process of the host is worth it only where leftovers matter.
+            has_members=bool(self._engines.members(state)) if is_ending or not is_alive else True,
+            exit_words=self._engines.exit_words(state) if not is_alive or self._is_late(state, now) else "",
+            is_healthy=view is not None and view.is_healthy,
+            health_error=view.health_error if view is not None else "",
+            warm_up=view.warm_up if view is not None else "idle",
+            warm_up_error=view.warm_up_error if view is not None else "",
+            in_engine=view.in_engine if view is not None else None,
+            evidence_kept=live.evidence_kept,
+        )
+
+    def _is_late(self, state: ReplicaState, now: float) -> bool:
+        if state.phase != "starting" or state.plan is None or state.launched_at is None:
+            return False
+        return now - state.launched_at > start_limit_s(state.plan.readiness.start_limit_s, self._learnt_start_s)
+
+    # ------------------------------------------------------------------ acting
+    def _apply(self, step: Step, order: ReplicaOrder | None, now: float) -> None:
+        for act in step.acts:
+            self._act(act, step, order, now)
+        state = self.states.get(step.replica_id)
+        if state is None or (state.phase, state.reason) == (step.phase, step.reason):
+            return
+        if state.phase != step.phase:
+            log.info("replica %s (%s): %s, %s", state.replica_id, state.deployment_name, step.phase, step.reason)
+            self._enter(state, step, now)
+        state.reason = step.reason
+        self._save(state)
+
+    def _enter(self, state: ReplicaState, step: Step, now: float) -> None:
+        state.phase, state.since = step.phase, now
+        if step.phase == "ready" and state.ready_at is None:
+            state.ready_at = now
+            if not state.is_light and state.launched_at is not None and state.replica_id not in self._engines.adopted:
+                self._learn(now - state.launched_at)
+        if step.phase == "failed":
+            state.log_tail = read_tail(self._engines.log_path(state.replica_id), bytes_=LOG_TAIL_BYTES)
+
+    def _act(self, act: Act, step: Step, order: ReplicaOrder | None, now: float) -> None:
+        live = self._live_of(step.replica_id)
+        need, refusal = live.need, ""
+        try:
+            if act is Act.BEGIN and order is not None:
+                self._begin(order, live, now)
+            elif act is Act.BUILD_ENVIRONMENT and need.environment is not None:
+                self._preparation.build_environment(need.environment)
+            elif act is Act.FETCH_WEIGHTS and need.weights is not None:
+                environment = self._preparation.environment(need.environment).path
+                self._preparation.fetch_weights(need.weights, environment)
+            elif act is Act.LAUNCH and order is not None:
+                self._launch(order, need, now)
+            else:
+                self._act_on_process(act, self.states[step.replica_id], live, now)
+        except (OptionError, WeightsError) as error:
+            refusal = str(error)
+        except OSError as error:
+            refusal = f"{act.value} failed: {error}. Check disk space and the owner of the agent's folder."
+        if refusal:
+            live.need = msgspec.structs.replace(need, refusal=refusal)
+
+    def _act_on_process(self, act: Act, state: ReplicaState, live: _Live, now: float) -> None:
+        if act is Act.WARM_UP and live.watcher is not None:
+            live.watcher.warm_up()
+        elif act is Act.KEEP_EVIDENCE and live.evidence_task is None:
+            live.evidence_task = asyncio.create_task(self._keep_evidence(state, live))
+        elif act is Act.TERMINATE:
+            self._engines.signal(state, signal.SIGTERM)
+            state.term_sent_at = now
+            self._save(state)
+        elif act is Act.KILL:
+            log.warning("replica %s: SIGKILL to its process group", state.replica_id)
+            self._engines.signal(state, signal.SIGKILL)
+            state.kill_sent_at = now
+            self._save(state)
+        elif act is Act.CLEAR:
+            live.end_watch()
+            self._engines.forget(state)
+            self._save(state)
+        elif act is Act.FORGET:
+            live.end_watch()
+            del self.states[state.replica_id], self._live[state.replica_id]
+            (replica_folder(self.config.replicas, state.replica_id) / "state.json").unlink(missing_ok=True)
+            self._has_changed = True
+
+    def _begin(self, order: ReplicaOrder, live: _Live, now: float) -> None:
+        live.end_watch()
+        if (old := self.states.get(order.replica_id)) is not None:
+            self._engines.forget(old)
+            self._preparation.forget_failures(live.need.environment, live.need.weights)
+        self._live[order.replica_id] = _Live(live.need)
+        self.states[order.replica_id] = ReplicaState(
+            replica_id=order.replica_id,
+            deployment_name=order.deployment_name,
+            runtime=order.runtime,
+            attempt=order.attempt,
+            since=now,
+        )
+
+    def _launch(self, order: ReplicaOrder, need: _Need, now: float) -> None:
+        environment = self._preparation.environment(need.environment).path
+        weights = self._preparation.weights(need.weights).path
+        plan = get_runtime(order.runtime).launch_plan(
+            order=order,
+            host=self._facts(order),
+            environment=environment,
+            weights=weights,
+            port=self._engines.choose_port(self.states.values()),
+        )
+        state = self.states[order.replica_id]
+        self._engines.launch(state, plan, is_light=environment is None, now=now)
+        self._save(state)
+
+    async def _keep_evidence(self, state: ReplicaState, live: _Live) -> None:
+        path = self._engines.log_path(state.replica_id)
+        view = live.watcher.view if live.watcher is not None else None
+        try:
+            if live.watcher is not None:
+                await live.watcher.look()
+            pids, now = self._engines.members(state), self._clock()
+            state.evidence = await asyncio.to_thread(evidence.gather, pids=pids, log=path, view=view, now=now)
+            write_atomic(path.with_name("evidence.json"), msgspec.json.encode(state.evidence))
+        except OSError as error:
+            log.warning("replica %s: evidence could not be kept: %s", state.replica_id, error)
+        finally:
+            # Evidence that cannot be had must not keep a hanging engine alive.
+            live.evidence_kept, live.evidence_task = True, None
+            self._has_changed = True
+            self._wake.set()
+
+    # ------------------------------------------------------------------ small parts
+    def _begin_watch(self, state: ReplicaState, live: _Live) -> None:
+        if self._session is not None and state.plan is not None:
+            table = get_runtime(state.runtime).metric_table
+            live.watcher = EngineWatcher(self._session, state.plan, table, self._clock, self._wake.set)
+
+    def _live_of(self, replica_id: str) -> _Live:
+        return self._live.setdefault(replica_id, _Live(_Need()))
+
+    def _facts(self, order: ReplicaOrder) -> HostFacts:
+        orders = self.orders.replicas if self.orders is not None else ()
+        return HostFacts(
+            cores=self._host.cores,
+            memory_bytes=self._host.memory_bytes,
+            has_cuda=self._inventory.has_cuda,
+            engines=sum(1 for each in orders if each.runtime == order.runtime and each.intent == "run") or 1,
+            python=sys.executable,
+        )
+
+    def _cancel_unwanted(self, orders: HostOrders) -> None:
+        needs = [self._live_of(order.replica_id).need for order in orders.replicas if order.intent == "run"]
+        names = {need.environment.name for need in needs if need.environment is not None}
+        self._preparation.cancel_unwanted(names, {need.weights for need in needs if need.weights is not None})
+
+    def _save(self, state: ReplicaState) -> None:
+        self._has_changed = True
+        try:
+            save_state(self.config.replicas, state)
+        except (OSError, ValueError) as error:
+            log.error("replica %s: its state could not be written: %s", state.replica_id, error)
+
+    def _load_learnt(self) -> float:
+        try:
+            return float(msgspec.json.decode((self.config.folder / "learnt.json").read_bytes())["start_s"])
+        except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+            return 0.0
+
+    def _learn(self, start_s: float) -> None:
+        """Keep the longest start, slowly forgetting: the host may have been busy."""
+        self._learnt_start_s = max(start_s, 0.8 * self._learnt_start_s + 0.2 * start_s)
+        with contextlib.suppress(OSError):
+            write_atomic(self.config.folder / "learnt.json", msgspec.json.encode({"start_s": self._learnt_start_s}))
+
+    # ------------------------------------------------------------------ report
+    def _report(self, now: float) -> HostReport:
+        return build_report(
+            config=self.config,
+            generation=self.orders.generation if self.orders is not None else 0,
+            host=self._host,
+            accelerators=self._accelerators,
+            environments=self._preparation.environment_reports(),
+            replicas=[(state, self._view(state)) for state in self.states.values()],
+            now=now,
+        )
+
+    def _view(self, state: ReplicaState) -> ReplicaView:
+        live = self._live_of(state.replica_id)
+        progress: Progress | None = None
+        if state.phase == "environment":
+            progress = self._preparation.environment(live.need.environment).progress
+        elif state.phase == "weights":
+            progress = self._preparation.weights(live.need.weights).progress
+        engine = live.watcher.view if live.watcher is not None else None
+        return ReplicaView(engine, progress, state.replica_id in self._engines.adopted)
