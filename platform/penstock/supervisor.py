@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,8 @@ _KILL_RESERVE_S = 2.0
 """Kept back of a stop's bound, so that what does not stop can still be killed and reaped within it."""
 _PR_SET_PDEATHSIG = 1
 _LINE_LIMIT = 256 * 1024
+_LAST_LINES_S = 1.0
+"""How long the last lines of a dead child are waited for, in case something still holds its pipe."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,21 @@ def _death_signal() -> Callable[[], None] | None:
     return in_child
 
 
-def _pipe(stream: asyncio.StreamReader | None) -> asyncio.StreamReader:
-    if stream is None:
-        raise RuntimeError("the child was started without a pipe")
-    return stream
+@dataclass
+class _Child:
+    """A running process and what it writes.
+
+    The pipe is our own: asyncio's ``wait`` would not return while a grandchild holds the one that it makes.
+    """
+
+    process: asyncio.subprocess.Process
+    output: asyncio.StreamReader
+    aside: asyncio.StreamReader | None
+    transports: list[asyncio.ReadTransport]
+
+    def close(self) -> None:
+        for transport in self.transports:
+            transport.close()
 
 
 class Supervisor:
@@ -104,15 +118,21 @@ class Supervisor:
 
     async def run_once(self, role: Role) -> tuple[int, str]:
         """Run ``role`` to its end; its standard error goes to ``on_line``. Returns exit code and standard output."""
-        process = await self._spawn(role, stderr=asyncio.subprocess.PIPE)
-        self._note(role.name, process)
+        child = await self._spawn(role, apart=True)
+        self._note(role.name, child.process)
+        relay = asyncio.create_task(self._relay(role.name, child.aside))
+        output = asyncio.create_task(child.output.read())
         try:
-            output, _ = await asyncio.gather(
-                _pipe(process.stdout).read(), self._relay(role.name, _pipe(process.stderr))
-            )
-            return await process.wait(), output.decode("utf-8", "replace")
+            code = await child.process.wait()
+            self._kill_group(child.process)
+            await asyncio.wait([relay, output], timeout=_LAST_LINES_S)
+            return code, output.result().decode("utf-8", "replace") if output.done() else ""
         finally:
-            self._kill_group(process)
+            self._kill_group(child.process)
+            relay.cancel()
+            output.cancel()
+            await asyncio.gather(child.process.wait(), relay, output, return_exceptions=True)
+            child.close()
             self._forget(role.name)
 
     def pid(self, name: str) -> int | None:
@@ -125,19 +145,11 @@ class Supervisor:
         while role.name not in self._stopping:
             began = time.monotonic()
             try:
-                process = await self._spawn(role, stderr=asyncio.subprocess.STDOUT)
+                child = await self._spawn(role)
             except OSError as error:
                 how = f"could not be started: {error.strerror}"
             else:
-                self._note(role.name, process)
-                relay = asyncio.create_task(self._relay(role.name, _pipe(process.stdout)))
-                code = await process.wait()
-                # What the role's own children still hold open must not hold the restart.
-                self._kill_group(process)
-                await asyncio.wait([relay], timeout=1.0)
-                relay.cancel()
-                self._forget(role.name)
-                how = f"ended with {describe_exit(code)}"
+                how = f"ended with {describe_exit(await self._live(role, child))}"
             if role.name in self._stopping:
                 return
             failures = 1 if time.monotonic() - began >= self._healthy_after_s else failures + 1
@@ -146,20 +158,57 @@ class Supervisor:
             self._say(f"{role.name} {how}; starts again in {delay:g} s")
             await asyncio.sleep(delay)
 
-    async def _spawn(self, role: Role, *, stderr: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *role.argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
-            env={**os.environ, **role.env},
-            start_new_session=True,
-            preexec_fn=self._preexec,
-            limit=_LINE_LIMIT,
-        )
+    async def _live(self, role: Role, child: _Child) -> int:
+        """Follow a child to its end and clean up after it. Returns its exit code."""
+        self._note(role.name, child.process)
+        relay = asyncio.create_task(self._relay(role.name, child.output))
+        try:
+            code = await child.process.wait()
+            # What it left running in its group must not hold a port, nor the next start.
+            self._kill_group(child.process)
+            await asyncio.wait([relay], timeout=_LAST_LINES_S)
+            return code
+        finally:
+            relay.cancel()
+            await asyncio.gather(relay, return_exceptions=True)
+            child.close()
+            self._forget(role.name)
 
-    async def _relay(self, name: str, stream: asyncio.StreamReader) -> None:
-        while True:
+    async def _spawn(self, role: Role, *, apart: bool = False) -> _Child:
+        """Start a process; with ``apart`` its standard error is a stream of its own, else part of its output."""
+        loop = asyncio.get_running_loop()
+        readers: list[asyncio.StreamReader] = []
+        transports: list[asyncio.ReadTransport] = []
+        ends: list[int] = []
+        try:
+            for _ in range(2 if apart else 1):
+                read_end, write_end = os.pipe()
+                ends.append(write_end)
+                reader = asyncio.StreamReader(limit=_LINE_LIMIT)
+                factory = partial(asyncio.StreamReaderProtocol, reader)
+                transport, _protocol = await loop.connect_read_pipe(factory, os.fdopen(read_end, "rb", buffering=0))
+                readers.append(reader)
+                transports.append(transport)
+            process = await asyncio.create_subprocess_exec(
+                *role.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=ends[0],
+                stderr=ends[-1],
+                env={**os.environ, **role.env},
+                start_new_session=True,
+                preexec_fn=self._preexec,
+            )
+        except BaseException:
+            for transport in transports:
+                transport.close()
+            raise
+        finally:
+            for end in ends:
+                os.close(end)
+        return _Child(process, readers[0], readers[1] if apart else None, transports)
+
+    async def _relay(self, name: str, stream: asyncio.StreamReader | None) -> None:
+        while stream is not None:
             try:
                 raw = await stream.readuntil(b"\n")
             except asyncio.IncompleteReadError as error:
@@ -187,6 +236,8 @@ class Supervisor:
                 self._say(f"{name} did not stop within {grace_s:.0f} s and is killed")
             self._kill_group(process)
             await process.wait()
+            # The keeper notes the end and hands over the last lines.
+            await asyncio.wait([keeper], timeout=2 * _LAST_LINES_S)
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         self._forget(name)
@@ -252,7 +303,7 @@ def sweep(pids_file: Path, *, patience_s: float = 3.0) -> list[str]:
         return []
     left: dict[str, psutil.Process] = {}
     for name, entry in entries.items():
-        with suppress(psutil.Error, KeyError, TypeError):
+        with suppress(psutil.Error, KeyError, TypeError, ValueError):
             process = psutil.Process(int(entry["pid"]))
             if abs(process.create_time() - float(entry["started"])) < 0.05 and process.status() != "zombie":
                 left[name] = process

@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-
 from importlib import import_module
 
 from penstock.cli.parser import build_parser

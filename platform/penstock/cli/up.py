@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         gateways=arguments.gateways,
         redis_url=env.text("REDIS_URL"),
     )
+    # Everything in the data folder is for its owner alone, whichever role makes it.
+    os.umask(0o077)
     try:
         refuse_contradictions(arguments, options)
         if arguments.only:
