@@ -1,0 +1,354 @@
+"""The data plane's one ASGI callable: door, routes, and one request in order up to its exchange with a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from typing import Any
+
+import msgspec
+
+from serving.gateway import auth, errors
+from serving.gateway.auth import Principal
+from serving.gateway.books import Books
+from serving.gateway.dialects import DIALECTS, Dialect, Parsed
+from serving.gateway.errors import ApiError
+from serving.gateway.exchange import Exchange
+from serving.gateway.grants import Demand, Granted, Refused
+from serving.gateway.journal import JournalUnavailable
+from serving.gateway.metrics import CONTENT_TYPE
+from serving.gateway.records import DeploymentRecord, PoolRecord
+from serving.gateway.request import ClientGone, Message, Receive, Request, Send
+from serving.gateway.services import Services
+from serving.gateway.state import StateUnavailable
+from serving.gateway.upstream import UpstreamError
+from serving.policy import admission
+
+SERVICE_CLASS = "best_effort"
+"""What exceeds a reservation, and so everything until reservations are admitted."""
+MAX_BYTES_PER_TOKEN = 128
+"""No tokenizer in use makes one token of more: a longer text is too long whatever its words are."""
+TOKENIZE_S = 30.0
+
+_FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
+
+
+class Gateway:
+    """The ASGI callable for ``http``. ``services`` are started by the lifespan."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.is_stopping = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send, asyncio.get_running_loop().time())
+        services = self.services
+        services.in_flight += 1
+        try:
+            await self._route(request)
+        except ApiError as error:
+            services.metrics.refusals[error.code or "error"] += 1
+            services.log.info(
+                "refused",
+                request_id=request.id,
+                client_request_id=request.client_id,
+                status=error.status,
+                code=error.code,
+                path=request.path[:200],
+            )
+            await request.answer(error.status, error.body(), error.headers)
+        except ClientGone:
+            return
+        finally:
+            services.in_flight -= 1
+
+    async def _route(self, request: Request) -> None:
+        path = request.path
+        dialect = DIALECTS.get(path)
+        if dialect is not None:
+            _require_method(request, "POST")
+            await self._infer(request, dialect)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            _require_method(request, "GET")
+            await self._models(request, path[len("/v1/models/") :])
+        elif path == "/healthz":
+            _require_method(request, "GET")
+            await request.answer(200, b'{"status":"ok"}')
+        elif path == "/readyz":
+            _require_method(request, "GET")
+            await self._ready(request)
+        elif path == "/metrics":
+            _require_method(request, "GET")
+            self._require_scraper(request)
+            await request.answer(200, self.services.metrics.text(), kind=(b"content-type", CONTENT_TYPE))
+        else:
+            raise ApiError(404, f"Unknown request URL: {request.method} {path[:200]}.", code="unknown_url")
+
+    # ---------------------------------------------------------------- one request
+    async def _infer(self, request: Request, dialect: Dialect) -> None:
+        services = self.services
+        config = services.config
+        principal = await self._authenticate(request)
+        body = await request.body(config.max_body, config.body_s)
+        parsed = dialect.parse(body)
+        deployment, pool = self._resolve(parsed.model, principal)
+        _require_context(parsed, deployment)
+        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name)
+        if limits:
+            request.base += [(name.encode(), value.encode()) for name, value in admission.limit_headers(limits).items()]
+        if not dialect.generates:
+            await self._tokenize(request, dialect, parsed, deployment, limits)
+            return
+        profile = services.profile(pool)
+        estimate = admission.estimate(
+            parsed.ask,
+            profile,
+            services.learned,
+            key=principal.key.id,
+            deployment=deployment.id,
+            max_model_len=deployment.max_model_len,
+        )
+        granted = await self._acquire(limits, estimate.limit_tokens)
+        request.base += [
+            (b"x-penstock-mu-estimated", b"%.6g" % estimate.mu),
+            (b"x-penstock-class", SERVICE_CLASS.encode()),
+        ]
+        books = Books(
+            services,
+            request_id=request.id,
+            client_id=request.client_id,
+            arrived=request.arrived,
+            principal=principal,
+            dialect=dialect,
+            parsed=parsed,
+            deployment=deployment,
+            profile=profile,
+            estimate=estimate,
+            granted=granted,
+        )
+        try:
+            books.admit(SERVICE_CLASS)
+        except JournalUnavailable as error:
+            self._give_back(granted)
+            services.log.error("the journal cannot be written", request_id=request.id, error=str(error))
+            raise errors.unavailable(
+                "Usage cannot be recorded at the moment, so nothing is served. Try again shortly.",
+                code="journal_unavailable",
+                retry_after_s=5.0,
+            ) from error
+        services.loads.offered(deployment.id, estimate.mu)
+        await Exchange(services, request, books).run()
+
+    async def _authenticate(self, request: Request) -> Principal:
+        services = self.services
+        view = services.store.view
+        principal = await auth.authenticate(
+            request.headers.get(b"authorization"),
+            keys=view.keys,
+            tenants=view.tenants,
+            source=services.store,
+            peppers=services.config.peppers,
+            client_ip=auth.client_address(
+                request.peer, request.headers.get(b"x-forwarded-for"), services.config.trusted_proxies
+            ),
+            now=time.time(),
+        )
+        auth.require_scope(principal, auth.INFERENCE)
+        return principal
+
+    def _resolve(self, name: str, principal: Principal) -> tuple[DeploymentRecord, PoolRecord]:
+        """Raises ApiError: 404 for what the tenant cannot see, 403 for what only this key may not use."""
+        view = self.services.store.view
+        deployment = view.deployments_by_name.get(name)
+        pool = view.pools.get(deployment.pool) if deployment is not None else None
+        if deployment is None or pool is None or not _is_visible(pool, principal):
+            raise errors.model_not_found(name)
+        if principal.key.models and name not in principal.key.models:
+            raise errors.forbidden(f"This API key may not use the model '{name}'.", code="model_not_allowed")
+        return deployment, pool
+
+    async def _acquire(self, limits: tuple[Any, ...], limit_tokens: int) -> Granted | None:
+        """Ask for everything the request's limits must grant. Raises ApiError 429 or 503."""
+        if not limits:
+            return None
+        demands = [Demand(limit, admission.amount(limit.kind, limit_tokens)) for limit in limits]
+        try:
+            answer = await self.services.grants.acquire(demands)
+        except StateUnavailable as error:
+            raise errors.unavailable(
+                "Your limits cannot be checked at the moment. Try again shortly.",
+                code="limits_unavailable",
+                retry_after_s=1.0,
+            ) from error
+        if isinstance(answer, Refused):
+            raise _over_limit(answer, limit_tokens)
+        return answer
+
+    def _give_back(self, granted: Granted | None) -> None:
+        if granted is not None:
+            self.services.grants.settle(granted, {demand.limit.id: 0.0 for demand in granted.demands})
+
+    async def _tokenize(
+        self,
+        request: Request,
+        dialect: Dialect,
+        parsed: Parsed,
+        deployment: DeploymentRecord,
+        limits: tuple[Any, ...],
+    ) -> None:
+        """Ask any ready replica. It makes no tokens, so it takes no slot, no journal line and no token limit."""
+        services = self.services
+        granted = await self._acquire(tuple(limit for limit in limits if limit.kind != "tokens_per_min"), 0)
+        try:
+            replicas = [
+                r for r in services.store.view.replicas_by_deployment.get(deployment.id, ()) if r.state == "ready"
+            ]
+            if not replicas:
+                raise errors.unavailable(
+                    f"No replica of '{deployment.name}' is ready. Try again shortly.",
+                    code="no_ready_replica",
+                    retry_after_s=5.0,
+                )
+            replica = min(replicas, key=lambda r: (services.loads.replica(r.id).n, r.id))
+            body = dialect.engine_body(parsed, priority=0, cache_salt="")
+            try:
+                async with asyncio.timeout(TOKENIZE_S):
+                    connection = await services.call_replica(replica, dialect.engine_path, body, request.id)
+                    answer = await connection.read_all(services.config.max_answer)
+            except (UpstreamError, TimeoutError) as error:
+                raise ApiError(502, "The engine did not answer.", code="engine_lost", type=errors.SERVER) from error
+            status = connection.status
+            connection.release()
+        finally:
+            if granted is not None:
+                services.grants.settle(granted, {})
+        if status != 200:
+            is_mistake = status in (400, 413, 422)
+            raise ApiError(
+                400 if is_mistake else 502,
+                "The engine refused to tokenize this." if is_mistake else "The engine failed on this request.",
+                code="invalid_request" if is_mistake else "engine_error",
+                type=errors.INVALID if is_mistake else errors.SERVER,
+            )
+        await request.answer(200, answer)
+
+    # ---------------------------------------------------------------- other routes
+    async def _models(self, request: Request, name: str) -> None:
+        principal = await self._authenticate(request)
+        view = self.services.store.view
+        if name:
+            deployment, _ = self._resolve(name, principal)
+            await request.answer(200, msgspec.json.encode(_model(deployment)))
+            return
+        allowed = principal.key.models
+        seen = [
+            _model(deployment)
+            for deployment in sorted(view.deployments.values(), key=lambda d: d.name)
+            if (pool := view.pools.get(deployment.pool)) is not None
+            and _is_visible(pool, principal)
+            and (not allowed or deployment.name in allowed)
+        ]
+        await request.answer(200, msgspec.json.encode({"object": "list", "data": seen}))
+
+    async def _ready(self, request: Request) -> None:
+        services = self.services
+        age_s = services.store.age_s()
+        view = services.store.view
+        is_ready = view.version > 0 and services.journal.writable and not self.is_stopping
+        body = {
+            "status": "ready" if is_ready else "not ready",
+            "gateway": services.config.name,
+            "snapshot": {
+                "version": view.version,
+                "published_at": view.published_at,
+                "age_s": round(age_s, 3) if age_s != float("inf") else None,
+            },
+            "journal": {"writable": services.journal.writable},
+            "grants": {"mode": services.grants.mode},
+            "state": {"connected": services.state.connected},
+            "in_flight": services.in_flight - 1,
+            "waiting": services.dispatcher.waiting,
+            "stopping": self.is_stopping,
+        }
+        await request.answer(200 if is_ready else 503, msgspec.json.encode(body))
+
+    def _require_scraper(self, request: Request) -> None:
+        """Metrics name tenants' models: only this machine, not through a proxy, or whoever knows the token."""
+        token = self.services.config.metrics_token
+        if token and auth.is_same_token(request.headers.get(b"authorization"), token):
+            return
+        is_direct = not any(name in request.headers for name in _FORWARDED)
+        if is_direct and _is_loopback(request.peer):
+            return
+        raise errors.forbidden("Metrics are served on loopback, or with the metrics token.", code="metrics_forbidden")
+
+
+def _is_visible(pool: PoolRecord, principal: Principal) -> bool:
+    return pool.tenants is None or principal.tenant.id in pool.tenants
+
+
+def _model(deployment: DeploymentRecord) -> dict[str, Any]:
+    return {
+        "id": deployment.name,
+        "object": "model",
+        "created": deployment.created,
+        "owned_by": "penstock",
+        "root": deployment.name,
+        "parent": None,
+        "max_model_len": deployment.max_model_len,
+        "label": deployment.label,
+    }
+
+
+def _require_method(request: Request, method: str) -> None:
+    if request.method != method:
+        raise ApiError(
+            405,
+            f"Not allowed to {request.method} on {request.path[:200]}; use {method}.",
+            code="method_not_allowed",
+            headers=[(b"allow", method.encode())],
+        )
+
+
+def _require_context(parsed: Parsed, deployment: DeploymentRecord) -> None:
+    """Refuse what cannot fit whatever its words are; the engine counts exactly."""
+    ask, context = parsed.ask, deployment.max_model_len
+    if context is None:
+        return
+    at_least = ask.token_ids + ask.text_bytes // MAX_BYTES_PER_TOKEN
+    if at_least > context * ask.prompts:
+        raise errors.bad_request(
+            f"This model's maximum context length is {context} tokens, but your request has at least {at_least} "
+            "input tokens. Shorten it.",
+            param="messages" if ask.messages else "prompt",
+            code="context_length_exceeded",
+        )
+
+
+def _over_limit(refused: Refused, limit_tokens: int) -> ApiError:
+    limit = refused.limit
+    said = admission.refusal(
+        limit,
+        asked=admission.amount(limit.kind, limit_tokens),
+        remaining=refused.remaining,
+        retry_after_s=refused.retry_after_s,
+    )
+    headers = admission.refusal_headers(limit, remaining=refused.remaining, retry_after_s=said.retry_after_s)
+    return ApiError(
+        429,
+        said.message,
+        code="rate_limit_exceeded",
+        type=said.type,
+        headers=[
+            *errors.retry_after(said.retry_after_s),
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+        ],
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,133 @@
+"""Who is asking: an API key, checked against the snapshot, without a network unless the key is new."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+from serving.gateway import errors
+from serving.gateway.config import Network
+from serving.gateway.records import KeyRecord, TenantRecord
+
+INFERENCE = "inference"
+"""The scope that every model route needs."""
+
+_UNKNOWN_PEPPER = b"compare against something, so that an unknown key takes as long as a wrong one"
+
+
+class KeySource(Protocol):
+    """Where keys come from: ``serving.gateway.snapshot.SnapshotStore``."""
+
+    async def find_key(self, public_id: str) -> KeyRecord | None: ...
+
+
+class Principal(NamedTuple):
+    key: KeyRecord
+    tenant: TenantRecord
+
+
+def parse_bearer(authorization: bytes | None) -> tuple[str, bytes]:
+    """Split ``Bearer mu_<public id>_<secret>``. Raises ApiError 401."""
+    if authorization is None:
+        raise errors.unauthorized(
+            "You did not send an API key. Send it in an Authorization header: 'Authorization: Bearer mu_…'.",
+            code="missing_api_key",
+        )
+    scheme, _, token = authorization.partition(b" ")
+    parts = token.strip().split(b"_", 2)
+    if scheme.lower() != b"bearer" or len(parts) != 3 or parts[0] != b"mu" or not parts[1] or not parts[2]:
+        raise errors.unauthorized("The API key is malformed: 'Authorization: Bearer mu_<key>_<secret>' is expected.")
+    try:
+        return parts[1].decode("ascii"), parts[2]
+    except UnicodeDecodeError:
+        raise errors.unauthorized("The API key is malformed: it holds other than ASCII characters.") from None
+
+
+async def authenticate(
+    authorization: bytes | None,
+    *,
+    keys: Mapping[str, KeyRecord],
+    tenants: Mapping[str, TenantRecord],
+    source: KeySource,
+    peppers: Mapping[int, bytes],
+    client_ip: str,
+    now: float,
+) -> Principal:
+    """Return whose key this is. ``now`` in UNIX seconds. Raises ApiError 401 or 403."""
+    public_id, secret = parse_bearer(authorization)
+    key = keys.get(public_id) or await source.find_key(public_id)
+    pepper = peppers.get(key.pepper, _UNKNOWN_PEPPER) if key else _UNKNOWN_PEPPER
+    digest = hmac.digest(pepper, secret, hashlib.sha256).hex()
+    is_known = key is not None and key.pepper in peppers
+    if not hmac.compare_digest(digest, key.digest if key else "") or not is_known or key is None:
+        raise errors.unauthorized("Incorrect API key provided. Check it, or make a new one in the console.")
+    if key.revoked:
+        raise errors.unauthorized("This API key was revoked. Use another, or make a new one in the console.")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise errors.unauthorized("This API key has expired. Make a new one in the console.", code="expired_api_key")
+    tenant = tenants.get(key.tenant)
+    if tenant is None or not tenant.active:
+        raise errors.forbidden("This account is not active. Ask your operator.", code="tenant_inactive")
+    if key.allowed_ips and not is_allowed(client_ip, key.allowed_ips):
+        raise errors.forbidden("This API key may not be used from your address.", code="ip_not_allowed")
+    return Principal(key, tenant)
+
+
+def require_scope(principal: Principal, scope: str) -> None:
+    """Raises ApiError 403 when the key lacks ``scope``."""
+    if scope not in principal.key.scopes:
+        raise errors.forbidden(
+            f"This API key lacks the scope '{scope}' that this request needs.", code="insufficient_scope"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _networks(allowed: tuple[str, ...]) -> tuple[Network, ...]:
+    found = []
+    for text in allowed:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:  # an unreadable entry allows nobody
+            continue
+    return tuple(found)
+
+
+def is_allowed(client_ip: str, allowed: tuple[str, ...]) -> bool:
+    """Whether ``client_ip`` lies in one of the networks. An address that cannot be read is not allowed."""
+    address = _address(client_ip)
+    return address is not None and any(address in network for network in _networks(allowed))
+
+
+def client_address(peer: str, forwarded_for: bytes | None, trusted: Sequence[Network]) -> str:
+    """The client's address: the peer, or, when the peer is a trusted proxy, the last untrusted hop it names."""
+    if forwarded_for is None or not trusted or not _is_in(peer, trusted):
+        return peer
+    found = peer
+    for hop in reversed(forwarded_for.decode("latin-1").split(",")):
+        found = hop.strip()
+        if not _is_in(found, trusted):
+            break
+    return found
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _is_in(text: str, networks: Sequence[Network]) -> bool:
+    address = _address(text)
+    return address is not None and any(address in network for network in networks)
+
+
+def is_same_token(authorization: bytes | None, token: str) -> bool:
+    """Whether the header is ``Bearer <token>``, compared in constant time."""
+    return authorization is not None and hmac.compare_digest(authorization, b"Bearer " + token.encode())

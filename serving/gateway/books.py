@@ -1,0 +1,237 @@
+"""The books of one admitted request: its journal lines, its place on a replica, and its one settlement.
+
+Nothing here awaits, so that a cancelled request settles like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from capacity.policy.cost import CostProfile, request_cost
+from serving.gateway.dialects import Dialect, Parsed
+from serving.gateway.dispatch import Placement
+from serving.gateway.grants import Granted
+from serving.gateway.records import AdmitLine, Attempt, DeploymentRecord, EndLine, Outcome, ProgressLine, Usage
+from serving.gateway.relay import StreamRelay
+from serving.policy import admission
+from serving.policy.admission import Estimate
+
+if TYPE_CHECKING:
+    from serving.gateway.auth import Principal
+    from serving.gateway.services import Services
+
+_UNMEASURED: frozenset[Outcome] = frozenset({"completed", "client_closed", "timeout"})
+"""Ends after which the engine's work is charged by the estimate of the input when its own count was not seen."""
+
+
+class Books:
+    """``arrived`` and ``progressed`` are the loop's clock; times in lines are UNIX seconds."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        request_id: str,
+        client_id: str,
+        arrived: float,
+        principal: Principal,
+        dialect: Dialect,
+        parsed: Parsed,
+        deployment: DeploymentRecord,
+        profile: CostProfile,
+        estimate: Estimate,
+        granted: Granted | None,
+    ) -> None:
+        self.services = services
+        self.request_id = request_id
+        self.client_id = client_id
+        self.arrived = arrived
+        self.principal = principal
+        self.dialect = dialect
+        self.parsed = parsed
+        self.deployment = deployment
+        self.profile = profile
+        self.estimate = estimate
+        self.granted = granted
+        self.attempts: list[Attempt] = []
+        self.placement: Placement | None = None
+        self.relay: StreamRelay | None = None
+        self.usage: Usage | None = None
+        self.finish_reason = ""
+        self.is_settled = False
+        self.routed_at = self.first_byte_at = 0.0
+        self.ttft_s = 0.0
+        self.progressed = arrived
+
+    def admit(self, service_class: str) -> None:
+        """Raises JournalUnavailable: the request must then be refused."""
+        self.services.journal.admit(
+            AdmitLine(
+                id=self.request_id,
+                at=time.time(),
+                tenant=self.principal.tenant.id,
+                key=self.principal.key.uuid,
+                pool=self.deployment.pool,
+                deployment=self.deployment.id,
+                revision=self.deployment.revision,
+                model=self.deployment.name,
+                dialect=self.dialect.name,
+                profile_version=self.profile.version,
+                estimated_mu=self.estimate.mu,
+                estimated=Usage(
+                    input_tokens=self.estimate.input_tokens,
+                    cached_tokens=self.estimate.cached_tokens,
+                    output_tokens=self.estimate.output_tokens,
+                ),
+                service_class=service_class,
+                client_request_id=self.client_id,
+                stream=self.parsed.is_stream,
+            )
+        )
+
+    def place(self, placement: Placement) -> None:
+        """The request goes to a replica: a new attempt."""
+        self.placement = placement
+        now = time.time()
+        self.routed_at = self.routed_at or now
+        self.attempts.append(Attempt(replica=placement.replica.id, started_at=now))
+
+    def first_byte(self) -> None:
+        """The client is about to get its first bytes."""
+        if not self.first_byte_at:
+            self.first_byte_at = time.time()
+            self.ttft_s = asyncio.get_running_loop().time() - self.arrived
+            if self.placement is not None:
+                self.placement.ticket.first_token()
+
+    def seen(self) -> Usage | None:
+        """The engine's counts so far."""
+        return self.usage if self.relay is None else self.relay.usage()
+
+    def progress(self, now: float) -> None:
+        """Write how far the stream has come. Call at most once a second."""
+        self.progressed = now
+        usage = self.seen()
+        if usage is not None and self.placement is not None:
+            self.services.journal.progress(
+                ProgressLine(id=self.request_id, at=time.time(), replica=self.placement.replica.id, usage=usage)
+            )
+
+    def leave(self, outcome: str, *, ok: bool = False) -> None:
+        """The request leaves its replica, and its slot is free. Idempotent. A failed attempt that nobody has seen
+        anything of leaves no usage behind."""
+        placement, self.placement = self.placement, None
+        if placement is None:
+            return
+        usage = self.seen()
+        attempt = self.attempts[-1]
+        attempt.ended_at = time.time()
+        attempt.outcome = outcome
+        attempt.output_tokens = usage.output_tokens if usage is not None else 0
+        if not self.first_byte_at:
+            self.relay, self.usage = None, None
+        self.services.dispatcher.finish(self.deployment.id, placement.ticket, ok=ok)
+
+    def settle(self, outcome: Outcome, status: int, error: str = "") -> None:
+        """Close the books on this request. Never awaits, runs once."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        seen = self.seen()
+        was_placed = self.placement is not None
+        heard = self.first_byte_at > 0
+        replica = self.attempts[-1].replica if self.attempts else ""
+        finish_reason = self.relay.finish_reason if self.relay is not None else self.finish_reason
+        self.leave(outcome, ok=outcome == "completed" or (outcome == "client_closed" and heard))
+        usage, lower_bound = self._billed(outcome, seen, was_placed)
+        tokens = usage.input_tokens + usage.output_tokens
+        mu = self._price(usage) if tokens else 0.0
+        services = self.services
+        if self.granted is not None:
+            limits = [demand.limit for demand in self.granted.demands]
+            services.grants.settle(self.granted, admission.actual_amounts(limits, tokens))
+        services.journal.end(
+            EndLine(
+                id=self.request_id,
+                at=time.time(),
+                outcome=outcome,
+                status=status,
+                usage=usage,
+                actual_mu=mu,
+                lower_bound=lower_bound,
+                replica=replica,
+                attempts=tuple(self.attempts),
+                routed_at=self.routed_at,
+                first_byte_at=self.first_byte_at,
+                finish_reason=finish_reason,
+                error=error[:500],
+            )
+        )
+        if outcome == "completed":
+            services.loads.completed(self.deployment.id)
+            if not lower_bound:
+                services.learned.note(
+                    self.principal.key.id,
+                    self.deployment.id,
+                    self.parsed.ask,
+                    input_tokens=usage.input_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    output_tokens=usage.output_tokens,
+                )
+        self._observe(outcome, status, usage, mu, replica, error)
+
+    def _billed(self, outcome: Outcome, seen: Usage | None, was_placed: bool) -> tuple[Usage, bool]:
+        """(tokens charged, whether they are a lower bound)."""
+        if seen is not None:
+            return seen, False
+        if was_placed and outcome in _UNMEASURED:
+            return Usage(input_tokens=self.estimate.input_tokens), True
+        return Usage(), False
+
+    def _price(self, usage: Usage) -> float:
+        return request_cost(
+            self.profile,
+            input_tokens=usage.input_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            units=usage.units,
+        )
+
+    def _observe(self, outcome: str, status: int, usage: Usage, mu: float, replica: str, error: str) -> None:
+        services, model = self.services, self.deployment.name
+        duration_s = asyncio.get_running_loop().time() - self.arrived
+        metrics = services.metrics
+        metrics.requests[(model, outcome, str(status))] += 1
+        metrics.duration[model].observe(duration_s)
+        if self.first_byte_at:
+            metrics.first_byte[model].observe(self.ttft_s)
+        metrics.tokens[(model, "input")] += usage.input_tokens
+        metrics.tokens[(model, "cached")] += usage.cached_tokens
+        metrics.tokens[(model, "output")] += usage.output_tokens
+        metrics.mu[model] += mu
+        if self.relay is not None:
+            metrics.events += self.relay.events
+        if services.config.access_log or outcome != "completed":
+            services.log.info(
+                "request",
+                request_id=self.request_id,
+                client_request_id=self.client_id,
+                tenant=self.principal.tenant.id,
+                key=self.principal.key.uuid,
+                model=model,
+                dialect=self.dialect.name,
+                stream=self.parsed.is_stream,
+                replica=replica,
+                attempts=len(self.attempts),
+                outcome=outcome,
+                status=status,
+                input_tokens=usage.input_tokens,
+                cached_tokens=usage.cached_tokens,
+                output_tokens=usage.output_tokens,
+                mu=round(mu, 6),
+                ttft_ms=round(self.ttft_s * 1000, 1),
+                duration_ms=round(duration_s * 1000, 1),
+                error=error,
+            )

@@ -1,0 +1,167 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.gateway import errors
+from serving.gateway.dialects import base
+from serving.gateway.dialects.base import Parsed, StreamOptions, utf8_length
+from serving.gateway.records import Usage
+from serving.policy.admission import Ask
+
+MAX_MESSAGES = 4096
+_ALLOWED = base.SAMPLING | {
+    "messages",
+    "max_completion_tokens",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "reasoning_effort",
+    "include_reasoning",
+    "documents",
+    "echo",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+}
+_PART_TYPES = frozenset(
+    {"", "text", "input_text", "output_text", "refusal", "thinking", "image_url", "input_audio"}
+) | {
+    "audio_url",
+    "video_url",
+}
+_TEMPLATE_INTERNALS = ("chat_template", "tokenize", "return_tensors", "return_dict")
+
+
+class Link(msgspec.Struct):
+    url: str
+
+
+class Part(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    refusal: str | None = None
+    image_url: str | Link | None = None
+    audio_url: str | Link | None = None
+    video_url: str | Link | None = None
+    input_audio: msgspec.Raw | None = None
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[str | Part] | None = None
+    name: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+
+
+class Fields(msgspec.Struct):
+    model: str
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    echo: bool | None = None
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    tools: msgspec.Raw = msgspec.Raw()
+    chat_template_kwargs: dict[str, msgspec.Raw] | None = None
+
+
+_decoder = msgspec.json.Decoder(Fields)
+
+
+class Chat:
+    name = "chat"
+    engine_path = b"/v1/chat/completions"
+    generates = True
+
+    def parse(self, body: bytes) -> Parsed:
+        members = base.read_members(body, _ALLOWED)
+        fields = base.read_fields(_decoder, body)
+        n = fields.n or 1
+        base.require_range("n", fields.n, 1, base.MAX_CHOICES)
+        base.require_range("max_tokens", fields.max_tokens, 1)
+        base.require_range("max_completion_tokens", fields.max_completion_tokens, 1)
+        if not fields.messages:
+            raise errors.bad_request("'messages' must hold at least one message.", param="messages", code="empty_array")
+        base.require_range("messages", len(fields.messages), 1, MAX_MESSAGES)
+        for name in _TEMPLATE_INTERNALS:
+            if fields.chat_template_kwargs and name in fields.chat_template_kwargs:
+                raise errors.bad_request(
+                    f"'chat_template_kwargs.{name}' cannot be set by a request. Leave it out.",
+                    param="chat_template_kwargs",
+                    code="unsupported_parameter",
+                )
+        text_bytes, media = len(fields.tools), 0
+        for number, message in enumerate(fields.messages):
+            size, parts = measure(message, number)
+            text_bytes += size
+            media += parts
+        options = fields.stream_options
+        limits = [limit for limit in (fields.max_completion_tokens, fields.max_tokens) if limit is not None]
+        return Parsed(
+            model=fields.model,
+            members=members,
+            ask=Ask(
+                prompts=1,
+                choices=n,
+                text_bytes=text_bytes,
+                messages=len(fields.messages),
+                media=media,
+                max_output=limits[0] if limits else None,
+                echo=bool(fields.echo),
+            ),
+            is_stream=bool(fields.stream),
+            show_usage=bool(options and options.include_usage),
+            show_continuous=bool(options and options.continuous_usage_stats),
+            workload=fields.prompt_cache_key or "",
+        )
+
+    def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
+        return base.generating_body(parsed, priority=priority, cache_salt=cache_salt)
+
+    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
+        return base.read_generated(body)
+
+
+def measure(message: Message, number: int) -> tuple[int, int]:
+    """UTF-8 bytes of text and the number of media parts of one message. Raises ApiError 400."""
+    size = len(message.tool_calls)
+    media = 0
+    if isinstance(message.content, str):
+        return size + utf8_length(message.content), 0
+    for part in message.content or ():
+        if isinstance(part, str):
+            size += utf8_length(part)
+            continue
+        param = f"messages[{number}].content"
+        if part.type not in _PART_TYPES:
+            raise errors.bad_request(
+                f"Content parts of type '{part.type[:40]}' are not supported.", param=param, code="invalid_value"
+            )
+        size += utf8_length(part.text or "") + utf8_length(part.refusal or "")
+        for link in (part.image_url, part.audio_url, part.video_url):
+            if link is not None:
+                _require_inline(link if isinstance(link, str) else link.url, param)
+                media += 1
+        media += part.input_audio is not None
+    return size, media
+
+
+def _require_inline(url: str, param: str) -> None:
+    """The engine would fetch a remote address itself, from inside the network: only data URIs may reach it."""
+    if url[:5].lower() != "data:":
+        raise errors.bad_request(
+            "Images, audio and video must be sent inline as data: URIs; remote addresses are not fetched.",
+            param=param,
+            code="remote_media_not_allowed",
+        )

@@ -1,0 +1,56 @@
+"""``POST /tokenize``: the engine's own count of a prompt or of messages. It makes no tokens and costs no MU."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.gateway import errors
+from serving.gateway.dialects import base, chat
+from serving.gateway.dialects.base import Parsed
+from serving.gateway.records import Usage
+from serving.policy.admission import Ask
+
+_ALLOWED = frozenset(
+    {
+        "model",
+        "prompt",
+        "messages",
+        "tools",
+        "add_special_tokens",
+        "add_generation_prompt",
+        "continue_final_message",
+        "return_token_strs",
+    }
+)
+
+
+class Fields(msgspec.Struct):
+    model: str
+    prompt: str | None = None
+    messages: list[chat.Message] | None = None
+
+
+_decoder = msgspec.json.Decoder(Fields)
+
+
+class Tokenize:
+    name = "tokenize"
+    engine_path = b"/tokenize"
+    generates = False
+
+    def parse(self, body: bytes) -> Parsed:
+        members = base.read_members(body, _ALLOWED)
+        fields = base.read_fields(_decoder, body)
+        if (fields.prompt is None) == (fields.messages is None):
+            raise errors.bad_request(
+                "Send either 'prompt' or 'messages'.", param="prompt", code="missing_required_parameter"
+            )
+        for number, message in enumerate(fields.messages or ()):
+            chat.measure(message, number)
+        return Parsed(model=fields.model, members=members, ask=Ask(prompts=1, choices=0, text_bytes=len(body)))
+
+    def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
+        return msgspec.json.encode(parsed.members)
+
+    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
+        return None, ""

@@ -1,0 +1,338 @@
+"""One admitted request on its way: placed on a replica, forwarded, relayed, and ended, whatever ends it.
+
+Settlement comes before the last bytes to the client: a client that has seen the end of an answer finds its limits
+settled, and a gateway killed a moment later has the whole request in its journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from serving.gateway import errors
+from serving.gateway.books import Books
+from serving.gateway.dispatch import Busy, NoReplica, Placement
+from serving.gateway.errors import ApiError, Header
+from serving.gateway.records import Outcome
+from serving.gateway.relay import RelayError, StreamRelay, error_message
+from serving.gateway.request import JSON, Message, Request
+from serving.gateway.upstream import Connection, ConnectionBroken, UpstreamError
+from serving.policy.routing import Load
+
+if TYPE_CHECKING:
+    from serving.gateway.services import Services
+
+Stop = Literal["client_closed", "timeout", "idle"]
+
+WATCH_AFTER_S = 0.02
+"""A request that is over before needs no abort watcher; a client that has left meanwhile is seen then."""
+TICK_S = 5.0
+PROGRESS_S = 1.0
+MAX_ATTEMPTS = 2
+BUSY_RETRY_S = 1.0
+
+_EVENT_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class EngineRefused(UpstreamError):
+    """The replica answered, but not as a healthy engine with this model does; ``status`` is its own."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class EngineFailed(UpstreamError):
+    """The engine reported an error inside the stream, or what it sent is no stream."""
+
+
+class Exchange:
+    """``run`` answers the client; nothing it raises is the client's to see."""
+
+    def __init__(self, services: Services, request: Request, books: Books) -> None:
+        self.services = services
+        self.request = request
+        self.send = request.send
+        self.books = books
+        self.deployment = books.deployment
+        self.parsed = books.parsed
+        self.connection: Connection | None = None
+        self.has_started = self.is_sending = False
+        self.stopped: Stop | None = None
+        self.heard = request.arrived
+        self.task: asyncio.Task[Any] | None = None
+        self.watcher: asyncio.Task[Message] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        self.task = asyncio.current_task()
+        self.timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch)
+        try:
+            await self._serve()
+        except asyncio.CancelledError:
+            if self.task is not None:
+                self.task.uncancel()
+            await self._stopped()
+        except ApiError as error:
+            self.books.settle(_outcome_of(error), error.status, error.code or "")
+            await self._answer_error(error)
+        except Exception:
+            self.books.settle("engine_error", 500, "internal error of the gateway")
+            raise
+        finally:
+            self._drop()
+            self.timer.cancel()
+            if self.watcher is not None:
+                self.watcher.cancel()
+
+    async def _serve(self) -> None:
+        tried: tuple[str, ...] = ()
+        load = Load(self._workload(), self.books.estimate.prefill_mu, self.books.estimate.decode_mu)
+        failure: UpstreamError | None = None
+        while True:
+            placement = await self._place(load, tried, failure)
+            try:
+                await self._attempt(placement)
+                return
+            except UpstreamError as error:
+                self._drop()
+                is_alive = isinstance(error, (EngineRefused, EngineFailed))
+                self.books.leave("engine_error" if is_alive else "engine_lost")
+                self.services.dispatcher.suspect(placement.replica.id)
+                if self.has_started or len(self.books.attempts) >= MAX_ATTEMPTS:
+                    raise _failure(error) from error
+                failure = error
+            tried = (*tried, placement.replica.id)
+            self.services.metrics.retries[self.deployment.name] += 1
+
+    async def _place(self, load: Load, tried: tuple[str, ...], failure: UpstreamError | None) -> Placement:
+        try:
+            placement = await self.services.dispatcher.place(self.deployment.id, load, tried)
+        except NoReplica as error:
+            if failure is not None:
+                raise _failure(failure) from error
+            self.services.loads.refused(self.deployment.id)
+            raise errors.unavailable(
+                f"No replica of '{self.deployment.name}' is ready. Try again shortly.",
+                code="no_ready_replica",
+                retry_after_s=5.0,
+            ) from error
+        except Busy as error:
+            self.services.loads.refused(self.deployment.id)
+            raise ApiError(
+                429,
+                f"'{self.deployment.name}' is at capacity: {error}. Try again shortly.",
+                code="capacity_exceeded",
+                type="requests",
+                headers=errors.retry_after(BUSY_RETRY_S),
+            ) from error
+        self.books.place(placement)
+        return placement
+
+    async def _attempt(self, placement: Placement) -> None:
+        body = self.books.dialect.engine_body(
+            self.parsed, priority=0, cache_salt=self.services.cache_salt(self.books.principal.tenant.id)
+        )
+        connection = self.connection = await self.services.call_replica(
+            placement.replica, self.books.dialect.engine_path, body, self.request.id
+        )
+        if connection.status != 200:
+            await self._refused(connection)
+        elif self.parsed.is_stream and connection.content_type.startswith(b"text/event-stream"):
+            await self._stream(connection, placement)
+        else:
+            await self._whole(connection)
+
+    async def _refused(self, connection: Connection) -> None:
+        """The engine said no: a client's mistake goes to the client, anything else is the replica's failure."""
+        status = connection.status
+        body = await connection.read_all(1024 * 1024)
+        self._keep(connection)
+        if status not in (400, 413, 422):
+            raise EngineRefused(status, f"the engine answered {status}")
+        self.books.leave("refused", ok=True)
+        raise _client_mistake(status, body)
+
+    async def _whole(self, connection: Connection) -> None:
+        books = self.books
+        body = await connection.read_all(self.services.config.max_answer)
+        self._keep(connection)
+        try:
+            books.usage, books.finish_reason = books.dialect.read_answer(body)
+        except msgspec.DecodeError as error:
+            raise EngineRefused(200, "the engine's answer is not what OpenAI's API sends") from error
+        self.books.first_byte()
+        self.books.settle("completed", 200)
+        await self._start(200, [JSON, (b"content-length", str(len(body)).encode())])
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _stream(self, connection: Connection, placement: Placement) -> None:
+        parsed = self.parsed
+        relay = self.books.relay = StreamRelay(
+            show_usage=parsed.show_usage,
+            show_continuous=parsed.show_continuous,
+            choices=parsed.ask.choices,
+            prompts=parsed.ask.prompts,
+        )
+        clock = asyncio.get_running_loop().time
+        while not relay.is_over:
+            data = connection.take()
+            if not data:
+                if connection.is_complete or not connection.is_open:
+                    raise ConnectionBroken(connection.error or "the engine's stream ended without [DONE]")
+                await connection.wait()
+                continue
+            try:
+                out = relay.feed(data)
+            except RelayError as error:
+                raise EngineFailed(str(error)) from error
+            now = self.heard = clock()
+            if relay.is_done:
+                break
+            if not out:
+                continue
+            if not self.has_started:
+                self.books.first_byte()
+                await self._start(200, list(_EVENT_STREAM))
+            placement.ticket.token()
+            self.is_sending = True
+            await self.send({"type": "http.response.body", "body": out, "more_body": True})
+            self.is_sending = False
+            if now - self.books.progressed >= PROGRESS_S:
+                self.books.progress(now)
+        else:
+            out = b""
+        if relay.error is not None:
+            raise EngineFailed(relay.error)
+        await self._finish_stream(connection, out)
+
+    async def _finish_stream(self, connection: Connection, out: bytes) -> None:
+        self.connection = None
+        connection.linger()
+        self.books.first_byte()
+        self.books.settle("completed", 200)
+        if not self.has_started:
+            await self._start(200, list(_EVENT_STREAM))
+        await self.send({"type": "http.response.body", "body": out, "more_body": False})
+
+    def _keep(self, connection: Connection) -> None:
+        self.connection = None
+        connection.release()
+
+    def _drop(self) -> None:
+        """Close the connection to the replica at once: it must not generate for nobody."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+
+    # ----------------------------------------------------------------- the client
+    async def _start(self, status: int, headers: list[Header]) -> None:
+        self.has_started = True
+        if self.books.attempts:
+            headers.append((b"x-penstock-replica", self.books.attempts[-1].replica.encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers + self.request.base})
+
+    async def _answer_error(self, error: ApiError) -> None:
+        """An error answer, or, inside a stream, an error event that ends it without ``[DONE]``."""
+        if self.has_started:
+            body = errors.error_event(error.message, code=error.code or "engine_error")
+        else:
+            body = error.body()
+            await self._start(error.status, [JSON, (b"content-length", str(len(body)).encode()), *error.headers])
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _stopped(self) -> None:
+        """The request was cancelled: by its watcher, by a clock, or by the server that is going down."""
+        if self.books.is_settled:
+            return
+        if self.stopped == "client_closed":
+            self.books.settle("client_closed", 499)
+            return
+        if self.stopped == "idle":
+            error = ApiError(504, "The engine fell silent.", code="engine_timeout", type=errors.SERVER)
+            self.books.settle("engine_lost", 504, error.code or "")
+        elif self.stopped == "timeout":
+            limit = self.services.config.total_s
+            error = ApiError(504, f"The request took more than {limit:g} s.", code="timeout", type=errors.SERVER)
+            self.books.settle("timeout", 504, error.code or "")
+        else:
+            error = errors.unavailable("The gateway is stopping.", code="gateway_stopping", retry_after_s=1.0)
+            self.books.settle("timeout", 503, error.code or "")
+        await self._answer_error(error)
+
+    def _watch(self) -> None:
+        self.watcher = asyncio.get_running_loop().create_task(self._next_message())
+        self.watcher.add_done_callback(self._client_left)
+        self._tick()
+
+    async def _next_message(self) -> Message:
+        return await self.request.receive()
+
+    def _client_left(self, watcher: asyncio.Task[Message]) -> None:
+        if not watcher.cancelled() and watcher.exception() is None:
+            self._stop("client_closed")
+
+    def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
+        config = self.services.config
+        if now - self.request.arrived >= config.total_s:
+            self._stop("timeout")
+        elif self.has_started and now - self.heard >= config.idle_s:
+            # A client that reads nothing for as long is as good as gone.
+            self._stop("client_closed" if self.is_sending else "idle")
+        else:
+            pause = min(TICK_S, config.idle_s, max(0.01, self.request.arrived + config.total_s - now))
+            self.timer = asyncio.get_running_loop().call_later(pause, self._tick)
+
+    def _stop(self, why: Stop) -> None:
+        # Settled, it can only be waiting for a client that does not read: that ends with the clock alone.
+        if self.stopped or self.task is None or (self.books.is_settled and why != "timeout"):
+            return
+        self.stopped = why
+        self._drop()
+        self.task.cancel()
+
+    def _workload(self) -> str:
+        principal = self.books.principal
+        return f"{principal.tenant.id}:{self.deployment.id}:{self.parsed.workload or principal.key.id}"
+
+
+def _outcome_of(error: ApiError) -> Outcome:
+    if error.code in ("no_ready_replica", "capacity_exceeded"):
+        return "refused"
+    return "engine_lost" if error.code == "engine_lost" else "engine_error"
+
+
+def _failure(error: Exception) -> ApiError:
+    """What the client hears of a replica's failure; the engine's own words stay inside."""
+    if isinstance(error, EngineRefused) and error.status in (429, 503):
+        return errors.unavailable("The engine is busy. Try again shortly.", code="engine_busy", retry_after_s=1.0)
+    if isinstance(error, (EngineRefused, EngineFailed)):
+        return ApiError(502, "The engine failed on this request.", code="engine_error", type=errors.SERVER)
+    return ApiError(502, "The connection to the engine was lost.", code="engine_lost", type=errors.SERVER)
+
+
+def _client_mistake(status: int, body: bytes) -> ApiError:
+    """An engine's 4xx in OpenAI's shape. The message speaks of the client's own request, so it is passed on."""
+    message, param = "", None
+    try:
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        message = error_message(members)
+        inner = msgspec.json.decode(members.get("error", members.get("param", b"null")))
+        param = inner.get("param") if isinstance(inner, dict) else inner
+    except msgspec.DecodeError:
+        message = ""
+    text = message or "The engine refused the request."
+    is_length = "maximum context length" in text or "max_model_len" in text or param == "input_tokens"
+    return ApiError(
+        413 if status == 413 else 400,
+        text,
+        param=param if isinstance(param, str) else None,
+        code="context_length_exceeded" if is_length else "invalid_request",
+    )

@@ -1,0 +1,100 @@
+"""JSON log lines on standard error, gathered for a moment: one system call for many requests.
+
+Ids, counts, times and states only. Never a prompt, an answer or a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import Any
+
+import msgspec
+import structlog
+
+_GATHER_S = 0.05
+_GATHER_BYTES = 64 * 1024
+
+
+class Sink:
+    """What structlog takes for a binary file. Lines wait up to ``_GATHER_S`` while a loop runs, else go at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def gather(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Gather lines on ``loop`` from now on; None: write each at once."""
+        self._loop = loop
+        self.drain()
+
+    def write(self, line: bytes) -> int:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._loop is None or self._size > _GATHER_BYTES:
+            self.drain()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(_GATHER_S, self.drain)
+        return len(line)
+
+    def flush(self) -> None:
+        """structlog flushes after each line; ``drain`` decides when it really happens."""
+
+    def drain(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        data = b"".join(self._lines)
+        self._lines.clear()
+        self._size = 0
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:
+                continue
+            except OSError:  # nobody reads the log: serving goes on
+                return
+
+
+class _Bridge(logging.Handler):
+    """Standard library loggers (uvicorn, asyncio) as JSON lines of the same kind."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["error"] = repr(record.exc_info[1])[:500]
+            fields["trace"] = logging.Formatter().formatException(record.exc_info)[-4000:]
+        self._logger.log(record.levelno, record.getMessage(), **fields)
+
+
+def _serialise(value: Any, **_: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=str)
+
+
+def configure(gateway: str) -> tuple[Any, Sink]:
+    """Set up structlog and the standard loggers; return the gateway's logger and its sink."""
+    sink = Sink(sys.stderr.fileno())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            structlog.processors.JSONRenderer(serializer=_serialise),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.BytesLoggerFactory(file=sink),  # type: ignore[arg-type]
+        cache_logger_on_first_use=True,
+    )
+    logger = structlog.get_logger().bind(gateway=gateway)
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge(logger)]
+    root.setLevel(logging.WARNING)
+    return logger, sink

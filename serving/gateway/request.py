@@ -1,0 +1,91 @@
+"""A request at the door: its headers, its body within bounds, and plain answers to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from serving.gateway.errors import ApiError, Header
+from serving.gateway.ids import client_request_id, new_request_id
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+
+JSON: Header = (b"content-type", b"application/json")
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+class Request:
+    """One request at the door. ``arrived`` is the loop's clock."""
+
+    __slots__ = ("arrived", "base", "client_id", "headers", "id", "method", "path", "peer", "receive", "send")
+
+    def __init__(self, scope: Message, receive: Receive, send: Send, arrived: float) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope.get("client")
+        self.peer: str = client[0] if client else ""
+        self.receive = receive
+        self.send = send
+        self.arrived = arrived
+        self.id = new_request_id()
+        self.client_id = client_request_id(self.headers.get(b"x-request-id", b""))
+        own = self.id.encode()
+        self.base: list[Header] = [
+            (b"x-request-id", self.client_id.encode() or own),
+            (b"x-penstock-request-id", own),
+        ]
+
+    async def body(self, limit: int, seconds: float) -> bytes:
+        """The whole body, at most ``limit`` bytes within ``seconds``. Raises ApiError 408 or 413, or ClientGone."""
+        stated = self.headers.get(b"content-length", b"")
+        if stated.isdigit() and int(stated) > limit:
+            raise _too_large(limit)
+        message = await self.receive()
+        if not message.get("more_body"):
+            return self._part(message, limit, 0)
+        parts = [self._part(message, limit, 0)]
+        size = len(parts[0])
+        try:
+            async with asyncio.timeout(seconds):
+                while message.get("more_body"):
+                    message = await self.receive()
+                    parts.append(self._part(message, limit, size))
+                    size += len(parts[-1])
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"The body did not arrive within {seconds:g} s.",
+                code="timeout",
+                headers=[(b"connection", b"close")],
+            ) from None
+        return b"".join(parts)
+
+    @staticmethod
+    def _part(message: Message, limit: int, size: int) -> bytes:
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        if size + len(part) > limit:
+            raise _too_large(limit)
+        return part
+
+    async def answer(self, status: int, body: bytes, headers: Sequence[Header] = (), *, kind: Header = JSON) -> None:
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [kind, (b"content-length", str(len(body)).encode()), *self.base, *headers],
+            }
+        )
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The body may have at most {limit} bytes.", code="request_too_large")

@@ -1,0 +1,146 @@
+"""What every request of one gateway process shares."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from functools import lru_cache
+from typing import Any
+
+from capacity.policy.cost import CostProfile, request_cost
+from serving.gateway.config import Config
+from serving.gateway.dispatch import Dispatcher
+from serving.gateway.grants import Grants
+from serving.gateway.journal import Journal
+from serving.gateway.loads import Loads
+from serving.gateway.metrics import Metrics
+from serving.gateway.records import AdmitLine, PoolRecord, ProfileRecord, ReplicaRecord, Usage
+from serving.gateway.shipper import Shipper
+from serving.gateway.snapshot import SnapshotStore
+from serving.gateway.state import State
+from serving.gateway.upstream import Connection, UpstreamPool
+from serving.policy.admission import Learned
+from serving.policy.routing import RoutingPolicy, least_mu
+
+
+class Services:
+    """Owner of the process's parts; ``start`` and ``stop`` bracket their lives. Made inside a running loop."""
+
+    def __init__(self, config: Config, log: Any, *, policy: RoutingPolicy = least_mu) -> None:
+        self.config = config
+        self.log = log
+        self.state = State(config.state_url)
+        self.store = SnapshotStore(self.state, config.data / "snapshot.json")
+        self.grants = Grants(self.state, config.name)
+        self.loads = Loads(self.state, config.name)
+        self.journal = Journal(config.data / "journal", config.name, time.time)
+        self.shipper = Shipper(self.state, self.journal, price=self.price)
+        self.upstream = UpstreamPool(connect_s=config.connect_s, keep_alive_s=config.upstream_keep_alive_s)
+        self.dispatcher = Dispatcher(
+            self._replicas, self.loads, policy, queue_s=config.queue_s, queue_max=config.queue_max
+        )
+        self.learned = Learned()
+        self.metrics = Metrics(self._gauges)
+        self.in_flight = 0
+        self.started_at = time.time()
+        self._profiles: dict[tuple[str, int], CostProfile] = {}
+        self._heads: dict[tuple[str, str, bytes], bytes] = {}
+        self._salt_key = config.peppers[min(config.peppers)]
+        self.cache_salt = lru_cache(maxsize=10_000)(self._make_cache_salt)
+
+    async def start(self) -> None:
+        await self.store.start()
+        await self.grants.start()
+        await self.loads.start()
+        await self.journal.start()
+        await self.shipper.start()
+
+    async def stop(self) -> None:
+        """In the order that loses nothing: no new figures after the loads, the journal's end shipped last."""
+        self.upstream.close()
+        await self.grants.stop()
+        await self.loads.stop()
+        await self.journal.close()
+        await self.shipper.stop()
+        await self.store.stop()
+        await self.state.close()
+
+    def _replicas(self, deployment: str) -> tuple[ReplicaRecord, ...]:
+        return self.store.view.replicas_by_deployment.get(deployment, ())
+
+    def profile(self, pool: PoolRecord) -> CostProfile:
+        """The pool's price. Versions are never edited, so each is converted once and kept."""
+        key = (pool.id, pool.profile.version)
+        found = self._profiles.get(key)
+        if found is None:
+            found = self._profiles[key] = cost_profile(pool.profile)
+        return found
+
+    def price(self, admitted: AdmitLine, usage: Usage) -> float:
+        """MU of a request by the profile version it was admitted under, or the pool's present one if that is gone."""
+        profile = self._profiles.get((admitted.pool, admitted.profile_version))
+        if profile is None:
+            pool = self.store.view.pools.get(admitted.pool)
+            if pool is None:
+                # Nothing is known of the price any more: the estimate is all there is.
+                return admitted.estimated_mu
+            profile = self.profile(pool)
+        if not usage.input_tokens and not usage.output_tokens:
+            return 0.0
+        return request_cost(
+            profile,
+            input_tokens=usage.input_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            units=usage.units,
+        )
+
+    def _make_cache_salt(self, tenant: str) -> str:
+        """A tenant's own salt: nobody can find out by timing whether another tenant has sent the same prompt."""
+        digest = hmac.digest(self._salt_key, b"prefix cache salt of " + tenant.encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(digest).decode()
+
+    async def call_replica(self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str) -> Connection:
+        """POST ``body`` as JSON. Raises UpstreamError."""
+        key = (replica.address, replica.token, path)
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) > 4096:
+                self._heads.clear()
+            host = replica.address.partition("://")[2].encode()
+            token = b"authorization: Bearer %s\r\n" % replica.token.encode() if replica.token else b""
+            head = self._heads[key] = (
+                b"POST %s HTTP/1.1\r\nhost: %s\r\n%scontent-type: application/json\r\naccept: */*\r\nx-request-id: "
+                % (path, host, token)
+            )
+        full = b"%s%s\r\ncontent-length: %d\r\n\r\n" % (head, request_id.encode(), len(body))
+        return await self.upstream.exchange(replica.address, full, body)
+
+    def _gauges(self) -> dict[str, float]:
+        return {
+            "in_flight": self.in_flight,
+            "waiting": self.dispatcher.waiting,
+            "upstream_connections": self.upstream.open_connections,
+            "snapshot_version": self.store.view.version,
+            "snapshot_age_seconds": self.store.age_s(),
+            "journal_writable": float(self.journal.writable),
+            "grants_shared": float(self.grants.mode == "shared"),
+        }
+
+
+def cost_profile(record: ProfileRecord) -> CostProfile:
+    """The pure policy's form of a published profile."""
+    return CostProfile(
+        version=record.version,
+        base=record.base,
+        alpha=record.alpha,
+        beta=record.beta,
+        gamma=record.gamma,
+        epsilon=record.epsilon,
+        cached_factor=record.cached_factor,
+        modalities=record.modalities,
+        long_input_tiers=record.long_input_tiers,
+        calibrated=record.calibrated,
+    )

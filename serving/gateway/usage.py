@@ -1,0 +1,44 @@
+"""The engine's token counts, as OpenAI's ``usage`` object carries them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.gateway.records import Usage
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class EngineUsage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: PromptDetails | None = None
+
+    def record(self) -> Usage:
+        """As the journal keeps it. Cached tokens never exceed input tokens, whatever the engine says."""
+        details = self.prompt_tokens_details
+        cached = (details.cached_tokens or 0) if details is not None else 0
+        prompt = max(0, self.prompt_tokens)
+        return Usage(
+            input_tokens=prompt,
+            cached_tokens=min(max(0, cached), prompt),
+            output_tokens=max(0, self.completion_tokens or 0),
+        )
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Answer(msgspec.Struct):
+    """What the gateway reads of a complete answer, or of one event of a stream."""
+
+    usage: EngineUsage | None = None
+    choices: list[Choice] = msgspec.field(default_factory=list)
+
+
+decode_usage = msgspec.json.Decoder(EngineUsage | None).decode
+decode_answer = msgspec.json.Decoder(Answer).decode

@@ -1,0 +1,222 @@
+"""What a request is expected to cost, which limits it meets, and what a refusal tells the client.
+
+Pure: the gateway brings records and learned figures in and carries the result out. ``Learned`` is a deterministic
+object over its own state, updated with what finished requests really used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from capacity.policy.cost import CostProfile, decode_cost, prefill_cost, request_cost
+from serving.gateway.records import LimitKind, LimitRecord
+
+DEFAULT_OUTPUT_TOKENS = 256
+"""Expected output of a key that has not finished a request yet and names no maximum."""
+DEFAULT_BYTES_PER_TOKEN = 4.0
+MESSAGE_TOKENS = 4
+"""What a chat template adds per message, about."""
+MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 0.5, 16.0
+MEDIA_TOKENS = 512
+"""Input tokens of one image or audio part whose size nobody has measured yet."""
+
+OUTPUT_QUANTILE = 0.9
+_LEARN = 0.1
+
+
+class Ask(NamedTuple):
+    """A request's size as parsed. ``choices``: sequences to generate; ``prompts``: prompts in the request.
+
+    ``text_bytes`` UTF-8 bytes of all prompts, ``token_ids`` tokens given as ids, ``max_output`` per sequence.
+    """
+
+    prompts: int
+    choices: int
+    text_bytes: int
+    messages: int = 0
+    token_ids: int = 0
+    media: int = 0
+    max_output: int | None = None
+    echo: bool = False
+
+
+class Estimate(NamedTuple):
+    """Tokens and MU that a request is expected to use.
+
+    ``limit_tokens`` is what token limits reserve: the stated maximum of output where there is one, since only
+    settlement may make debt. ``prefill_mu`` and ``decode_mu`` are engine work, for routing.
+    """
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    limit_tokens: int
+    mu: float
+    prefill_mu: float
+    decode_mu: float
+
+
+@dataclass(slots=True)
+class Habit:
+    """What one key's requests to one deployment have been like."""
+
+    output_tokens: float = 0.0
+    """Running ``OUTPUT_QUANTILE`` of output tokens per sequence; 0: nothing learned."""
+    cached_share: float = 0.0
+    """Mean share of input tokens found in the prefix cache."""
+    bytes_per_token: float = 0.0
+    """Mean UTF-8 bytes per input token; 0: nothing learned."""
+
+
+class Learned:
+    """Habits by key and deployment, least recently used forgotten beyond ``size``."""
+
+    def __init__(self, size: int = 50_000) -> None:
+        self._size = size
+        self._habits: OrderedDict[tuple[str, str], Habit] = OrderedDict()
+        self._bytes_per_token: dict[str, float] = {}
+
+    def habit(self, key: str, deployment: str) -> Habit | None:
+        return self._habits.get((key, deployment))
+
+    def bytes_per_token(self, key: str, deployment: str) -> float:
+        """The key's own ratio, else the deployment's, else the default."""
+        habit = self._habits.get((key, deployment))
+        if habit is not None and habit.bytes_per_token:
+            return habit.bytes_per_token
+        return self._bytes_per_token.get(deployment) or DEFAULT_BYTES_PER_TOKEN
+
+    def note(
+        self, key: str, deployment: str, ask: Ask, *, input_tokens: int, cached_tokens: int, output_tokens: int
+    ) -> None:
+        """Take in what a completed request used. Token counts are the engine's, over all prompts and sequences."""
+        habit = self._habits.get((key, deployment))
+        if habit is None:
+            habit = self._habits[(key, deployment)] = Habit()
+            if len(self._habits) > self._size:
+                self._habits.popitem(last=False)
+        else:
+            self._habits.move_to_end((key, deployment))
+        habit.output_tokens = _quantile_step(habit.output_tokens, output_tokens / max(1, ask.choices))
+        if input_tokens > 0:
+            share = min(1.0, cached_tokens / input_tokens)
+            habit.cached_share += _LEARN * (share - habit.cached_share)
+        text_tokens = input_tokens - ask.token_ids - MESSAGE_TOKENS * ask.messages
+        if ask.media == 0 and ask.text_bytes >= 16 and text_tokens > 0:
+            ratio = min(MAX_BYTES_PER_TOKEN, max(MIN_BYTES_PER_TOKEN, ask.text_bytes / text_tokens))
+            habit.bytes_per_token = _mean_step(habit.bytes_per_token, ratio)
+            self._bytes_per_token[deployment] = _mean_step(self._bytes_per_token.get(deployment, 0.0), ratio)
+
+
+def _mean_step(mean: float, value: float) -> float:
+    return value if not mean else mean + _LEARN * (value - mean)
+
+
+def _quantile_step(quantile: float, value: float) -> float:
+    """One step of a running quantile (Robbins–Monro): up by p, down by 1 − p, so that it settles where P(x ≤ q) = p."""
+    if not quantile:
+        return max(1.0, value)
+    step = max(1.0, 0.1 * quantile)
+    moved = quantile + step * OUTPUT_QUANTILE if value > quantile else quantile - step * (1 - OUTPUT_QUANTILE)
+    # Never step past the observation itself: a steady workload is learned exactly.
+    return max(1.0, min(moved, value) if value > quantile else max(moved, value))
+
+
+def estimate(
+    ask: Ask, profile: CostProfile, learned: Learned, *, key: str, deployment: str, max_model_len: int | None
+) -> Estimate:
+    """Return what the request is expected to use. ``max_model_len`` is the context of one sequence, in tokens."""
+    ratio = learned.bytes_per_token(key, deployment)
+    habit = learned.habit(key, deployment)
+    text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
+    input_tokens = max(ask.prompts, math.ceil(text) + MEDIA_TOKENS * ask.media)
+    room: float = math.inf
+    if max_model_len is not None:
+        input_tokens = min(input_tokens, max_model_len * ask.prompts)
+        room = max(1, max_model_len - input_tokens // ask.prompts)
+    learned_output = habit.output_tokens if habit is not None and habit.output_tokens else DEFAULT_OUTPUT_TOKENS
+    ceiling = min(room, math.inf if ask.max_output is None else ask.max_output)
+    # Nothing learned: a stated maximum is the best guess there is.
+    is_known = habit is not None and habit.output_tokens > 0
+    expected = ceiling if ask.max_output is not None and not is_known else min(ceiling, learned_output)
+    output_tokens = math.ceil(expected) * ask.choices
+    reserved = (ceiling if ask.max_output is not None else expected) * ask.choices
+    cached = int(input_tokens * habit.cached_share) if habit is not None else 0
+    return Estimate(
+        input_tokens=input_tokens,
+        cached_tokens=cached,
+        output_tokens=output_tokens,
+        limit_tokens=input_tokens + math.ceil(reserved),
+        mu=request_cost(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens),
+        prefill_mu=prefill_cost(profile, input_tokens=input_tokens, cached_tokens=cached),
+        decode_mu=decode_cost(profile, input_tokens=input_tokens, output_tokens=output_tokens),
+    )
+
+
+def applicable(limits: Iterable[LimitRecord], model: str) -> tuple[LimitRecord, ...]:
+    """The limits that speak of ``model``."""
+    return tuple(limit for limit in limits if not limit.model or limit.model == model)
+
+
+def amount(kind: LimitKind, limit_tokens: int) -> float:
+    """How much of a limit one request asks for, in the limit's unit."""
+    return float(limit_tokens) if kind == "tokens_per_min" else 1.0
+
+
+def actual_amounts(limits: Iterable[LimitRecord], tokens: int) -> Mapping[str, float]:
+    """What the request really took of each token limit, by limit id. Other kinds are as estimated."""
+    return {limit.id: float(tokens) for limit in limits if limit.kind == "tokens_per_min"}
+
+
+class Refusal(NamedTuple):
+    """A 429 in words: message, OpenAI's error ``type``, and the seconds to wait."""
+
+    message: str
+    type: str
+    retry_after_s: float
+
+
+_UNITS = {"requests_per_min": "requests per minute", "tokens_per_min": "tokens per minute"}
+
+
+def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s: float) -> Refusal:
+    """Turn a limit that stands in the way into what the client is told. Bounds the wait to 1 ms .. 1 h."""
+    wait_s = min(3600.0, max(0.001, retry_after_s))
+    scope = f" for model '{limit.model}'" if limit.model else ""
+    left = max(0.0, math.floor(remaining))
+    if limit.kind == "concurrency":
+        text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
+        return Refusal(text, "requests", wait_s)
+    text = (
+        f"Rate limit of {limit.value:g} {_UNITS[limit.kind]}{scope} reached: {left:g} left, {asked:g} asked for. "
+        f"Try again in {wait_s:.3g} s."
+    )
+    return Refusal(text, "tokens" if limit.kind == "tokens_per_min" else "requests", wait_s)
+
+
+def limit_headers(limits: Iterable[LimitRecord]) -> dict[str, str]:
+    """``x-ratelimit-limit-*``: the tightest limit of each kind that holds for the request."""
+    tightest: dict[LimitKind, float] = {}
+    for limit in limits:
+        tightest[limit.kind] = min(limit.value, tightest.get(limit.kind, math.inf))
+    return {f"x-ratelimit-limit-{_HEADER[kind]}": f"{value:.0f}" for kind, value in tightest.items()}
+
+
+def refusal_headers(limit: LimitRecord, *, remaining: float, retry_after_s: float) -> dict[str, str]:
+    """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way."""
+    name = _HEADER[limit.kind]
+    return {
+        f"x-ratelimit-remaining-{name}": f"{max(0.0, math.floor(remaining)):.0f}",
+        f"x-ratelimit-reset-{name}": f"{max(0.001, retry_after_s):.3f}s",
+    }
+
+
+_HEADER: dict[LimitKind, str] = {
+    "requests_per_min": "requests",
+    "tokens_per_min": "tokens",
+    "concurrency": "concurrency",
+}
