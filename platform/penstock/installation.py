@@ -81,10 +81,10 @@ class Installation:
         for number in range(1, self.options.gateways + 1):
             self.supervisor.start(roles.gateway_role(self.options, number))
         outcome = await self._set_up()
-        web = roles.web_role(self.options)
-        self.supervisor.start(replace(web, env={**web.env, **self.status.environment}))
         self.supervisor.start(roles.loops_role(self.options))
         self.supervisor.start(roles.agent_role(self.options))
+        web = roles.web_role(self.options)
+        self.supervisor.start(replace(web, env={**web.env, **self.status.environment}))
         content = quickstart.merge(
             quickstart.read(self.options.data),
             seeded=outcome["tenants"],
@@ -158,7 +158,7 @@ class Installation:
     # ---------------------------------------------------------------- welcome
     async def _welcome(self) -> None:
         key = next((tenant["api_key"] for tenant in self.quickstart["tenants"]), "")
-        first = await self._first_model(key)
+        first, is_ready = await self._first_model(key)
         say = self._terminal.plain
         say()
         say(f"  Penstock is up after {time.monotonic() - self._began:.1f} s")
@@ -167,21 +167,23 @@ class Installation:
             say(f"    open once   {self.quickstart['sign_in_url']}")
         if key and first:
             say(f"    try it      {quickstart.curl_line(self.options.api_url, key, first)}")
+            if not is_ready:
+                say(f"                once {first} is ready, which is told below; until then it answers 503")
         say(f"    keys        {quickstart.quickstart_path(self.options.data)}")
         say("    stop        Ctrl-C")
         say()
 
-    async def _first_model(self, key: str) -> str:
-        """The first model a client can stream from, waited for as long as a first start may take."""
+    async def _first_model(self, key: str) -> tuple[str, bool]:
+        """A model a client can stream from, waited for as long as a first start may take; and whether it is ready."""
         end = self._began + _FIRST_ANSWER_S
         while True:
             ready = [m.name for m in self._models.values() if m.state == "ready"]
             listed = await self.status.listed(self.options.api_url, key) if ready and key else []
             usable = sorted(set(ready) & set(listed), key=ready.index)
             if usable:
-                return usable[0]
+                return usable[0], True
             if time.monotonic() > end and (self._models or time.monotonic() > self._began + _WEB_READY_S):
-                return next((model["name"] for model in self.quickstart["models"]), "")
+                return next((model["name"] for model in self.quickstart["models"]), ""), False
             await asyncio.sleep(0.1)
 
     # ------------------------------------------------------------------- stop
@@ -206,7 +208,7 @@ class Installation:
 
     async def kill(self) -> None:
         """End everything now."""
-        self.supervisor.kill_all()
+        await self.supervisor.kill()
         await self._end()
         self._terminal.line("stopped at once")
 

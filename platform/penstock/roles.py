@@ -97,6 +97,11 @@ def role_environment(options: Options) -> dict[str, str]:
     return {**kept, **fixed, **options.env}
 
 
+def _celery_environment(options: Options) -> dict[str, str]:
+    """Celery warns root, in ten lines, of pickled messages, which neither of our applications accepts."""
+    return {**role_environment(options), "PYTHONWARNINGS": "ignore:You're running the worker with superuser"}
+
+
 def _is_unspecified(host: str) -> bool:
     try:
         return ip_address(host).is_unspecified
@@ -144,14 +149,14 @@ def web_role(options: Options) -> Role:
 
 
 def loops_role(options: Options) -> Role:
-    argv = _python("celery", "-A", "penstock.celery", "worker", "--without-gossip", "--without-mingle")
+    argv = _python("celery", "--quiet", "-A", "penstock.celery", "worker", "--without-gossip", "--without-mingle")
     argv += ("--without-heartbeat", "--loglevel", "WARNING", "--hostname", f"loops-{options.port}@%h")
-    return Role("loops", argv, role_environment(options), stage=STAGE_LOOPS, grace_s=8)
+    return Role("loops", argv, _celery_environment(options), stage=STAGE_LOOPS, grace_s=8)
 
 
 def agent_role(options: Options) -> Role:
     argv = _python("worker", "--config", str(options.agent_config))
-    return Role("agent", argv, role_environment(options), stage=STAGE_CONTROL, grace_s=6)
+    return Role("agent", argv, _celery_environment(options), stage=STAGE_CONTROL, grace_s=6)
 
 
 def stop_engines_role(options: Options) -> Role:

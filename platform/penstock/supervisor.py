@@ -259,11 +259,17 @@ class Supervisor:
         """The stages that still have roles, in the order in which they stop."""
         return sorted({role.stage for role in self._roles.values()}, reverse=True)
 
-    def kill_all(self) -> None:
-        """SIGKILL every child's process group now; nothing is restarted."""
+    async def kill(self) -> None:
+        """SIGKILL every child's process group now and wait until all are reaped; nothing is restarted."""
         self._stopping.update(self._roles)
         for process in list(self._processes.values()):
             self._kill_group(process)
+        keepers = list(self._keepers.values())
+        if keepers:
+            await asyncio.wait(keepers, timeout=2 * _LAST_LINES_S)
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
 
     @staticmethod
     def _kill_group(process: asyncio.subprocess.Process) -> None:

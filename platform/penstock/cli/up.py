@@ -18,6 +18,8 @@ from penstock.logs import Terminal, wants_colour
 from penstock.roles import Options, RoleError, is_loopback, role_named
 from penstock.secrets import ensure_secrets
 
+_SAME_KEYSTROKE_S = 0.5
+
 
 class UsageError(ValueError):
     """The command line asks for something that cannot be; the message says what to do."""
@@ -110,10 +112,10 @@ def _run_all(arguments: argparse.Namespace, options: Options) -> int:
 
 async def _foreground(installation: Installation, terminal: Terminal, check_s: float | None) -> int:
     """Run until a signal or, with ``check_s``, until the check is done. A second signal stops at once."""
-    signals: asyncio.Queue[int] = asyncio.Queue()
+    signals: asyncio.Queue[float] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(number, lambda: signals.put_nowait(time.monotonic()))
     asked = asyncio.create_task(signals.get())
     body = asyncio.create_task(installation.run(check_s=check_s))
     await asyncio.wait([asked, body], return_when=asyncio.FIRST_COMPLETED)
@@ -125,7 +127,7 @@ async def _foreground(installation: Installation, terminal: Terminal, check_s: f
         terminal.line("stopping; once more Ctrl-C stops at once")
         body.cancel()
         await asyncio.gather(body, return_exceptions=True)
-        asked = asyncio.create_task(signals.get())
+        asked = asyncio.create_task(_next_after(signals, asked.result() + _SAME_KEYSTROKE_S))
         # Interrupted before it had its answers, a check has not passed.
         code = 1 if check_s is not None else 0
     stopping = asyncio.create_task(installation.stop())
@@ -142,6 +144,13 @@ async def _foreground(installation: Installation, terminal: Terminal, check_s: f
         code = code or (1 if check_s is not None else 0)
     terminal.line("stopped")
     return code
+
+
+async def _next_after(signals: "asyncio.Queue[float]", moment: float) -> float:
+    """The first signal after ``moment``: a wrapper such as ``uv run`` passes on what the terminal sent us as well."""
+    while (at := await signals.get()) <= moment:
+        pass
+    return at
 
 
 def _outcome(body: "asyncio.Task[int]", terminal: Terminal) -> int:
