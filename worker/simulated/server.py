@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -218,8 +218,8 @@ class Connection(asyncio.Protocol):
         self._is_streaming = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_server promises
-        self._transport = transport
+        # What create_server makes; uvloop's transports are not subclasses of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -281,9 +281,10 @@ class Connection(asyncio.Protocol):
 
     def send(self, status: int, body: bytes, *, content_type: str = "application/json") -> None:
         keep_alive = self._current is None or self._current.keep_alive
+        connection = "" if keep_alive else "connection: close\r\n"
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: {content_type}\r\nx-engine: simulated\r\n"
-            f"content-length: {len(body)}\r\n{'' if keep_alive else 'connection: close\r\n'}\r\n"
+            f"content-length: {len(body)}\r\n{connection}\r\n"
         )
         self._write(head.encode("latin-1") + body)
         self._done()
