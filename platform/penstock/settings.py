@@ -101,7 +101,9 @@ PENSTOCK_HOST_LOST_S = float(env.integer("PENSTOCK_HOST_LOST_S", 15))
 PENSTOCK_DRAIN_LIMIT_S = float(env.integer("PENSTOCK_DRAIN_LIMIT_S", 30))
 """A draining replica is stopped after this time, whatever is still in flight."""
 PENSTOCK_HISTORY_DAYS = env.integer("PENSTOCK_HISTORY_DAYS", 30)
-"""Ended replicas and scaling decisions are kept for so long. Usage, incidents and audit entries stay."""
+"""Ended replicas and scaling decisions are kept for so long; incidents and audit entries stay."""
+PENSTOCK_USAGE_DAYS = env.integer("PENSTOCK_USAGE_DAYS", 400)
+"""Usage records of final minutes are kept for so long; the roll-ups stay."""
 
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"

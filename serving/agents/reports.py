@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import logging
+import re
+import uuid
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from serving.models import Deployment, Incident, Replica
 from serving.policy.lifecycle import State, Transition, intent_of, next_state
 from serving.services import incident_evidence_add, incident_open, replica_transition
 from tenants.changes import record_change
-from worker.spec import HostReport, ReplicaReport
+from worker.spec import Address, HostReport, ReplicaReport
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _BOOTS_KEPT = 32
 _LOG_TAIL_CHARS = 8000
 _COLD_START_WEIGHT = 0.3
 """Of the newest launch in the average of launches."""
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-fA-F:]+")
 _GAUGES = frozenset({"memory_available_bytes", "load_1m", "accelerators"})
 """Facts that always move: they are written when it is time, not because they changed."""
 
@@ -140,9 +143,10 @@ def _sync_accelerators(host: Host, report: HostReport) -> None:
 def _is_foreign(replica_id: str, host: Host) -> int:
     """1 for a replica that is not this host's; one that has ended is still being forgotten by the agent."""
     try:
-        return 0 if Replica.objects.filter(pk=replica_id, host=host).exists() else 1
+        pk = uuid.UUID(replica_id)
     except ValueError:
         return 1
+    return 0 if Replica.objects.filter(pk=pk, host=host).exists() else 1
 
 
 def _transition(replica: Replica, seen: ReplicaReport | None, detail: str) -> Transition:
@@ -174,13 +178,21 @@ def _facts(replica: Replica, seen: ReplicaReport) -> dict[str, Any]:
         "launched_at": _time(seen.launched_at),
         "ready_at": _time(seen.ready_at) or replica.ready_at,
     }
-    if seen.address is not None:
-        facts["address"] = f"http://{seen.address.host}:{seen.address.port}"
+    if seen.address is not None and (address := engine_url(seen.address)):
+        facts["address"] = address
     if seen.engine_version:
         facts["engine_version"] = seen.engine_version[:60]
     if seen.max_model_len is not None:
         facts["max_model_len"] = seen.max_model_len
     return {name: value for name, value in facts.items() if getattr(replica, name) != value}
+
+
+def engine_url(address: Address) -> str:
+    """The base URL of an engine; empty for an address that would name anything but a host and a port."""
+    if not _HOST.fullmatch(address.host) or not 0 < address.port < 65536:
+        return ""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}"
 
 
 def _time(seconds: float | None) -> datetime.datetime | None:

@@ -49,13 +49,15 @@ class Failure:
 class Patience:
     """Back-off: ``base_s`` doubles per failure in a row up to ``max_s``; ``limit`` failures in a row are the end.
 
-    A replica that served for ``stable_s`` ends a row: its failure is the first of a new one.
+    A replica that served for ``stable_s`` ends a row: its failure is the first of a new one. After ``forget_s`` a
+    failure is forgotten, so that what healed by itself is found out without a person.
     """
 
     base_s: float = 2.0
     max_s: float = 60.0
     limit: int = 5
     stable_s: float = 60.0
+    forget_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,16 @@ def target(want: Want) -> tuple[int, str]:
     return count, f"{count} wanted between {want.minimum} and {want.maximum}"
 
 
-def failures_in_row(failures: Iterable[Failure], *, last_stable_at: float | None, patience: Patience) -> list[Failure]:
+def failures_in_row(
+    failures: Iterable[Failure], *, now: float, last_stable_at: float | None, patience: Patience
+) -> list[Failure]:
     """The failures since the deployment last worked, oldest first.
 
     ``last_stable_at``: UNIX time at which some replica had last been ready for ``stable_s``, if any.
     """
     row: list[Failure] = []
     for failure in sorted(failures, key=lambda failure: failure.at):
-        if last_stable_at is not None and failure.at < last_stable_at:
+        if now - failure.at > patience.forget_s or (last_stable_at is not None and failure.at < last_stable_at):
             continue
         row = [failure] if failure.served_s >= patience.stable_s else [*row, failure]
     return row
@@ -126,9 +130,12 @@ def plan(
     missing = count - len(current)
     if missing <= 0:
         return Plan(target=count, create=0, remove=tuple(remove), reason=reason)
-    row = failures_in_row(failures, last_stable_at=last_stable_at, patience=patience)
+    row = failures_in_row(failures, now=now, last_stable_at=last_stable_at, patience=patience)
     if len(row) >= patience.limit:
-        text = f"{len(row)} launches failed in a row, the last: {row[-1].reason or 'no reason given'}. Fix it and retry"
+        text = (
+            f"{len(row)} launches failed in a row, the last: {row[-1].reason or 'no reason given'}. "
+            f"Fix the cause and press retry; the next try by itself is {patience.forget_s / 60:g} min after the first"
+        )
         return Plan(target=count, create=0, remove=tuple(remove), reason=text, gave_up=True)
     wait_until = row[-1].at + backoff_s(len(row), patience) if row else None
     if wait_until is not None and now < wait_until:

@@ -101,16 +101,20 @@ class ReportConsumer(ConsumerMixin):
 
     def _apply(self, report: HostReport) -> None:
         try:
-            if report_apply(report, client=client()).changed:
+            applied = report_apply(report, client=client())
+            if applied.foreign:
+                message = f"host {report.host_id} spoke of {applied.foreign} replica(s) of other hosts"
+                self._reject(ReportRejected("foreign_replica", message), applied.foreign)
+            if applied.changed:
                 publish_pending()
         except ReportRejected as rejection:
             self._reject(rejection)
         except Exception:
             log.exception("a report of host %s could not be applied; the next one says the same", report.host_id)
 
-    def _reject(self, rejection: ReportRejected) -> None:
+    def _reject(self, rejection: ReportRejected, number: int = 1) -> None:
         try:
-            count("reports_rejected", rejection.reason)
+            count("reports_rejected", rejection.reason, number)
         except redis.exceptions.RedisError:
             log.warning("a rejected report could not be counted: the shared state does not answer")
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The loops' connection to the shared state, and the keys that only they use."""
+"""The loops' connection to the shared state, and the counters that operators may ask for."""
 
 from functools import cache
 
@@ -8,12 +8,16 @@ from django.conf import settings
 from serving.gateway.state import connect
 
 
-@cache
 def client() -> redis.Redis:
     """One client (a thread-safe pool of connections) for the process."""
-    return connect(settings.REDIS_URL)
+    return _client(settings.REDIS_URL)
+
+
+@cache
+def _client(url: str) -> redis.Redis:
+    return connect(url)
 
 
 def count(name: str, reason: str, amount: int = 1) -> None:
-    """Count something that operators may ask about: field ``reason`` of ``penstock:count:<name>``."""
+    """Add to the counter ``reason`` of the hash ``penstock:count:<name>``."""
     client().hincrby(f"penstock:count:{name}", reason, amount)

@@ -1,25 +1,31 @@
 """House-keeping: minutes become final, what has run out ends, history that nobody needs goes."""
 
 import datetime
+import logging
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
-from django.db.models import Max
 from django.utils import timezone
 
-from capacity.models import Reservation, UsageRecord
-from capacity.usage.writer import finalise_minutes
+from capacity.models import Reservation
+from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from serving.services import decisions_delete_old, replicas_delete_old
-from tenants.models import ApiKey, Change, SignInLink
+from tenants.models import Change, SignInLink
+
+log = logging.getLogger(__name__)
 
 _CHANGES_KEPT = datetime.timedelta(hours=1)
 _LINKS_KEPT = datetime.timedelta(days=1)
-_LAST_USED_LOOK_BACK = datetime.timedelta(minutes=5)
+_SEGMENTS_KEPT = datetime.timedelta(days=2)
+_HELD_UP_S = 300.0
+ACTOR = "retention"
 
 
 def finalise() -> None:
     """Close the minutes that every gateway's watermark has passed."""
-    finalise_minutes()
+    closing = finalise_minutes(timezone.now())
+    if closing.behind_s > _HELD_UP_S:
+        log.warning("minutes stay provisional: segment %s is %.0f s behind", closing.held_by, closing.behind_s)
 
 
 def upkeep() -> None:
@@ -28,29 +34,15 @@ def upkeep() -> None:
     keep = now - datetime.timedelta(days=settings.PENSTOCK_HISTORY_DAYS)
     replicas_delete_old(before=keep)
     decisions_delete_old(before=keep)
+    usage_delete_old(before=now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS), actor=ACTOR)
+    watermarks_delete_closed(before=now - _SEGMENTS_KEPT)
     Change.objects.filter(version__isnull=False, at__lt=now - _CHANGES_KEPT).delete()
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
     Session.objects.filter(expire_date__lt=now).delete()
     reservations_end(now=now)
-    keys_mark_used(now=now)
 
 
 def reservations_end(*, now: datetime.datetime) -> int:
     """End the reservations whose time is over; how many."""
     over = Reservation.objects.filter(state=Reservation.State.ACTIVE, ends_at__lte=now)
     return over.update(state=Reservation.State.ENDED, updated_at=now)
-
-
-def keys_mark_used(*, now: datetime.datetime) -> int:
-    """Say of each key when it was last used, by the records of the last minutes; how many moved."""
-    newest = (
-        UsageRecord.objects.filter(ended_at__gte=now - _LAST_USED_LOOK_BACK)
-        .order_by()
-        .values("key_id")
-        .annotate(at=Max("admitted_at"))
-    )
-    moved = 0
-    for row in newest:
-        key = ApiKey.objects.filter(pk=row["key_id"])
-        moved += key.exclude(last_used_at__gte=row["at"]).update(last_used_at=row["at"])
-    return moved

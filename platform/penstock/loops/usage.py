@@ -5,22 +5,24 @@ the same name and comes first. Batches of a segment are written in order, and on
 acknowledged to the gateway.
 """
 
+import hashlib
 import logging
 import time
 from typing import Any
 
-import msgspec
 import redis
+from django.db import InterfaceError, OperationalError
 
-from capacity.usage.lines import UsageBatch
+from capacity.usage.batch import BatchError
 from capacity.usage.writer import write_batch
 
 log = logging.getLogger(__name__)
 
 STREAM, GROUP, CONSUMER = "penstock:usage", "writer", "loops"
 POISON = "penstock:usage:poison"
-"""Stream of entries that are no batch, kept whole: ``{b, why}``."""
+"""Stream of entries that could not be read or written, kept whole: ``{b, why}``."""
 _POISON_KEPT = 10_000
+_POISON_ONCE_S = 86_400
 _COUNT = 20
 _BUDGET_S = 20.0
 _ACK_KEEP_S = 7 * 86_400
@@ -58,14 +60,37 @@ def write_usage(client: redis.Redis) -> int:
 def _write(client: redis.Redis, fields: dict[bytes, bytes]) -> int:
     raw = fields.get(b"b", b"")
     try:
-        batch = msgspec.json.decode(raw, type=UsageBatch)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        result = write_batch(raw)
+    except (OperationalError, InterfaceError):
+        raise  # The database is away or busy: the entry stays pending and is written by a later tick.
+    except BatchError as error:
         log.error("an entry of the usage stream is no batch (%s): kept in %s", error, POISON)
-        client.xadd(POISON, {"b": raw, "why": str(error)[:500]}, maxlen=_POISON_KEPT, approximate=True)
+        _quarantine(client, raw, str(error))
         return 0
-    result = write_batch(batch)
-    client.set(f"penstock:usage:ack:{batch.segment}", result.sequence, ex=_ACK_KEEP_S)
+    except Exception as error:
+        log.exception("a usage batch could not be written: kept in %s", POISON)
+        _quarantine(client, raw, f"{type(error).__name__}: {error}")
+        return 0
+    client.set(f"penstock:usage:ack:{result.segment}", result.acknowledge, ex=_ACK_KEEP_S)
+    if result.gap:
+        log.warning(
+            "usage segment %s: batches before this one are missing; its gateway sends them again", result.segment
+        )
+    if result.quarantined or result.late:
+        log.error(
+            "usage segment %s: %d record(s) in quarantine, %d came for a final minute",
+            result.segment,
+            result.quarantined,
+            result.late,
+        )
     return 1
+
+
+def _quarantine(client: redis.Redis, raw: bytes, why: str) -> None:
+    """Keep an entry aside, once: its gateway sends it again as long as nobody acknowledges it."""
+    digest = hashlib.sha256(raw).hexdigest()
+    if client.set(f"penstock:usage:poison:{digest}", b"1", nx=True, ex=_POISON_ONCE_S):
+        client.xadd(POISON, {"b": raw, "why": why[:500]}, maxlen=_POISON_KEPT, approximate=True)
 
 
 def _read(client: redis.Redis, start: bytes) -> list[Entry]:

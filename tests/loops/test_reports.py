@@ -1,0 +1,286 @@
+"""Reports: who is believed, what becomes of hosts and replicas."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from capacity.models import Accelerator, Host
+from capacity.services import host_secret_renew
+from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
+from serving.agents.reports import report_apply
+from serving.models import Incident, Replica
+from serving.services import replica_create
+from tenants.models import AuditEntry, Change
+from tests.loops.agent import BROKEN
+from tests.loops.conftest import BOSS, World
+from worker.spec import AcceleratorReport, Address, HostReport, ReplicaReport, seal
+
+pytestmark = pytest.mark.django_db
+
+
+def place(world: World, state: str = "pending", **fields: Any) -> Replica:
+    """A replica on the first host, without the loop."""
+    revision = world.deployment.revisions.get()
+    replica = replica_create(deployment=world.deployment, revision=revision, reason="a test", host=world.host())
+    Replica.objects.filter(pk=replica.pk).update(state=state, state_since=world.at, **fields)
+    replica.refresh_from_db()
+    return replica
+
+
+def report(world: World, *seen: ReplicaReport, sequence: int = 1, **fields: Any) -> HostReport:
+    blank = world.agent.report(world.now)
+    return HostReport(
+        **{name: getattr(blank, name) for name in blank.__struct_fields__}
+        | {"replicas": seen, "sequence": sequence, **fields}
+    )
+
+
+def ready(replica: Replica, **fields: Any) -> ReplicaReport:
+    base: dict[str, Any] = {"address": Address(host="127.0.0.1", port=9000), "launched_at": 100.0, "ready_at": 104.0}
+    return ReplicaReport(replica_id=str(replica.pk), phase="ready", **base | fields)
+
+
+def apply(world: World, message: HostReport) -> Any:
+    return report_apply(message, client=world.client, now=world.at)
+
+
+class TestTrust:
+    def reason(self, envelope: object, secrets: HostSecrets | None = None) -> str:
+        with pytest.raises(ReportRejected) as caught:
+            report_verify(envelope, secrets=secrets or HostSecrets())
+        return caught.value.reason
+
+    def test_a_signed_report_is_opened(self, world: World) -> None:
+        opened = report_verify(world.agent.envelope(world.now), secrets=HostSecrets())
+        assert opened.host_id == world.agent.host_id
+
+    def test_a_wrong_signature_is_refused(self, world: World) -> None:
+        world.agent.secret = b"another secret"
+        assert self.reason(world.agent.envelope(world.now)) == "forged"
+
+    def test_a_changed_payload_is_refused(self, world: World) -> None:
+        envelope = world.agent.envelope(world.now)
+        envelope["payload"] = envelope["payload"].replace('"cores":8', '"cores":9')
+        assert self.reason(envelope) == "forged"
+
+    def test_another_hosts_secret_does_not_sign_for_this_host(self, world: World) -> None:
+        other = world.add_host("host-2")
+        envelope = seal(world.agent.report(world.now), secret=other.secret)
+        assert self.reason(envelope) == "forged"
+
+    def test_one_hosts_envelope_cannot_carry_another_hosts_report(self, world: World) -> None:
+        other = world.add_host("host-2")
+        envelope = seal(other.report(world.now), secret=other.secret)
+        envelope["host_id"] = world.agent.host_id
+        assert self.reason(envelope) == "forged"
+
+    def test_orders_are_no_report(self, world: World) -> None:
+        assert self.reason(seal(world.agent.orders, secret=world.agent.secret)) == "forged"
+
+    @pytest.mark.parametrize("rubbish", [None, [], "x", {}, {"host_id": 1}, {"kind": "report"}])
+    def test_rubbish_is_refused(self, db: None, rubbish: object) -> None:
+        assert self.reason(rubbish) == "malformed"
+
+    @pytest.mark.parametrize("host_id", [str(uuid.uuid4()), "../etc/passwd", ""])
+    def test_an_unknown_host_is_refused(self, world: World, host_id: str) -> None:
+        world.agent.host_id = host_id
+        assert self.reason(world.agent.envelope(world.now)) == "unknown_host"
+
+    def test_a_renewed_secret_counts_at_once_and_the_old_one_no_more(self, world: World) -> None:
+        secrets = HostSecrets()
+        old = world.agent.envelope(world.now)
+        report_verify(old, secrets=secrets)
+        world.agent.secret = host_secret_renew(host=world.host(), actor=BOSS)
+        for kept in secrets._kept:
+            read_at, secret = secrets._kept[kept]
+            secrets._kept[kept] = (read_at - 5.0, secret)
+        assert report_verify(world.agent.envelope(world.now), secrets=secrets).sequence == 2
+        assert self.reason(old, secrets) == "forged"
+
+
+class TestReplay:
+    def test_a_sequence_counts_once(self, world: World) -> None:
+        message = report(world, sequence=5)
+        apply(world, message)
+        for sequence in (5, 4):
+            with pytest.raises(ReportRejected) as caught:
+                apply(world, report(world, sequence=sequence))
+            assert caught.value.reason == "replayed"
+        apply(world, report(world, sequence=6))
+
+    def test_a_new_agent_process_counts_anew_and_the_old_one_is_refused(self, world: World) -> None:
+        old = world.agent.boot_id
+        apply(world, report(world, sequence=500))
+        world.agent.restart()
+        apply(world, report(world, sequence=1))
+        with pytest.raises(ReportRejected) as caught:
+            apply(world, report(world, sequence=501, boot_id=old))
+        assert caught.value.reason == "replayed"
+        apply(world, report(world, sequence=2))
+
+
+class TestHosts:
+    def test_facts_are_kept(self, world: World) -> None:
+        apply(world, report(world))
+        host = world.host()
+        assert (host.report["cores"], host.report["memory_bytes"], host.last_report_at) == (8, 32 << 30, world.at)
+
+    def test_load_alone_is_written_only_now_and_then(self, world: World) -> None:
+        apply(world, report(world, sequence=1, load_1m=1.0))
+        world.now += 1
+        apply(world, report(world, sequence=2, load_1m=2.0))
+        assert world.host().report["load_1m"] == 1.0
+        world.now += 5
+        apply(world, report(world, sequence=3, load_1m=3.0))
+        assert world.host().report["load_1m"] == 3.0
+
+    def test_a_fact_that_changed_is_written_at_once(self, world: World) -> None:
+        apply(world, report(world, sequence=1))
+        world.now += 1
+        apply(world, report(world, sequence=2, agent_version="2"))
+        assert world.host().report["agent_version"] == "2"
+
+    def test_accelerators_come_change_and_go(self, world: World) -> None:
+        one = AcceleratorReport(index=0, name="H200", uuid="GPU-a", memory_bytes=141 << 30)
+        two = AcceleratorReport(index=1, name="H200", uuid="GPU-b", memory_bytes=141 << 30)
+        apply(world, report(world, sequence=1, accelerators=(one, two)))
+        apply(world, report(world, sequence=2, accelerators=(one,)))
+        rows = Accelerator.objects.filter(host=world.host()).values_list("index", "uuid", "is_healthy")
+        assert list(rows) == [(0, "GPU-a", True), (1, "GPU-b", False)]
+        apply(world, report(world, sequence=3, accelerators=(one, two)))
+        assert Accelerator.objects.filter(is_healthy=True).count() == 2
+
+
+class TestReplicas:
+    def test_a_replica_lives_from_pending_to_ready(self, world: World) -> None:
+        replica = place(world)
+        starting = ReplicaReport(replica_id=str(replica.pk), phase="weights", reason="12 of 40 MiB")
+        apply(world, report(world, starting, sequence=1))
+        replica.refresh_from_db()
+        assert (replica.state, replica.phase) == ("starting", "weights")
+        assert "12 of 40 MiB" in replica.reason
+        Change.objects.all().delete()
+        result = apply(world, report(world, ready(replica, engine_version="0.99", max_model_len=2048), sequence=2))
+        replica.refresh_from_db()
+        assert result.changed
+        assert (replica.state, replica.address, replica.max_model_len) == ("ready", "http://127.0.0.1:9000", 2048)
+        assert set(Change.objects.values_list("kind", flat=True)) == {"replica", "deployment"}
+
+    def test_the_cold_start_is_learnt(self, world: World) -> None:
+        apply(world, report(world, ready(place(world)), sequence=1))
+        world.deployment.refresh_from_db()
+        assert world.deployment.cold_start_s == pytest.approx(4.0)
+        apply(world, report(world, ready(place(world), ready_at=114.0), sequence=2))
+        world.deployment.refresh_from_db()
+        assert 4.0 < world.deployment.cold_start_s < 14.0
+
+    def test_an_adopted_engine_teaches_nothing(self, world: World) -> None:
+        apply(world, report(world, ready(place(world), adopted=True)))
+        world.deployment.refresh_from_db()
+        assert world.deployment.cold_start_s == 60.0
+
+    def test_nothing_is_ready_without_an_address(self, world: World) -> None:
+        replica = place(world, "starting")
+        apply(world, report(world, ready(replica, address=None)))
+        replica.refresh_from_db()
+        assert replica.state == "starting"
+
+    @pytest.mark.parametrize("host", ["evil.example/x?", "user@evil", "", "a b", "http://x"])
+    def test_an_address_can_only_be_a_host_and_a_port(self, world: World, host: str) -> None:
+        replica = place(world, "starting")
+        apply(world, report(world, ready(replica, address=Address(host=host, port=80))))
+        replica.refresh_from_db()
+        assert (replica.state, replica.address) == ("starting", "")
+
+    def test_a_moved_engine_is_published(self, world: World) -> None:
+        replica = place(world, "ready", address="http://127.0.0.1:9000")
+        result = apply(world, report(world, ready(replica, address=Address(host="127.0.0.1", port=9001))))
+        replica.refresh_from_db()
+        assert (result.changed, replica.address) == (True, "http://127.0.0.1:9001")
+
+    def test_another_hosts_replica_is_not_touched(self, world: World) -> None:
+        foreign = place(world)
+        other = world.add_host("host-2")
+        message = other.report(world.now)
+        result = report_apply(
+            HostReport(
+                **{name: getattr(message, name) for name in message.__struct_fields__} | {"replicas": (ready(foreign),)}
+            ),
+            client=world.client,
+            now=world.at,
+        )
+        foreign.refresh_from_db()
+        assert (foreign.state, result.foreign, result.changed) == ("pending", 1, False)
+
+    def test_rubbish_ids_are_foreign(self, world: World) -> None:
+        seen = ReplicaReport(replica_id="no uuid", phase="ready")
+        assert apply(world, report(world, seen)).foreign == 1
+
+    @pytest.mark.parametrize(("old", "kind"), [("starting", "start_failed"), ("ready", "crash")])
+    def test_an_end_nobody_asked_for_is_an_incident(self, world: World, old: str, kind: str) -> None:
+        replica = place(world, old, address="http://127.0.0.1:9000", ready_at=world.at if old == "ready" else None)
+        failed = ReplicaReport(
+            replica_id=str(replica.pk), phase="failed", reason="out of memory", exit_code=0, log_tail="the end"
+        )
+        assert apply(world, report(world, failed)).changed
+        replica.refresh_from_db()
+        incident = Incident.objects.get()
+        assert (replica.state, incident.kind, incident.replica_id) == ("failed", kind, replica.pk)
+        assert incident.evidence["log_tail"] == "the end"
+        assert incident.evidence["exit_code"] == 0
+        assert "out of memory" in incident.summary
+        assert AuditEntry.objects.filter(action="replica.failed").exists()
+
+    def test_an_engine_that_vanished_has_failed_once_the_agent_knows_its_orders(self, world: World) -> None:
+        replica = place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at)
+        Host.objects.filter(pk=replica.host_id).update(generation=3)
+        apply(world, report(world, sequence=1, generation=2))
+        replica.refresh_from_db()
+        assert replica.state == "ready"
+        apply(world, report(world, sequence=2, generation=3))
+        replica.refresh_from_db()
+        assert replica.state == "failed"
+
+    def test_a_report_does_not_end_a_drain(self, world: World) -> None:
+        replica = place(world, "draining", address="http://127.0.0.1:9000")
+        apply(world, report(world, ready(replica), sequence=1))
+        apply(world, report(world, ReplicaReport(replica_id=str(replica.pk), phase="draining"), sequence=2))
+        replica.refresh_from_db()
+        assert replica.state == "draining"
+
+    def test_a_stopped_engine_was_asked_to(self, world: World) -> None:
+        replica = place(world, "stopping", address="http://127.0.0.1:9000")
+        apply(world, report(world, ReplicaReport(replica_id=str(replica.pk), phase="stopped")))
+        replica.refresh_from_db()
+        assert (replica.state, Incident.objects.count()) == ("stopped", 0)
+
+    def test_what_a_lower_attempt_did_is_forgotten(self, world: World) -> None:
+        replica = place(world, "starting", attempt=2)
+        failed = ReplicaReport(replica_id=str(replica.pk), phase="failed", attempt=1)
+        apply(world, report(world, failed))
+        replica.refresh_from_db()
+        assert replica.state == "starting"
+
+    def test_metrics_go_to_the_ring(self, world: World) -> None:
+        replica = place(world, "ready", address="http://127.0.0.1:9000")
+        metrics = {"running": 2.0, "generation_tokens_total": 41.0}
+        apply(world, report(world, ready(replica, metrics=metrics, metrics_at=77.0)))
+        assert world.client.llen(f"penstock:ring:replica:{replica.pk}") == 1
+        newest = world.client.lindex(f"penstock:ring:replica:{replica.pk}", 0)
+        assert b"generation_tokens_total" in newest  # type: ignore[operator]
+
+    def test_a_report_costs_few_queries(self, world: World, django_assert_max_num_queries: Any) -> None:
+        replicas = [place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at) for _ in range(5)]
+        apply(world, report(world, *map(ready, replicas), sequence=1))
+        with django_assert_max_num_queries(6):
+            apply(world, report(world, *map(ready, replicas), sequence=2))
+
+
+def test_the_scripted_agent_and_the_reports_agree(world: World) -> None:
+    world.agent.behaviour = lambda order: BROKEN
+    place(world)
+    world.agent.step(world.now)
+    assert world.deliver(world.agent).foreign == 0
