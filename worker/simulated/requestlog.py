@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import msgspec
+
+MAX_BYTES = 64 << 20
 
 
 class RequestLine(msgspec.Struct, kw_only=True):
@@ -30,16 +33,35 @@ class RequestLine(msgspec.Struct, kw_only=True):
 
 
 class RequestLog:
-    """Appends lines with one ``write`` each, so that a kill loses none that was written."""
+    """Appends lines with one ``write`` each, so that a kill loses none that was written.
+
+    At ``MAX_BYTES`` the file becomes ``<name>.1``, replacing an older one. A disk that is full silences the log, not the
+    engine.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._path = path
+        self._file: int | None = None
+        self._size = 0
+        self._open()
 
     def write(self, line: RequestLine) -> None:
-        if self._file is not None:
-            os.write(self._file, msgspec.json.encode(line) + b"\n")
+        if self._file is None or self._path is None:
+            return
+        data = msgspec.json.encode(line) + b"\n"
+        with contextlib.suppress(OSError):
+            if self._size + len(data) > MAX_BYTES:
+                self.close()
+                os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
+                self._open()
+            self._size += os.write(self._file, data)
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    def _open(self) -> None:
+        if self._path is not None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._size = os.fstat(self._file).st_size
