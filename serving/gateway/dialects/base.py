@@ -136,9 +136,9 @@ def read_fields(decoder: msgspec.json.Decoder[S], body: bytes) -> S:
 
 
 def _invalid(message: str) -> errors.ApiError:
-    """Put msgspec's ``message - at `$.a[...].b``` into OpenAI's words, with ``param`` ``a[].b``."""
+    """Put msgspec's ``message - at `$.a[...].b``` into OpenAI's words, with ``param`` ``a[0].b``."""
     match = _PATH.fullmatch(message)
-    param = match[2].replace("[...]", "[]") if match else ""
+    param = match[2] if match else ""
     text = match[1] if match else message
     if missing := re.search(r"missing required field `(\w+)`", text):
         param = f"{param}.{missing[1]}" if param else missing[1]

@@ -1,0 +1,229 @@
+"""Dialects: what reaches the engine, what is refused and how it is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
+from serving.gateway.errors import ApiError
+
+USER = {"role": "user", "content": "hi"}
+
+
+def parse(dialect: Dialect, **fields: Any) -> Any:
+    return dialect.parse(json.dumps({"model": "m", **fields}).encode())
+
+
+def engine(dialect: Dialect, **fields: Any) -> dict[str, Any]:
+    body = dialect.engine_body(parse(dialect, **fields), priority=3, cache_salt="salt")
+    return json.loads(body)  # type: ignore[no-any-return]
+
+
+def refusal(dialect: Dialect, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse(dialect, **fields)
+    return caught.value
+
+
+INTERNAL = {
+    "cache_salt": "theirs",
+    "request_id": "x",
+    "kv_transfer_params": {"a": 1},
+    "chat_template": "{{ bad }}",
+    "mm_processor_kwargs": {},
+    "vllm_xargs": {},
+    "lora_request": {},
+    "use_beam_search": True,
+    "metadata": {"a": "b"},
+    "store": True,
+    "service_tier": "flex",
+    "whatever": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields"),
+    [(Chat(), {"messages": [USER]}), (Completions(), {"prompt": "hi"})],
+    ids=["chat", "completions"],
+)
+class TestGenerating:
+    def test_only_listed_fields_reach_the_engine(self, dialect: Dialect, fields: dict[str, Any]) -> None:
+        sent = engine(dialect, temperature=0.5, **INTERNAL, **fields)
+        assert sent == {"model": "m", "temperature": 0.5, "priority": 3, "cache_salt": "salt", **fields}
+
+    def test_priority_is_refused(self, dialect: Dialect, fields: dict[str, Any]) -> None:
+        error = refusal(dialect, priority=-1, **fields)
+        assert (error.status, error.param) == (400, "priority")
+
+    def test_a_stream_is_asked_for_usage_on_every_event(self, dialect: Dialect, fields: dict[str, Any]) -> None:
+        wanted = {"include_usage": True, "continuous_usage_stats": True}
+        assert engine(dialect, stream=True, **fields)["stream_options"] == wanted
+        asked = parse(dialect, stream=True, stream_options={"include_usage": True}, **fields)
+        assert (asked.show_usage, asked.show_continuous) == (True, False)
+        assert "stream_options" not in engine(dialect, stream=False, **fields)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "param"),
+        [
+            ("model", 5, "model"),
+            ("n", "two", "n"),
+            ("n", 0, "n"),
+            ("n", 100_000, "n"),
+            ("max_tokens", -1, "max_tokens"),
+            ("max_tokens", "many", "max_tokens"),
+            ("stream", "yes", "stream"),
+            ("temperature", "hot", "temperature"),
+            ("stream_options", [], "stream_options"),
+            ("stop", {"a": 1}, "stop"),
+        ],
+    )
+    def test_wrong_values_name_the_field(
+        self, dialect: Dialect, fields: dict[str, Any], name: str, value: Any, param: str
+    ) -> None:
+        error = refusal(dialect, **{**fields, name: value})
+        assert (error.status, error.param) == (400, param)
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"null", b"{'model': 1}", b"\xff\xfe", b"[" * 100_000])
+    def test_what_is_not_a_json_object_is_refused(self, dialect: Dialect, fields: dict[str, Any], body: bytes) -> None:
+        with pytest.raises(ApiError) as caught:
+            dialect.parse(body)
+        assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+class TestChat:
+    def test_missing_messages(self) -> None:
+        error = refusal(Chat())
+        assert (error.param, error.code) == ("messages", "missing_required_parameter")
+        assert refusal(Chat(), messages=[]).param == "messages"
+
+    def test_a_wrong_part_of_a_message_is_named(self) -> None:
+        assert refusal(Chat(), messages=[{"role": "user", "content": 5}]).param == "messages[0].content"
+
+    def test_tokens_are_counted_from_text_not_from_media(self) -> None:
+        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+        ask = parse(Chat(), messages=[{"role": "user", "content": [{"type": "text", "text": "héllo"}, image]}], n=3).ask
+        assert (ask.text_bytes, ask.media, ask.choices, ask.messages) == (6, 1, 3, 1)
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}},
+            {"type": "image_url", "image_url": "https://example.com/a.png"},
+            {"image_url": "file:///etc/passwd"},
+            {"type": "text", "text": "x", "image_url": {"url": "http://10.0.0.1/"}},
+            {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+            {"type": "audio_url", "audio_url": {"url": "ftp://example.com/a.wav"}},
+        ],
+    )
+    def test_remote_media_is_refused(self, part: dict[str, Any]) -> None:
+        error = refusal(Chat(), messages=[{"role": "user", "content": [part]}])
+        assert (error.status, error.code) == (400, "remote_media_not_allowed")
+        error = refusal(Tokenize(), messages=[{"role": "user", "content": [part]}])
+        assert error.code == "remote_media_not_allowed"
+
+    def test_embeddings_in_place_of_media_are_refused(self) -> None:
+        part = {"type": "image_embeds", "image_embeds": "AAAA"}
+        assert refusal(Chat(), messages=[{"role": "user", "content": [part]}]).status == 400
+
+    @pytest.mark.parametrize("name", ["chat_template", "tokenize"])
+    def test_template_internals_are_refused(self, name: str) -> None:
+        error = refusal(Chat(), messages=[USER], chat_template_kwargs={name: "x"})
+        assert error.param == "chat_template_kwargs"
+        assert engine(Chat(), messages=[USER], chat_template_kwargs={"enable_thinking": False})["chat_template_kwargs"]
+
+    def test_max_completion_tokens_wins(self) -> None:
+        assert parse(Chat(), messages=[USER], max_tokens=5, max_completion_tokens=7).ask.max_output == 7
+
+
+class TestCompletions:
+    @pytest.mark.parametrize(
+        ("prompt", "expected"),
+        [
+            ("héllo", (1, 6, 0)),
+            (["a", "bc"], (2, 3, 0)),
+            ([1, 2, 3], (1, 0, 3)),
+            ([[1, 2], [3]], (2, 0, 3)),
+        ],
+    )
+    def test_prompts_are_counted(self, prompt: Any, expected: tuple[int, int, int]) -> None:
+        ask = parse(Completions(), prompt=prompt).ask
+        assert (ask.prompts, ask.text_bytes, ask.token_ids) == expected
+        assert ask.max_output == 16
+
+    @pytest.mark.parametrize("prompt", [[], ["a", 1], [1, [2]], [True, "x"], {"a": 1}, 7, None])
+    def test_other_prompts_are_refused(self, prompt: Any) -> None:
+        assert refusal(Completions(), prompt=prompt).param in ("prompt", "prompt[0]")
+
+    def test_sequences_are_bounded_over_prompts_and_choices(self) -> None:
+        assert parse(Completions(), prompt=["a"] * 16, n=8).ask.choices == 128
+        assert refusal(Completions(), prompt=["a"] * 17, n=8).status == 400
+        assert parse(Completions(), prompt="a", n=2, best_of=5).ask.choices == 5
+        assert refusal(Completions(), prompt="a", n=3, best_of=2).param == "best_of"
+
+    def test_scoring_a_prompt_needs_echo(self) -> None:
+        assert parse(Completions(), prompt="a", max_tokens=0, echo=True).ask.max_output == 0
+        assert refusal(Completions(), prompt="a", max_tokens=0).param == "max_tokens"
+
+
+class TestTokenize:
+    def test_either_prompt_or_messages(self) -> None:
+        assert refusal(Tokenize()).status == 400
+        assert refusal(Tokenize(), prompt="a", messages=[USER]).status == 400
+        assert engine(Tokenize(), prompt="a", cache_salt="x") == {"model": "m", "prompt": "a"}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    [
+        "model",
+        "messages",
+        "prompt",
+        "n",
+        "best_of",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "stop",
+        "tools",
+        "priority",
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(DIALECTS)), st.dictionaries(FIELDS, JSON, max_size=6))
+def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str, Any]) -> None:
+    dialect = DIALECTS[path]
+    refused, sent = attempt(dialect, msgspec.json.encode(body))
+    if refused is not None:
+        assert refused.status == 400
+        assert set(json.loads(refused.body())["error"]) == {"message", "type", "param", "code"}
+    else:
+        assert sent["model"] == body["model"]
+        assert set(sent) - {"priority", "cache_salt", "stream_options"} <= set(body)
+
+
+def attempt(dialect: Dialect, body: bytes) -> tuple[ApiError | None, dict[str, Any]]:
+    try:
+        parsed = dialect.parse(body)
+    except ApiError as error:
+        return error, {}
+    return None, json.loads(dialect.engine_body(parsed, priority=0, cache_salt="s"))
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(DIALECTS)), st.binary(max_size=200))
+def test_random_bytes_are_refused_with_400(path: str, body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        DIALECTS[path].parse(body)
+    assert caught.value.status == 400

@@ -1,0 +1,151 @@
+"""Estimates, limits and refusals, as properties; the oracle prices by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capacity.policy.cost import CostProfile
+from serving.gateway.records import LimitRecord
+from serving.policy import admission
+from serving.policy.admission import Ask, Learned, estimate
+
+PROFILE = CostProfile(version=1, base=0.5, alpha=0.01, beta=0.2, gamma=0.0, epsilon=0.0, cached_factor=0.1)
+
+
+def run(ask: Ask, learned: Learned | None = None, *, context: int | None = None) -> admission.Estimate:
+    return estimate(ask, PROFILE, learned or Learned(), key="k", deployment="d", max_model_len=context)
+
+
+def teach(learned: Learned, ask: Ask, *, inputs: int, cached: int, outputs: int, times: int = 50) -> None:
+    for _ in range(times):
+        learned.note("k", "d", ask, input_tokens=inputs, cached_tokens=cached, output_tokens=outputs)
+
+
+def test_a_first_request_is_estimated_from_its_bytes_and_its_stated_maximum() -> None:
+    made = run(Ask(prompts=1, choices=1, text_bytes=400, max_output=30))
+    assert (made.input_tokens, made.output_tokens, made.limit_tokens) == (100, 30, 130)
+    assert made.mu == pytest.approx(0.5 + 100 * 0.01 + 30 * 0.2)
+
+
+def test_token_limits_reserve_the_stated_maximum_even_when_less_is_expected() -> None:
+    learned = Learned()
+    ask = Ask(prompts=1, choices=1, text_bytes=400, max_output=4000)
+    teach(learned, ask, inputs=100, cached=0, outputs=20)
+    made = run(ask, learned)
+    assert made.output_tokens == 20
+    assert made.limit_tokens == 4100
+
+
+def test_a_steady_workload_is_learned_exactly() -> None:
+    learned = Learned()
+    ask = Ask(prompts=1, choices=1, text_bytes=300)
+    teach(learned, ask, inputs=150, cached=75, outputs=37, times=200)
+    made = run(ask, learned)
+    assert made.output_tokens == 37
+    assert made.input_tokens == 150
+    assert made.cached_tokens in (74, 75)
+
+
+def test_the_learned_output_is_the_ninth_decile() -> None:
+    learned = Learned()
+    ask = Ask(prompts=1, choices=1, text_bytes=300)
+    for number in range(4000):
+        # A step of 617 visits 1..1000 evenly, in no order that matters.
+        learned.note("k", "d", ask, input_tokens=100, cached_tokens=0, output_tokens=1 + number * 617 % 1000)
+    habit = learned.habit("k", "d")
+    assert habit is not None
+    assert 700 <= habit.output_tokens <= 1000
+
+
+def test_another_key_starts_from_the_deployments_bytes_per_token() -> None:
+    learned = Learned()
+    ask = Ask(prompts=1, choices=1, text_bytes=800)
+    teach(learned, ask, inputs=400, cached=0, outputs=5)
+    other = estimate(ask, PROFILE, learned, key="new", deployment="d", max_model_len=None)
+    assert other.input_tokens == 400
+
+
+def test_only_so_many_keys_are_remembered() -> None:
+    learned = Learned(size=10)
+    for number in range(100):
+        learned.note(f"k{number}", "d", Ask(1, 1, 100), input_tokens=10, cached_tokens=0, output_tokens=1)
+    kept = [number for number in range(100) if learned.habit(f"k{number}", "d")]
+    assert kept == list(range(90, 100))
+
+
+@given(
+    prompts=st.integers(1, 16),
+    per_prompt=st.integers(1, 8),
+    text=st.integers(0, 10**7),
+    ids=st.integers(0, 10**6),
+    limit=st.none() | st.integers(0, 10**9),
+    context=st.none() | st.integers(1, 200_000),
+)
+def test_an_estimate_stays_within_the_context_and_below_the_stated_maximum(
+    prompts: int, per_prompt: int, text: int, ids: int, limit: int | None, context: int | None
+) -> None:
+    choices = prompts * per_prompt
+    ask = Ask(prompts=prompts, choices=choices, text_bytes=text, token_ids=ids, max_output=limit)
+    made = run(ask, context=context)
+    assert made.input_tokens >= 1
+    if context is not None:
+        assert made.input_tokens <= context * prompts
+        assert made.output_tokens <= context * choices
+    if limit is not None:
+        assert made.output_tokens <= limit * choices
+        assert made.limit_tokens <= made.input_tokens + limit * choices
+    assert made.limit_tokens >= made.input_tokens
+    assert 0 <= made.cached_tokens <= made.input_tokens
+    assert math.isfinite(made.mu)
+    assert made.mu >= 0.5
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 20000)), max_size=60
+    )
+)
+def test_whatever_was_learned_estimates_stay_usable(seen: list[tuple[int, int, int, int]]) -> None:
+    learned = Learned()
+    for inputs, cached, outputs, text in seen:
+        ask = Ask(prompts=1, choices=2, text_bytes=text)
+        learned.note("k", "d", ask, input_tokens=inputs, cached_tokens=cached, output_tokens=outputs)
+    made = run(Ask(prompts=1, choices=1, text_bytes=1000), learned)
+    assert 1000 / admission.MAX_BYTES_PER_TOKEN <= made.input_tokens <= 1000 / admission.MIN_BYTES_PER_TOKEN
+    assert 1 <= made.output_tokens <= 5000
+    assert 0 <= made.cached_tokens <= made.input_tokens
+
+
+def limit(kind: str, value: float, model: str = "") -> LimitRecord:
+    return LimitRecord(id=f"{kind}-{value}-{model}", kind=kind, value=value, model=model)  # type: ignore[arg-type]
+
+
+def test_limits_of_other_models_do_not_apply() -> None:
+    every, mine, other = limit("concurrency", 5), limit("concurrency", 3, "m"), limit("concurrency", 1, "x")
+    assert admission.applicable([every, mine, other], "m") == (every, mine)
+
+
+def test_a_token_limit_asks_for_tokens_and_the_others_for_one() -> None:
+    assert admission.amount("tokens_per_min", 130) == 130
+    assert admission.amount("requests_per_min", 130) == 1
+    assert admission.amount("concurrency", 130) == 1
+    limits = [limit("tokens_per_min", 100), limit("concurrency", 3)]
+    assert admission.actual_amounts(limits, 17) == {limits[0].id: 17.0}
+
+
+def test_the_tightest_limit_of_each_kind_is_told() -> None:
+    told = admission.limit_headers([limit("tokens_per_min", 100), limit("tokens_per_min", 60), limit("concurrency", 3)])
+    assert told == {"x-ratelimit-limit-tokens": "60", "x-ratelimit-limit-concurrency": "3"}
+
+
+@given(st.floats(0, 1e9), st.floats(-1e9, 1e9), st.sampled_from(["tokens_per_min", "requests_per_min", "concurrency"]))
+def test_a_refusal_is_bounded_and_names_what_was_reached(retry: float, remaining: float, kind: str) -> None:
+    said = admission.refusal(limit(kind, 100, "m"), asked=30, remaining=remaining, retry_after_s=retry)
+    assert 0.001 <= said.retry_after_s <= 3600
+    assert "100" in said.message
+    assert "'m'" in said.message
+    assert said.type == ("tokens" if kind == "tokens_per_min" else "requests")
