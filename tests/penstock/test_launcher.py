@@ -15,8 +15,9 @@ TOOLS = ("sh", "cat", "cksum", "tr", "awk", "dirname", "readlink", "mkdir", "chm
 # A stand-in for uv: notes how it is called, and makes the "environment" whose Python notes how it is called.
 UV = """#!/bin/sh
 if [ "$1" = --version ]; then echo "uv ${UV_FAKE_VERSION:-0.9.1} (fake)"; exit 0; fi
-echo "uv $* | python=$UV_PYTHON downloads=$UV_PYTHON_DOWNLOADS index=${UV_DEFAULT_INDEX:-}" >>"$NOTES"
-[ -z "${UV_FAKE_FAILS:-}" ] || exit 1
+sources="index=${UV_DEFAULT_INDEX:-} more=${UV_INDEX:-} certificates=${SSL_CERT_FILE:-}"
+echo "uv $* | python=$UV_PYTHON downloads=$UV_PYTHON_DOWNLOADS $sources" >>"$NOTES"
+case "$1" in ${UV_FAKE_FAILS:-none}) exit 1 ;; esac
 mkdir -p "$UV_PROJECT_ENVIRONMENT/bin"
 cat >"$UV_PROJECT_ENVIRONMENT/bin/python" <<'END'
 #!/bin/sh
@@ -31,8 +32,7 @@ case "$*" in
 *version_info*) exit ${PYTHON_FAKE_OLD:-0} ;;
 *sys.executable*) echo "$0" ;;
 "-m pip --version") exit ${PIP_FAKE_MISSING:-0} ;;
-"-m pip config get global.index-url") [ -n "${PIP_FAKE_INDEX:-}" ] && echo "$PIP_FAKE_INDEX" ;;
-"-m pip config"*) exit 1 ;;
+"-m pip config list") printf '%s\n' "${PIP_FAKE_CONFIG:-}" ;;
 "-m pip install"*)
     echo "pip $*" >>"$NOTES"
     while [ "$1" != --target ]; do shift; done
@@ -174,26 +174,37 @@ def test_what_is_missing_is_told_with_what_to_do(bare: Checkout, environment: di
 
 def test_a_failed_installation_is_told_and_tried_again(checkout: Checkout) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
-        checkout.run("up", UV_FAKE_FAILS="1")
+        checkout.run("up", UV_FAKE_FAILS="sync")
     assert "could not be installed" in caught.value.stderr
     assert "run" not in checkout.notes.read_text()
     assert "uv sync" in checkout.run("up")
 
 
 def test_a_mirror_in_pips_configuration_serves_the_locked_files_by_their_hashes(checkout: Checkout) -> None:
+    configuration = "global.index-url='https://mirror.example/simple/'\nglobal.cert='/etc/own certificates.pem'"
     export, install, own, run = checkout.run(
-        "up", PIP_FAKE_INDEX="https://mirror.example/simple/", UV_PROJECT_ENVIRONMENT=".other"
+        "up", PIP_FAKE_CONFIG=configuration, UV_PROJECT_ENVIRONMENT=".other"
     ).splitlines()[-4:]
     assert "uv export" in export
     assert "--require-hashes" in install
     assert "index=https://mirror.example/simple/" in install
+    assert "certificates=/etc/own certificates.pem" in install
     assert f"--no-deps --editable {checkout.root}" in own
     assert run.startswith("run")
     assert (checkout.root / ".other" / "bin" / "python").exists()
 
 
 def test_pypi_named_in_pips_configuration_is_no_mirror(checkout: Checkout) -> None:
-    assert "uv sync" in checkout.run("up", PIP_FAKE_INDEX="https://pypi.org/simple/")
+    assert "uv sync" in checkout.run("up", PIP_FAKE_CONFIG=":env:.index-url='https://pypi.org/simple/'")
+
+
+def test_where_pypi_does_not_answer_pips_other_sources_are_tried(checkout: Checkout) -> None:
+    configuration = "global.extra-index-url='file:///one/simple\\nfile:///two/simple'"
+    told = checkout.run("up", PIP_FAKE_CONFIG=configuration, UV_FAKE_FAILS="sync").splitlines()
+    assert "uv sync" in told[0]
+    assert "--require-hashes" in told[-3]
+    assert "more=file:///one/simple file:///two/simple" in told[-3]
+    assert told[-1].startswith("run")
 
 
 def test_scripts_can_ask_which_uv_is_used(bare: Checkout) -> None:
