@@ -105,6 +105,18 @@ PENSTOCK_HISTORY_DAYS = env.integer("PENSTOCK_HISTORY_DAYS", 30)
 PENSTOCK_USAGE_DAYS = env.integer("PENSTOCK_USAGE_DAYS", 400)
 """Usage records of final minutes are kept for so long; the roll-ups stay."""
 
+UNFOLD: dict[str, Any] = {
+    "SITE_TITLE": "Penstock admin",
+    "SITE_HEADER": "Penstock",
+    "SITE_SUBHEADER": "Everything, as it is stored",
+    "SITE_SYMBOL": "water",
+    "SITE_URL": "/",
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "BORDER_RADIUS": "6px",
+    "SIDEBAR": {"show_search": True, "command_search": False, "show_all_applications": False},
+}
+
 LANGUAGE_CODE = "en-gb"
 TIME_ZONE = "UTC"
 USE_TZ = True

@@ -1,0 +1,173 @@
+"""Models, pools, their prices and what is sold of them."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+
+from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
+from capacity.policy import cost
+from capacity.services import model_create, model_update, pool_create, pool_tenants_set, pool_update, profile_add
+from tenants.admin.base import HistoryAdmin, LookInline, ServiceAdmin, column, operator_of
+
+
+@admin.register(Model)
+class ModelAdmin(ServiceAdmin):
+    list_display = ("name", "artifact_kind", "artifact_value", "parameter_count", "context_tokens")
+    list_filter = ("artifact_kind",)
+    search_fields = ("name", "slug", "artifact_value")
+    fields = ("name", "slug", "artifact_kind", "artifact_value", "artifact_revision", "parameters", "context_tokens")
+    fields_on_add = fields
+    readonly_fields = ("slug", "artifact_kind")
+
+    @column("Parameters (M)", ordering="parameters")
+    def parameter_count(self, model: Model) -> str:
+        return f"{model.parameters / 1e6:,.1f}" if model.parameters else "–"
+
+    def create(self, request: HttpRequest, data: dict[str, Any]) -> Model:
+        return model_create(actor=operator_of(request), **data)
+
+    def change(self, request: HttpRequest, obj: Model, data: dict[str, Any]) -> None:
+        model_update(model=obj, actor=operator_of(request), **data)
+
+
+class ProfileInline(LookInline):
+    """The pool's prices, newest first; a new one is added on its own page."""
+
+    model = CostProfile
+    fields = ("version", "effective_from", "calibrated", "alpha", "beta", "gamma", "epsilon", "replica_mu_per_min")
+    readonly_fields = fields
+
+
+class PoolForm(forms.ModelForm):  # type: ignore[type-arg]
+    hardware_type = forms.ModelChoiceField(
+        HardwareType.objects.all(),
+        required=False,
+        help_text="Reference hardware of the first price, an uncalibrated default from model size and hardware.",
+    )
+
+    class Meta:
+        model = Pool
+        fields = "__all__"  # noqa: DJ007 (the admin names the fields)
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if self.instance._state.adding and not cleaned.get("hardware_type"):
+            self.add_error("hardware_type", "A new pool needs the hardware its first price is for.")
+        return cleaned
+
+
+@admin.register(Pool)
+class PoolAdmin(ServiceAdmin):
+    form = PoolForm
+    list_display = ("name", "model", "is_public", "deployment_count", "objectives", "oversell_factor", "keep_spare")
+    list_filter = ("is_public", "keep_spare")
+    list_select_related = ("model",)
+    search_fields = ("name", "slug", "model__name")
+    autocomplete_fields = ("model",)
+    filter_horizontal = ("tenants",)
+    fields = (
+        "name",
+        "slug",
+        "model",
+        "is_public",
+        "tenants",
+        "ttft_objective_ms",
+        "tpot_objective_ms",
+        "tolerable_wait_s",
+        "slo_share",
+        "oversell_factor",
+        "keep_spare",
+        "version",
+    )
+    fields_on_add = ("name", "slug", "model", "hardware_type", *fields[3:-1])
+    readonly_fields = ("slug", "model", "version")
+    inlines = (ProfileInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Pool]:
+        rows: QuerySet[Pool] = super().get_queryset(request)
+        return rows.annotate(deployment_total=Count("deployments"))
+
+    @column("Deployments", ordering="deployment_total")
+    def deployment_count(self, pool: Any) -> int:
+        return int(pool.deployment_total)
+
+    @column("TTFT / TPOT (ms)", ordering="ttft_objective_ms")
+    def objectives(self, pool: Pool) -> str:
+        return f"{pool.ttft_objective_ms:,} / {pool.tpot_objective_ms:,}"
+
+    def create(self, request: HttpRequest, data: dict[str, Any]) -> Pool:
+        return pool_create(actor=operator_of(request), **data)
+
+    def change(self, request: HttpRequest, obj: Pool, data: dict[str, Any]) -> None:
+        tenants = data.pop("tenants", None)
+        is_public = data.pop("is_public", None)
+        data.pop("hardware_type", None)
+        if tenants is not None or is_public is not None:
+            pool_tenants_set(
+                pool=obj,
+                tenants=obj.tenants.all() if tenants is None else tenants,
+                is_public=obj.is_public if is_public is None else is_public,
+                actor=operator_of(request),
+            )
+        if data:
+            pool_update(pool=obj, actor=operator_of(request), **data)
+
+
+@admin.register(CostProfile)
+class CostProfileAdmin(ServiceAdmin):
+    """Never edited: a new version replaces the old one from a date."""
+
+    can_change = False
+    list_display = ("pool", "version", "effective_from", "calibrated", "hardware_type", "prices", "supply")
+    list_filter = ("calibrated", "pool", "hardware_type")
+    list_select_related = ("pool", "hardware_type")
+    search_fields = ("pool__name", "notes")
+    autocomplete_fields = ("pool", "hardware_type")
+    fields = (
+        "pool",
+        "version",
+        "hardware_type",
+        "effective_from",
+        "calibrated",
+        "base",
+        "alpha",
+        "beta",
+        "gamma",
+        "epsilon",
+        "cached_factor",
+        "modalities",
+        "long_input_tiers",
+        "replica_mu_per_min",
+        "notes",
+    )
+    fields_on_add = (fields[0], *fields[2:])
+    readonly_fields = ("version",)
+
+    @column("MU / 1,000 input · output tokens")
+    def prices(self, row: CostProfile) -> str:
+        return f"{row.alpha * 1000:.3g} · {row.beta * 1000:.3g}"
+
+    @column("MU/min per replica", ordering="replica_mu_per_min")
+    def supply(self, row: CostProfile) -> str:
+        return f"{row.replica_mu_per_min:g}"
+
+    def create(self, request: HttpRequest, data: dict[str, Any]) -> CostProfile:
+        about = {name: data.pop(name) for name in ("pool", "hardware_type", "effective_from", "notes")}
+        supply = data.pop("replica_mu_per_min")
+        profile = cost.CostProfile(version=1, **data)
+        return profile_add(profile=profile, replica_mu_per_min=supply, actor=operator_of(request), **about)
+
+
+@admin.register(Reservation)
+class ReservationAdmin(HistoryAdmin):
+    list_display = ("tenant", "pool", "supply", "state", "starts_at", "ends_at")
+    list_filter = ("state", "pool", "tenant")
+    list_select_related = ("tenant", "pool")
+    search_fields = ("tenant__name", "pool__name")
+
+    @column("MU/min", ordering="mu_per_min")
+    def supply(self, row: Reservation) -> str:
+        return f"{row.mu_per_min:g}"
