@@ -105,7 +105,7 @@
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
         axes: [
           { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 24, space: isNarrow ? 80 : 90, values: (_, ticks) => ticks.map((tick) => clock(tick, span > 2 * 86400)) },
-          { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 44, space: 56, values: (_, ticks) => ticks.map(shown) },
+          { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 44, space: 44, values: (_, ticks) => ticks.map(shown) },
         ],
         series: [{}, ...this.lines.map((line) => {
           const color = token(line.token);

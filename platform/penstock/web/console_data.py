@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import OuterRef, Q, Subquery, Sum
+from django.db.models import F, OuterRef, Q, Subquery, Sum
 
 from capacity.models import Accelerator, CostProfile, Host, Reservation, UsageRecord, UsageRollup
 from penstock.web import figures
@@ -221,7 +221,7 @@ def gather(now: datetime) -> Console:
         deployments=rows,
         replicas=shown,
         hosts=_host_rows(replicas, now),
-        decisions=list(ScalingDecision.objects.order_by("-at")[:FEED_ROWS]),
+        decisions=_decisions(),
         incidents=[_incident_row(row) for row in Incident.objects.order_by("-opened_at")[:FEED_ROWS]],
         open_incidents=Incident.objects.filter(closed_at__isnull=True).count(),
         live=live,
@@ -409,6 +409,13 @@ def _host_rows(replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
             )
         )
     return rows
+
+
+def _decisions() -> list[ScalingDecision]:
+    """The newest decisions; those that changed something go before the minute's unchanged looks."""
+    changes = list(ScalingDecision.objects.exclude(before=F("after")).order_by("-at")[: FEED_ROWS - 1])
+    holds = ScalingDecision.objects.filter(before=F("after")).order_by("-at")[: FEED_ROWS - len(changes)]
+    return sorted([*changes, *holds], key=lambda row: row.at, reverse=True)
 
 
 def _incident_row(incident: Incident) -> IncidentRow:

@@ -69,6 +69,7 @@ def tenant(request: UserRequest, slug: str) -> HttpResponse:
     model = next((row.name for row in data.models if row.name == request.GET.get("model")), None)
     model = model or (data.models[0].name if data.models else MODEL_PLACEHOLDER)
     pools = list({row.pool.slug: row.pool for row in data.models}.values())
+    pool = next((row for row in pools if row.slug == request.GET.get("pool")), pools[0] if pools else None)
     context = {
         "data": data,
         "role": role,
@@ -76,7 +77,8 @@ def tenant(request: UserRequest, slug: str) -> HttpResponse:
         "range": chosen,
         "ranges": TENANT_RANGES.values(),
         "pools": pools,
-        "pool": next((row for row in pools if row.slug == request.GET.get("pool")), pools[0] if pools else None),
+        "pool": pool,
+        "pool_mu": data.mu_by_pool.get(pool.pk, 0.0) if pool else 0.0,
         "model": model,
         "snippets": snippets(settings.PENSTOCK_API_URL.rstrip("/"), model),
         "base_url": settings.PENSTOCK_API_URL,

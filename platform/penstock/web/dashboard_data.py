@@ -110,6 +110,7 @@ class Held:
 class Dashboard:
     at: datetime
     total: Usage
+    mu_by_pool: dict[UUID, float]
     by_model: list[Usage]
     by_key: list[Usage]
     latest: list[RequestRow]
@@ -168,6 +169,7 @@ def gather_dashboard(
     return Dashboard(
         at=now,
         total=_sum("Total", "", grouped),
+        mu_by_pool=_mu_by_pool(grouped),
         by_model=_by_model(grouped, names, pools),
         by_key=_by_key(grouped, names, key_names),
         latest=[_request_row(row, key_names) for row in records[:LATEST_ROWS]],
@@ -196,6 +198,14 @@ def _sum(name: str, sub: str, rows: Sequence[dict[str, object]]) -> Usage:
         ttft_ms_sum=totals["ttft_ms_sum"],
         **{field: int(totals[field]) for field in SUMS if field not in ("mu", "ttft_ms_sum")},
     )
+
+
+def _mu_by_pool(grouped: Sequence[dict[str, object]]) -> dict[UUID, float]:
+    sums: dict[UUID, float] = defaultdict(float)
+    for row in grouped:
+        if isinstance(row["pool_id"], UUID) and isinstance(row["mu"], float):
+            sums[row["pool_id"]] += row["mu"]
+    return dict(sums)
 
 
 def _by_model(grouped: Sequence[dict[str, object]], names: dict[UUID, str], pools: dict[UUID, str]) -> list[Usage]:

@@ -99,14 +99,14 @@ def summarise(samples: Sequence[DeploymentSample]) -> Now | None:
     if not samples:
         return None
     newest = samples[0]
-    window = [sample for sample in samples if newest.at - sample.at < WINDOW_S]
-    # One sample stands for one second, so the time covered is their span and one period more.
-    covered_s = max(1.0, newest.at - window[-1].at + 1.0)
+    window = [sample for sample in samples if newest.at - sample.at <= WINDOW_S]
+    # A sample counts what came since the one before it: the oldest only says when the window begins.
+    counted, covered_s = (window[:-1], newest.at - window[-1].at) if len(window) > 1 else (window, 1.0)
     return Now(
         at=newest.at,
-        offered_mu_per_min=sum(sample.offered_mu for sample in window) / covered_s * 60.0,
-        requests_per_s=sum(sample.offered_requests for sample in window) / covered_s,
-        refused_per_s=sum(sample.refused for sample in window) / covered_s,
+        offered_mu_per_min=sum(sample.offered_mu for sample in counted) / covered_s * 60.0,
+        requests_per_s=sum(sample.offered_requests for sample in counted) / covered_s,
+        refused_per_s=sum(sample.refused for sample in counted) / covered_s,
         in_flight=newest.in_flight,
         queue_mu=newest.queue_mu,
         capacity_mu_per_min=newest.capacity_mu_per_min,
@@ -119,7 +119,7 @@ def read_live(deployment_ids: Sequence[str], replica_ids: Sequence[str]) -> Live
     try:
         pipe = state_client().pipeline(transaction=False)
         for identifier in deployment_ids:
-            pipe.lrange(f"penstock:ring:deployment:{identifier}", 0, WINDOW_S - 1)
+            pipe.lrange(f"penstock:ring:deployment:{identifier}", 0, WINDOW_S)
         for identifier in replica_ids:
             pipe.lrange(f"penstock:ring:replica:{identifier}", 0, 0)
         answers = cast(list[list[bytes]], pipe.execute())

@@ -10,11 +10,37 @@ from django.utils.safestring import SafeString, mark_safe
 from penstock.web import figures
 
 register = template.Library()
-register.filter("num", figures.number)
-register.filter("percent", figures.percent)
-register.filter("duration", figures.duration)
-register.filter("ms", figures.milliseconds)
-register.filter("gib", figures.gibibytes)
+
+
+def _known(value: object) -> float | None:
+    """A figure, or None: Django hands filters an empty string for what is not there."""
+    return value if isinstance(value, int | float) else None
+
+
+@register.filter
+def num(value: object, decimals: int | None = None) -> str:
+    return figures.number(_known(value), decimals)
+
+
+@register.filter
+def percent(value: object) -> str:
+    return figures.percent(_known(value))
+
+
+@register.filter
+def duration(value: object) -> str:
+    return figures.duration(_known(value))
+
+
+@register.filter
+def ms(value: object) -> str:
+    return figures.milliseconds(_known(value))
+
+
+@register.filter
+def gib(value: object) -> str:
+    return figures.gibibytes(_known(value))
+
 
 ICONS = {
     "capacity": '<path d="M2 13h12M4 13V8M8 13V3M12 13V6"/>',
@@ -56,7 +82,7 @@ def slice_end(value: object) -> str:
 def compact(value: float | None) -> SafeString:
     """A large count with its prefix set as a unit."""
     text, prefix = figures.compact(value)
-    return format_html('{}<span class="u">{}</span>', text, prefix) if prefix else format_html("{}", text)
+    return format_html('{} <span class="u">{}</span>', text, prefix) if prefix else format_html("{}", text)
 
 
 @register.simple_tag

@@ -41,6 +41,8 @@ CONSOLE_RANGES = _ranges(
     Range("6h", "6 h", timedelta(hours=6), timedelta(minutes=1), 60),
     Range("24h", "24 h", timedelta(hours=24), timedelta(minutes=5), 60),
 )
+LONGEST_GAP_S = 5.0
+"""A longer time between two samples is an outage of the observe loop, not a second that came late."""
 RING_S = 7200
 """The state keeps this many seconds of samples; before them the minute samples of the scale loop speak."""
 
@@ -77,19 +79,22 @@ def bucket_starts(now: float, chosen: Range) -> list[float]:
 def bucketed(
     starts: Sequence[float], step_s: float, ring: Iterable[DeploymentSample], minutes: Iterable[Minute]
 ) -> Seen:
-    """Samples of a second each as MU/min per bucket; minutes fill the buckets that the ring does not reach.
+    """Samples as MU/min per bucket; minutes fill the buckets that the ring does not reach.
 
-    Offered is the mean over the bucket's samples; capacity is the newest in the bucket.
+    A sample counts what was offered since the one before it, so offered is divided by the time between them, not by
+    their number. Capacity is the newest in the bucket.
     """
     sums: list[list[float]] = [[0.0, 0.0] for _ in starts]
     have: Line = [None] * len(starts)
     newest = [0.0] * len(starts)
     first = starts[0]
-    for sample in ring:
+    before = first
+    for sample in sorted(ring, key=lambda row: row.at):
         index = int((sample.at - first) // step_s)
+        gap_s, before = min(sample.at - before, LONGEST_GAP_S), sample.at
         if 0 <= index < len(starts):
             sums[index][0] += sample.offered_mu
-            sums[index][1] += 1.0
+            sums[index][1] += max(gap_s, 1e-3)
             if sample.at >= newest[index]:
                 newest[index], have[index] = sample.at, sample.capacity_mu_per_min
     offered: Line = [mu / seconds * 60.0 if seconds else None for mu, seconds in sums]
@@ -205,15 +210,20 @@ def _decision_minutes(deployment_ids: Sequence[UUID], begins: datetime) -> dict[
 
 def decision_minute(at: float, inputs: object) -> Minute:
     """What a decision's recorded inputs say about offered load and supply, in MU/min."""
-    facts = inputs if isinstance(inputs, dict) else {}
-
-    def figure(name: str) -> float | None:
-        value = facts.get(name)
-        return float(value) if isinstance(value, int | float) else None
-
+    seen = inputs.get("observation") if isinstance(inputs, dict) else None
+    if not isinstance(seen, dict):
+        return Minute(at=at, offered_mu_per_min=None, capacity_mu_per_min=None)
+    ready, supply = seen.get("ready"), seen.get("replica_mu_per_min")
+    has_capacity = isinstance(ready, int | float) and isinstance(supply, int | float)
     return Minute(
-        at=at, offered_mu_per_min=figure("offered_mu_per_min"), capacity_mu_per_min=figure("capacity_mu_per_min")
+        at=at,
+        offered_mu_per_min=_figure(seen.get("offered_mu_per_min")),
+        capacity_mu_per_min=float(ready * supply) if has_capacity else None,
     )
+
+
+def _figure(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _used_minutes(deployment_ids: Sequence[UUID], begins: datetime) -> dict[UUID, dict[float, float]]:

@@ -2,8 +2,10 @@
 
 from django.conf import settings
 from django.contrib.auth import login, logout
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render, resolve_url
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -34,7 +36,11 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     """The sign-in form; 422 for wrong credentials and 429 with Retry-After while sign-in pauses."""
     wanted = request.POST.get("next") or request.GET.get("next")
     if isinstance(request.user, User):
-        return redirect(safe_next(request, wanted))
+        target = safe_next(request, wanted)
+        # The admin sends whoever it refuses to sign in: sending them back would go round for ever.
+        if target.startswith(reverse("admin:index")) and not request.user.is_staff:
+            raise PermissionDenied("The admin is for operators of the platform.")
+        return redirect(target)
     if request.method != "POST":
         return render(request, "signin/form.html", {"next": wanted or ""})
     email, password = request.POST.get("email", "").strip(), request.POST.get("password", "")

@@ -31,7 +31,7 @@ MARKS = [
     )
 ]
 FIGURES = [
-    ("Rate", figures.number(1234.5), "MU/min", "a comma at thousands"),
+    ("Rate", figures.number(1234.6), "MU/min", "a comma at thousands"),
     ("Small", figures.number(0.4217), "MU", "three digits that count"),
     ("Loss", figures.number(-36), "MU/min", "a real minus sign"),
     ("Share", figures.percent(0.599), "%", "a space before the sign"),

@@ -1,0 +1,400 @@
+"""A platform in the middle of its day, with figures that add up: what was offered is what the roll-ups settled.
+
+Two pools: ``chat-32b`` on two hosts with accelerators (three replicas ready, one loading weights, one failed) and
+``demo-sim`` on simulated engines. Two tenants with two keys each; both have reserved from ``chat-32b``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import redis
+from django.utils import timezone
+
+from capacity.models import (
+    Accelerator,
+    CostProfile,
+    HardwareType,
+    Host,
+    Model,
+    Pool,
+    Reservation,
+    UsageRecord,
+    UsageRollup,
+)
+from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
+from tenants.models import ApiKey, Limit, Membership, Tenant, User
+
+GIB = 2**30
+PASSWORD = "a-long-enough-password"
+
+
+@dataclass(frozen=True)
+class Seeded:
+    operator: User
+    owner: User
+    viewer: User
+    stranger: User
+    northwind: Tenant
+    alder: Tenant
+    chat: Deployment
+    sim: Deployment
+    failed: Replica
+
+
+def people() -> tuple[User, User, User, User, Tenant, Tenant]:
+    operator = User.objects.create_user("operator@penstock.example", PASSWORD, is_operator=True)
+    owner = User.objects.create_user("owner@northwind.example", PASSWORD)
+    viewer = User.objects.create_user("viewer@northwind.example", PASSWORD)
+    stranger = User.objects.create_user("owner@alder.example", PASSWORD)
+    northwind = Tenant.objects.create(slug="northwind", name="Northwind Bank")
+    alder = Tenant.objects.create(slug="alder", name="Alder Health")
+    Membership.objects.create(tenant=northwind, user=owner, role="owner")
+    Membership.objects.create(tenant=northwind, user=viewer, role="viewer")
+    Membership.objects.create(tenant=alder, user=stranger, role="owner")
+    return operator, owner, viewer, stranger, northwind, alder
+
+
+def api_key(tenant: Tenant, name: str) -> ApiKey:
+    public = uuid.uuid5(uuid.NAMESPACE_DNS, f"{tenant.slug}.{name}").hex[:12]
+    return ApiKey.objects.create(tenant=tenant, name=name, public_id=public, digest="0" * 64, pepper=1)
+
+
+def pool(slug: str, model: Model, hardware: HardwareType, *, calibrated: bool, now: datetime) -> Pool:
+    made = Pool.objects.create(slug=slug, name=slug, model=model, ttft_objective_ms=800, tpot_objective_ms=45)
+    CostProfile.objects.create(
+        pool=made,
+        version=1,
+        hardware_type=hardware,
+        effective_from=now - timedelta(days=60),
+        calibrated=calibrated,
+        alpha=0.00002,
+        beta=0.0006,
+    )
+    return made
+
+
+def replica(
+    deployment: Deployment, revision: Revision, host: Host, state: str, now: datetime, **fields: object
+) -> Replica:
+    defaults: dict[str, object] = {"state_since": now - timedelta(hours=19), "supply_mu_per_min": 100.0}
+    if state == "ready":
+        defaults |= {"address": "http://127.0.0.1:9000", "phase": "ready", "engine_version": "vLLM 0.11.2"}
+    return Replica.objects.create(
+        deployment=deployment, revision=revision, host=host, state=state, **(defaults | fields)
+    )
+
+
+def host(name: str, hardware: HardwareType, now: datetime, *, accelerators: int) -> Host:
+    facts = {
+        "hostname": name,
+        "agent_version": "0.1.0",
+        "cores": 64 if accelerators else 16,
+        "cpu_model": "AMD EPYC 9354" if accelerators else "AMD EPYC 7443",
+        "memory_bytes": 512 * GIB if accelerators else 64 * GIB,
+        "memory_available_bytes": 391 * GIB if accelerators else 51 * GIB,
+        "load_1m": 6.4 if accelerators else 1.2,
+        "environments": [{"name": "vllm-0.11.2", "state": "ready"}] if accelerators else [],
+    }
+    made = Host.objects.create(name=name, hardware_type=hardware, secret=b"x", last_report_at=now, report=facts)
+    for index in range(accelerators):
+        Accelerator.objects.create(
+            host=made, index=index, uuid=f"GPU-{name}-{index}", name="H200", memory_bytes=141 * 10**9
+        )
+    return made
+
+
+def day_shape(at: datetime, phase: float) -> float:
+    """Share of the daily peak asked for at ``at`` (0..1): a working day with ripples."""
+    hour, minute = at.hour + at.minute / 60, at.timestamp() // 60
+    ripple = 0.02 * math.sin(minute * 0.61 + phase) + 0.015 * math.sin(minute * 1.73 + 2 * phase)
+    return (0.45 + 0.5 * math.exp(-(((hour - 13.5) / 4.5) ** 2))) * (1 + ripple)
+
+
+def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int = 24 * 30) -> Seeded:
+    """Fill the database, and the rings when ``client`` is given. ``now`` is the newest moment, ``hours`` the past."""
+    now = now or timezone.now()
+    rng = random.Random(11)
+    operator, owner, viewer, stranger, northwind, alder = people()
+    gpu = HardwareType.objects.create(slug="h200", name="NVIDIA H200", memory_bytes=141 * 10**9)
+    cpu = HardwareType.objects.create(slug="cpu", name="CPU", is_cpu=True)
+    hosts = [host("gpu-01", gpu, now, accelerators=2), host("gpu-02", gpu, now, accelerators=2)]
+    node = host("node-01", cpu, now, accelerators=0)
+    qwen = Model.objects.create(
+        slug="qwen3-32b", name="Qwen3-32B", artifact_kind="hub", artifact_value="Qwen/Qwen3-32B"
+    )
+    none = Model.objects.create(slug="simulated", name="Simulated 8B", artifact_kind="none")
+    chat_pool, sim_pool = (
+        pool("chat-32b", qwen, gpu, calibrated=True, now=now),
+        pool("demo-sim", none, cpu, calibrated=False, now=now),
+    )
+    chat = Deployment.objects.create(
+        pool=chat_pool, name="chat-32b", min_replicas=2, max_replicas=6, desired_replicas=4
+    )
+    sim = Deployment.objects.create(pool=sim_pool, name="demo-sim", min_replicas=1, max_replicas=4, desired_replicas=2)
+    chat_r = Revision.objects.create(deployment=chat, number=1, runtime="vllm", target_concurrency=16)
+    sim_r = Revision.objects.create(deployment=sim, number=1, runtime="simulated", target_concurrency=32)
+    chats = [replica(chat, chat_r, hosts[i // 2], "ready", now, accelerators=[i % 2]) for i in range(3)]
+    replica(
+        chat,
+        chat_r,
+        hosts[1],
+        "starting",
+        now,
+        accelerators=[1],
+        state_since=now - timedelta(seconds=38),
+        phase="weights",
+        progress={"step": "weights", "share": 0.63, "detail": "41 of 65 GB"},
+    )
+    failed = replica(
+        chat,
+        chat_r,
+        hosts[1],
+        "failed",
+        now,
+        state_since=now - timedelta(minutes=4),
+        phase="failed",
+        reason="The engine ended with code 1: not enough memory for a KV cache. Lower the context length, then retry.",
+    )
+    sims = [
+        replica(sim, sim_r, node, "ready", now, engine_version="Simulated 1", state_since=now - timedelta(minutes=m))
+        for m in (74, 12)
+    ]
+    for tenant, mu in ((northwind, 150.0), (alder, 90.0)):
+        Reservation.objects.create(
+            tenant=tenant,
+            pool=chat_pool,
+            profile=CostProfile.objects.get(pool=chat_pool),
+            mu_per_min=mu,
+            starts_at=now - timedelta(days=20),
+            ends_at=now + timedelta(days=131),
+            state=Reservation.State.ACTIVE,
+        )
+    keys = {
+        "core-banking": (northwind, chat, 0.42),
+        "support-assist": (northwind, chat, 0.20),
+        "triage": (alder, chat, 0.38),
+        "sandbox": (northwind, sim, 0.7),
+        "evaluation": (alder, sim, 0.3),
+    }
+    made = {name: api_key(tenant, name) for name, (tenant, _, _) in keys.items()}
+    Limit.objects.create(tenant=northwind, kind=Limit.Kind.CONCURRENCY, value=64)
+    Limit.objects.create(tenant=northwind, api_key=made["sandbox"], kind=Limit.Kind.TOKENS_PER_MIN, value=20_000)
+    _history(now, hours, keys, made)
+    _requests(now, rng, chats, chat_r, keys, made)
+    _decisions(now, min(hours, 24), chat, sim, chats)
+    if client is not None:
+        rings(client, now, min(hours, 2), chat, sim, [*chats, *sims])
+    return Seeded(operator, owner, viewer, stranger, northwind, alder, chat, sim, failed)
+
+
+PEAK = {"chat-32b": 255.0, "demo-sim": 90.0}
+MEAN_MU = {"chat-32b": 0.29, "demo-sim": 0.12}
+"""MU of a mean request: 1,450 input and 430 output tokens, and 620 and 180, by the profile of ``pool``."""
+TTFT_MS = {"chat-32b": 268.0, "demo-sim": 121.0}
+TOKENS = {"chat-32b": (1450, 640, 430), "demo-sim": (620, 80, 180)}
+
+
+def offered(deployment: str, at: datetime) -> float:
+    """MU/min offered in the minute of ``at``: the one source of rings, roll-ups and decisions."""
+    return PEAK[deployment] * day_shape(at, len(deployment))
+
+
+def _rollup(period: str, at: datetime, mu: float, tenant: Tenant, key: ApiKey, deployment: Deployment) -> UsageRollup:
+    requests = max(1, round(mu / MEAN_MU[deployment.name]))
+    given, cached, out = TOKENS[deployment.name]
+    return UsageRollup(
+        period=period,
+        starts_at=at,
+        tenant_id=tenant.pk,
+        key_id=key.pk,
+        pool_id=deployment.pool_id,
+        deployment_id=deployment.pk,
+        service_class="best_effort",
+        requests=requests,
+        failed={"minute": 1 if at.minute % 20 == 0 else 0, "hour": 3}[period],
+        input_tokens=requests * given,
+        cached_tokens=requests * cached,
+        output_tokens=requests * out,
+        mu=mu,
+        ttft_ms_sum=requests * TTFT_MS[deployment.name],
+        ttft_count=requests,
+        duration_ms_sum=requests * 6400.0,
+        is_final=True,
+    )
+
+
+def _history(now: datetime, hours: int, keys: dict, made: dict) -> None:
+    rows = []
+    minute = now.replace(second=0, microsecond=0)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    for name, (tenant, deployment, share) in keys.items():
+        for back in range(1, min(hours, 26) * 60):
+            at = minute - timedelta(minutes=back)
+            rows.append(_rollup("minute", at, offered(deployment.name, at) * share, tenant, made[name], deployment))
+        elapsed = (now - minute).total_seconds() / 60
+        rows.append(
+            _rollup(
+                "minute", minute, offered(deployment.name, minute) * share * elapsed, tenant, made[name], deployment
+            )
+        )
+        for back in range(hours):
+            at = hour - timedelta(hours=back)
+            sums = sum(
+                offered(deployment.name, at + timedelta(minutes=step)) * share
+                for step in range(60)
+                if at + timedelta(minutes=step) < minute
+            )
+            if sums:
+                rows.append(_rollup("hour", at, sums, tenant, made[name], deployment))
+    UsageRollup.objects.bulk_create(rows, batch_size=500)
+
+
+def settle(now: datetime) -> None:
+    """Bring the roll-ups of the current minute up to ``now``, from those of the minute before."""
+    minute = now.replace(second=0, microsecond=0)
+    names = dict(Deployment.objects.values_list("pk", "name"))
+    elapsed = (now - minute).total_seconds() / 60
+    for row in UsageRollup.objects.filter(period="minute", starts_at=minute - timedelta(minutes=1)):
+        whole = row.mu * offered(names[row.deployment_id], minute) / offered(names[row.deployment_id], row.starts_at)
+        same = {"key_id": row.key_id, "deployment_id": row.deployment_id, "tenant_id": row.tenant_id}
+        given = {"mu": whole * elapsed, "requests": int(row.requests * elapsed)}
+        UsageRollup.objects.update_or_create(
+            period="minute",
+            starts_at=minute,
+            pool_id=row.pool_id,
+            service_class=row.service_class,
+            **same,
+            defaults=given,
+        )
+
+
+def _requests(
+    now: datetime, rng: random.Random, replicas: list[Replica], revision: Revision, keys: dict, made: dict
+) -> None:
+    rows = []
+    for index in range(120):
+        name = rng.choices(list(keys), weights=[share for _, _, share in keys.values()])[0]
+        tenant, deployment, _ = keys[name]
+        ended = now - timedelta(seconds=index * 0.9)
+        tokens_in, tokens_out = int(rng.lognormvariate(7.0, 0.6)), int(rng.lognormvariate(5.8, 0.5))
+        ttft_s, broken = 0.12 + rng.random() * 0.25 + tokens_in * 4e-5, index in (7, 43)
+        took_s = ttft_s + tokens_out * 0.028
+        mu = tokens_in * 0.00002 + tokens_out * 0.0006
+        rows.append(
+            UsageRecord(
+                id=uuid.UUID(int=(0x019AA << 108) | rng.getrandbits(100)),
+                tenant_id=tenant.pk,
+                key_id=made[name].pk,
+                pool_id=deployment.pool_id,
+                deployment_id=deployment.pk,
+                revision_id=revision.pk,
+                replica_id=rng.choice(replicas).pk,
+                model=deployment.name,
+                dialect="chat",
+                service_class="best_effort",
+                stream=True,
+                profile_version=1,
+                estimated_mu=mu * (0.85 + rng.random() * 0.4),
+                actual_mu=mu,
+                input_tokens=tokens_in,
+                cached_tokens=int(tokens_in * 0.44),
+                output_tokens=tokens_out,
+                lower_bound=broken,
+                outcome="engine_lost" if broken else "completed",
+                status=502 if broken else 200,
+                error="The connection to the replica broke." if broken else "",
+                finish_reason="" if broken else "stop",
+                gateway="gw-1",
+                admitted_at=ended - timedelta(seconds=took_s),
+                routed_at=ended - timedelta(seconds=took_s - 0.002),
+                first_byte_at=ended - timedelta(seconds=took_s - ttft_s),
+                ended_at=ended,
+            )
+        )
+    UsageRecord.objects.bulk_create(rows)
+
+
+def _decisions(now: datetime, hours: int, chat: Deployment, sim: Deployment, chats: list[Replica]) -> None:
+    rows = []
+    for deployment, ready in ((chat, 3), (sim, 2)):
+        for back in range(1, hours * 60):
+            at = now - timedelta(minutes=back)
+            load = offered(deployment.name, at)
+            observation = {"offered_mu_per_min": load, "ready": ready, "replica_mu_per_min": 100.0}
+            rows.append(
+                ScalingDecision(
+                    at=at,
+                    deployment_id=deployment.pk,
+                    deployment_name=deployment.name,
+                    before=ready,
+                    after=ready,
+                    reason=f"{load:.0f} MU/min offered fits {ready} replicas, {ready * 100 - load:.0f} to spare",
+                    inputs={"observation": observation},
+                )
+            )
+    ScalingDecision.objects.bulk_create(rows, batch_size=500)
+    ScalingDecision.objects.create(
+        at=now - timedelta(seconds=40),
+        deployment_id=chat.pk,
+        deployment_name="chat-32b",
+        before=3,
+        after=4,
+        reason="253 MU/min offered needs 3.4 replicas to keep 1 % of requests from waiting over 5 s",
+        inputs={"observation": {"offered_mu_per_min": 253.0, "ready": 3, "replica_mu_per_min": 100.0}},
+    )
+    Incident.objects.create(
+        kind=Incident.Kind.START_FAILED,
+        deployment_id=chat.pk,
+        deployment_name="chat-32b",
+        opened_at=now - timedelta(minutes=4),
+        summary="A replica of chat-32b did not start on gpu-02",
+    )
+    Incident.objects.create(
+        kind=Incident.Kind.HANG,
+        deployment_id=chat.pk,
+        deployment_name="chat-32b",
+        replica_id=chats[0].pk,
+        opened_at=now - timedelta(hours=5, minutes=12),
+        closed_at=now - timedelta(hours=5, minutes=9, seconds=20),
+        summary="A replica of chat-32b hung with 11 requests in flight",
+        timeline=[{"at": 0, "what": "replaced on gpu-01 and ready"}],
+    )
+
+
+def rings(
+    client: redis.Redis, now: datetime, hours: int, chat: Deployment, sim: Deployment, replicas: list[Replica]
+) -> None:
+    """Samples of each second, newest first, as the observe loop leaves them."""
+    newest = now.timestamp()
+    for deployment, ready, in_flight in ((chat, 3, 34), (sim, 2, 9)):
+        rows = []
+        for back in range(hours * 3600):
+            at = newest - back
+            mu = offered(deployment.name, datetime.fromtimestamp(at, UTC)) / 60
+            rows.append(
+                json.dumps(
+                    {
+                        "at": at,
+                        "offered_mu": mu,
+                        "offered_requests": mu / MEAN_MU[deployment.name],
+                        "queue_mu": 0.0,
+                        "in_flight": in_flight,
+                        "in_flight_mu": in_flight * MEAN_MU[deployment.name],
+                        "refused": 1 if deployment == sim and back == 11 else 0,
+                        "completed": mu / MEAN_MU[deployment.name],
+                        "ready": ready,
+                        "capacity_mu_per_min": ready * 100.0,
+                    }
+                )
+            )
+        client.rpush(f"penstock:ring:deployment:{deployment.pk}", *rows)
+    running = (12, 11, 11, 5, 4)
+    for index, one in enumerate(replicas):
+        sample = {"at": newest, "running": running[index], "waiting": 0, "kv_usage": 0.31 + 0.09 * index}
+        client.rpush(f"penstock:ring:replica:{one.pk}", json.dumps(sample))

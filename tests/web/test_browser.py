@@ -1,0 +1,210 @@
+"""A real browser on the real web role: sign in by link, watch the console move, and see it say so when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+from tests.web.screens import CHROMIUM, FLAGS, served, state_of
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which(CHROMIUM), reason=f"{CHROMIUM} is not installed"),
+]
+EMAILS = {"operator": "operator@penstock.example", "owner": "owner@northwind.example"}
+EXPECTED = ("net::ERR_FAILED", "htmx:error: Failed to fetch")
+"""What a browser says when the network is down, as one test makes it."""
+PASSWORD = "a-long-enough-password"
+SEED = """
+import json, sys, django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+import redis
+from tests.web.seed import seed
+from tenants.services.links import sign_in_link_create
+with redis.Redis.from_url(sys.argv[1]) as client:
+    seeded = seed(client, hours=2)
+links = {name: sign_in_link_create(user=user, actor=user) for name, user in
+         (("operator", seeded.operator), ("owner", seeded.owner))}
+print(json.dumps({"links": links, "chat": str(seeded.chat.pk)}))
+"""
+
+
+@dataclass
+class Site:
+    url: str
+    state: str
+    links: dict[str, str]
+    chat: str
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A web role of its own, with database and state of its own."""
+    data = tmp_path_factory.mktemp("pw")
+    environment = {
+        "PENSTOCK_DATA": str(data),
+        "PENSTOCK_SECRET_KEY": "x" * 50,
+        "DJANGO_SETTINGS_MODULE": "penstock.settings",
+    }
+    with pytest.MonkeyPatch.context() as patch, state_of(data) as state:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        root = Path(__file__).resolve().parents[2]
+        made = subprocess.run(
+            [sys.executable, "-c", SEED, state], cwd=root, env=os.environ, capture_output=True, text=True, timeout=90
+        )
+        assert made.returncode == 0, made.stderr
+        facts = json.loads(made.stdout.splitlines()[-1])
+        with served(data) as url:
+            yield Site(url=url, state=state, **facts)
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    """A fresh browser that fails the test for any console error (a policy violation is one) or page error."""
+    faults: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(part in message.text for part in EXPECTED):
+            faults.append(message.text)
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        context = browser.new_context(
+            viewport={"width": 1440, "height": 900}, locale="en-GB", timezone_id="Asia/Kolkata"
+        )
+        page = context.new_page()
+        page.on("console", note)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        yield page
+        browser.close()
+    assert faults == []
+
+
+def sign_in(page: Page, site: Site, who: str) -> None:
+    """By password: a link works once, and several tests sign in."""
+    page.goto(f"{site.url}/sign-in/")
+    page.get_by_label("E-mail address").fill(EMAILS[who])
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+
+
+def test_sign_in_by_link_and_see_the_console(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/sign-in/link/{site.links['operator']}")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page).to_have_url(f"{site.url}/console/")
+    expect(page.locator(".head p")).to_contain_text("We have 5 replica-equivalents")
+    expect(page.locator("#chart canvas")).to_be_visible()
+    expect(page.locator("#chart .plot")).to_have_attribute("aria-label", re.compile("have 5"))
+
+
+def test_the_console_moves_without_reloading_or_jumping(page: Page, site: Site) -> None:
+    sign_in(page, site, "operator")
+    row = page.locator(f"#d-{site.chat}")
+    in_flight = row.locator('td[data-l="In flight"]')
+    expect(in_flight).to_have_text("34")
+    page.evaluate("window.unreloaded = true")
+    canvas = page.locator("#chart canvas").element_handle()
+    before = row.bounding_box()
+    with redis.Redis.from_url(site.state) as client:
+        key = f"penstock:ring:deployment:{site.chat}"
+        newest = json.loads(client.lindex(key, 0))
+        client.lpush(key, json.dumps({**newest, "at": newest["at"] + 1, "in_flight": 51}))
+    expect(in_flight).to_have_text("51", timeout=10_000)
+    assert page.evaluate("window.unreloaded") is True
+    assert canvas is not None
+    assert canvas.evaluate("element => element.isConnected")
+    after = row.bounding_box()
+    assert before is not None
+    assert after is not None
+    # A callout (the seeded samples grow old) may push the row down; nothing may change its size.
+    assert (before["width"], before["height"]) == (after["width"], after["height"])
+
+
+def test_times_are_in_the_viewers_zone(page: Page, site: Site) -> None:
+    sign_in(page, site, "operator")
+    expect(page.locator("#chart .at")).to_contain_text("GMT+5:30")
+    first = page.locator(".feed time").first
+    shown, stamp = first.inner_text(), first.get_attribute("datetime")
+    expected = page.evaluate(
+        "stamp => new Intl.DateTimeFormat('en-GB', {hour: '2-digit', minute: '2-digit'}).format(new Date(stamp))", stamp
+    )
+    assert shown == expected
+    page.wait_for_timeout(2600)
+    assert first.inner_text() == expected
+
+
+def test_a_page_whose_feed_is_down_says_so_and_recovers(page: Page, site: Site) -> None:
+    sign_in(page, site, "operator")
+    expect(page.locator("[data-live-word]")).to_have_text("Live")
+    page.route("**/console/live*", lambda route: route.abort())
+    note = page.locator("[data-stale]")
+    expect(note).to_be_visible(timeout=20_000)
+    expect(note).to_contain_text("its data is")
+    expect(page.locator("[data-live-word]")).to_have_text("Not live")
+    expect(page.locator(f"#d-{site.chat}")).to_be_visible()
+    page.unroute("**/console/live*")
+    expect(note).to_be_hidden(timeout=20_000)
+
+
+def test_the_theme_is_remembered_without_a_flash(page: Page, site: Site) -> None:
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{site.url}/sign-in/")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Light or dark").click()
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark != light
+    page.goto(f"{site.url}/sign-in/")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+def test_the_chart_is_read_by_keyboard(page: Page, site: Site) -> None:
+    sign_in(page, site, "operator")
+    plot = page.locator("#chart .plot")
+    expect(page.locator("#chart canvas")).to_be_visible()
+    plot.focus()
+    page.keyboard.press("Home")
+    read = page.locator("#chart .legend b").nth(1)
+    expect(read).to_have_text("5")
+    page.keyboard.press("Escape")
+    expect(read).to_have_text("")
+
+
+def test_the_dashboard_and_its_snippets(page: Page, site: Site) -> None:
+    sign_in(page, site, "owner")
+    expect(page).to_have_url(f"{site.url}/t/northwind/")
+    expect(page.locator(".chart canvas")).to_be_visible()
+    page.get_by_role("tab", name="Python").click()
+    expect(page.locator("#code-python")).to_be_visible()
+    expect(page.locator("#code-curl")).to_be_hidden()
+    page.get_by_role("tab", name="Python").press("ArrowRight")
+    expect(page.locator("#code-javascript")).to_be_visible()
+
+
+def test_a_phone_gets_a_menu_and_no_sideways_scrolling(page: Page, site: Site) -> None:
+    sign_in(page, site, "operator")
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path in ("/console/", "/t/northwind/", "/tenants/", "/console/style-guide/"):
+        page.goto(site.url + path)
+        time.sleep(0.2)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    page.get_by_role("button", name="Menu").click()
+    expect(page.get_by_role("link", name="Capacity")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="Capacity")).to_be_hidden()
