@@ -1,5 +1,6 @@
 """Credentials of external providers. Write-only: the secret is encrypted at rest and never shown again."""
 
+from django.core.validators import URLValidator
 from django.db import models
 
 from tenants.models import Identified
@@ -10,7 +11,7 @@ class ProviderCredential(Identified):
 
     name = models.CharField(max_length=120, unique=True)
     provider = models.CharField(max_length=40)
-    base_url = models.URLField(blank=True)
+    base_url = models.CharField(max_length=200, blank=True, validators=[URLValidator(("https", "http"))])
     secret = models.BinaryField(editable=False)
 
     class Meta:
