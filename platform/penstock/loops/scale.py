@@ -2,10 +2,12 @@
 
 import datetime
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import redis
+from django.db import transaction
 from django.db.models import Count, Q
 
 from capacity.models import CostProfile
@@ -15,6 +17,8 @@ from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
 from serving.services import scaling_decision_record
+
+log = logging.getLogger(__name__)
 
 _LOOP = "scale"
 _LOOK_BACK_S = 300
@@ -56,16 +60,29 @@ def _scale_one(client: redis.Redis, deployment: Any, samples: Sequence[dict[str,
     before, after = deployment.desired_replicas, decision.replicas
     recorded_at = float(stored.get("recorded_at", 0.0))
     is_recorded = before != after or now - recorded_at >= _SAMPLE_EVERY_S
-    if is_recorded:
-        # Swaps the wanted number and keeps the reason in one transaction; None: somebody changed it meanwhile.
-        recorded = scaling_decision_record(
-            deployment=deployment, before=before, after=after, reason=decision.reason, inputs=decision.inputs
-        )
-        if recorded is None:
-            return False
+    if is_recorded and not _record(deployment, decision, before=before, after=after, now=now):
+        return False
     value = {"state": json.loads(state.to_json()), "recorded_at": now if is_recorded else recorded_at}
     policy_state_write(client, _LOOP, str(deployment.id), value)
     return bool(before != after)
+
+
+def _record(deployment: Deployment, decision: autoscale.Decision, *, before: int, after: int, now: float) -> bool:
+    """Swap the wanted number and keep the decision; False when somebody else changed it meanwhile."""
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    with transaction.atomic():
+        if before != after:
+            swapped = Deployment.objects.filter(pk=deployment.pk, desired_replicas=before).update(
+                desired_replicas=after, updated_at=at
+            )
+            if not swapped:
+                return False
+        scaling_decision_record(
+            deployment=deployment, before=before, after=after, reason=decision.reason, inputs=decision.inputs, now=at
+        )
+    if before != after:
+        log.info("%s: %d → %d replicas, %s", deployment, before, after, decision.reason)
+    return True
 
 
 def config(deployment: Deployment, profile: CostProfile) -> autoscale.Config:

@@ -1,0 +1,226 @@
+"""Probes against a scripted engine over real HTTP: who is asked, who is condemned, what is kept as evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from penstock.loops import probe as loop
+from penstock.loops.probe import classify, probe
+from serving.gateway.loads import ReplicaBeat
+from serving.models import Incident, Replica
+from serving.policy import health
+from serving.services import replica_create
+from tests.loops.conftest import FakeGateway, World
+
+FAST = health.Config(
+    interval_s=0.2, quiet_s=0.4, stall_s=0.3, probe_timeout_s=0.5, confirm_after_s=0.1, busy_limit_s=1.0, fresh_s=5.0
+)
+
+
+class ScriptedEngine:
+    """Answers completions as its ``mode`` says; keeps every request. ``/health`` is always 200."""
+
+    def __init__(self) -> None:
+        self.mode = "ok"
+        self.requests: list[dict[str, Any]] = []
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._up.wait(5)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        runner = self._loop.run_until_complete(self._start())
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    async def _start(self) -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post("/v1/completions", self._complete)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        self._up.set()
+        return runner
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(await request.json())
+        if self.mode == "hang":
+            await asyncio.sleep(30)
+        if self.mode == "slow loris":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for _ in range(300):
+                await response.write(b" ")
+                await asyncio.sleep(0.1)
+        answers = {
+            "ok": (200, {"choices": [{"text": "a", "finish_reason": "length"}]}),
+            "busy": (503, {"error": "The engine is currently busy"}),
+            "broken": (500, {"error": "EngineCore encountered an issue"}),
+            "lying": (200, {"error": {"message": "EngineCore encountered an issue"}}),
+        }
+        status, body = answers[self.mode]
+        return web.json_response(body, status=status)
+
+
+@pytest.fixture
+def engine() -> Iterator[ScriptedEngine]:
+    made = ScriptedEngine()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CONFIG", FAST)
+
+
+def serve(world: World, address: str, state: str = "ready") -> Replica:
+    revision = world.deployment.revisions.get()
+    replica = replica_create(deployment=world.deployment, revision=revision, reason="a test", host=world.host())
+    Replica.objects.filter(pk=replica.pk).update(state=state, address=address)
+    replica.refresh_from_db()
+    return replica
+
+
+def probe_for(world: World, seconds: float) -> list[Any]:
+    condemned = []
+    end = time.time() + seconds
+    while time.time() < end:
+        condemned += probe(world.client, now=time.time())
+        time.sleep(0.05)
+    return condemned
+
+
+@pytest.mark.django_db
+class TestLoop:
+    def test_an_idle_replica_is_asked_for_one_token_first_in_the_queue(
+        self, world: World, engine: ScriptedEngine
+    ) -> None:
+        replica = serve(world, engine.address)
+        assert probe_for(world, 1.0) == []
+        assert 2 <= len(engine.requests) <= 8
+        first = engine.requests[0]
+        assert (first["model"], first["max_tokens"]) == (world.deployment.name, 1)
+        assert first["priority"] <= -1000
+        replica.refresh_from_db()
+        assert replica.state == "ready"
+
+    def test_a_replica_with_real_traffic_is_not_asked(
+        self, world: World, engine: ScriptedEngine, gateway: FakeGateway
+    ) -> None:
+        replica = serve(world, engine.address)
+        end = time.time() + 1.0
+        while time.time() < end:
+            now = time.time()
+            gateway.replicas[str(replica.pk)] = ReplicaBeat(n=1, last_token_at=now, last_success_at=now)
+            gateway.beat()
+            probe(world.client, now=now)
+            time.sleep(0.05)
+        assert engine.requests == []
+
+    @pytest.mark.parametrize("mode", ["hang", "slow loris", "broken", "lying"])
+    def test_an_engine_that_gives_no_token_is_condemned(
+        self, world: World, engine: ScriptedEngine, gateway: FakeGateway, mode: str
+    ) -> None:
+        replica = serve(world, engine.address)
+        gateway.replicas[str(replica.pk)] = ReplicaBeat(n=7, last_token_at=1.0)
+        gateway.beat()
+        engine.mode = mode
+        started = time.time()
+        condemned: list[Any] = []
+        while not condemned and time.time() < started + 8:
+            gateway.beat()
+            condemned = probe(world.client, now=time.time())
+            time.sleep(0.05)
+        assert condemned == [replica.pk]
+        assert time.time() - started <= FAST.detection_bound_s(0.1) + 1.0
+        replica.refresh_from_db()
+        incident = Incident.objects.get()
+        assert (replica.state, replica.kill, incident.kind) == ("stopping", True, "hang")
+        assert incident.evidence["in_flight_by_gateway"] == {"gw-1": 7}
+        assert len(incident.evidence["failed_probes"]) == 2
+        orders = json.loads(world.client.get(f"agent:orders:{world.agent.host_id}") or b"{}")  # type: ignore[arg-type]
+        (order,) = json.loads(orders["payload"])["replicas"]
+        assert (order["intent"], order["kill"], order["evidence"]) == ("stop", True, True)
+
+    def test_a_dead_address_is_condemned(self, world: World) -> None:
+        replica = serve(world, "http://127.0.0.1:9")
+        assert replica.pk in probe_for(world, 2.0)
+
+    def test_a_busy_engine_whose_tokens_move_is_spared(
+        self, world: World, engine: ScriptedEngine, gateway: FakeGateway
+    ) -> None:
+        replica = serve(world, engine.address)
+        engine.mode = "busy"
+        end = time.time() + 2.0
+        while time.time() < end:
+            gateway.replicas[str(replica.pk)] = ReplicaBeat(n=9, last_token_at=time.time() - 0.05)
+            gateway.beat()
+            assert probe(world.client, now=time.time()) == []
+            time.sleep(0.05)
+        assert Incident.objects.count() == 0
+
+    def test_an_engine_that_wakes_up_in_time_is_spared(self, world: World, engine: ScriptedEngine) -> None:
+        serve(world, engine.address)
+        engine.mode = "hang"
+        probe(world.client, now=time.time())
+        engine.mode = "ok"
+        assert probe_for(world, 1.5) == []
+
+    def test_many_hanging_replicas_cost_one_timeout_and_one_is_killed_first(
+        self, world: World, engine: ScriptedEngine
+    ) -> None:
+        engine.mode = "hang"
+        replicas = [serve(world, engine.address) for _ in range(8)]
+        started = time.time()
+        probe(world.client, now=started)
+        assert time.time() - started < 2 * FAST.probe_timeout_s
+        condemned = probe_for(world, 2.5)
+        assert len(condemned) == 1
+        assert Replica.objects.filter(state="ready").count() == len(replicas) - 1
+
+    def test_a_draining_replica_is_watched_but_not_condemned(self, world: World, engine: ScriptedEngine) -> None:
+        serve(world, engine.address, "draining")
+        engine.mode = "hang"
+        assert probe_for(world, 2.0) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (200, b'{"choices": [{"text": "a"}]}', "ok"),
+        (200, b'{"choices": []}', "server_error"),
+        (200, b'{"choices": [{"text": "a"}], "error": {"message": "x"}}', "server_error"),
+        (200, b"not json", "server_error"),
+        (200, b"[]", "server_error"),
+        (200, b"", "server_error"),
+        (503, b"", "busy"),
+        (429, b"", "busy"),
+        (500, b"", "server_error"),
+        (404, b"", "server_error"),
+    ],
+)
+def test_what_an_answer_says(status: int, body: bytes, outcome: str) -> None:
+    assert classify(status, body)[0] == outcome

@@ -1,0 +1,165 @@
+"""Scale: decisions from synthetic ring buffers, written by compare-and-swap and with their reasons."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from capacity.policy import autoscale
+from penstock.loops.scale import scale
+from serving.models import Deployment, Replica, ScalingDecision
+from serving.services import deployment_disable, deployment_update, replica_create
+from tests.loops.conftest import BOSS, World
+
+pytestmark = pytest.mark.django_db
+
+
+class Traffic:
+    """Writes the samples that the observe loop would, each second, and lets the scale loop tick every 5 s."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.key = f"penstock:ring:deployment:{world.deployment.pk}"
+
+    def second(self, mu_per_s: float, **extra: float) -> None:
+        sample = {
+            "at": self.world.now,
+            "offered_mu": mu_per_s,
+            "offered_requests": mu_per_s,
+            "queue_mu": 0.0,
+            "in_flight": 0,
+            "in_flight_mu": 0.0,
+            "refused": 0,
+            "completed": mu_per_s,
+            "ready": 1,
+            "capacity_mu_per_min": 100.0,
+        }
+        self.world.client.lpush(self.key, json.dumps(sample | extra))
+        self.world.client.ltrim(self.key, 0, 7199)
+
+    def run(self, seconds: int, mu_per_s: float, **extra: float) -> None:
+        for elapsed in range(1, seconds + 1):
+            self.world.now += 1
+            self.second(mu_per_s, **extra)
+            if elapsed % 5 == 0:
+                scale(self.world.client, now=self.world.now)
+                settle(self.world)
+
+
+def settle(world: World) -> None:
+    """As many ready replicas as are wanted: the reconcile loop and the agents are not what is tested here."""
+    revision = world.deployment.revisions.get()
+    have = Replica.objects.filter(deployment=world.deployment, state="ready")
+    for _ in range(desired(world) - have.count()):
+        replica = replica_create(deployment=world.deployment, revision=revision, reason="x", host=world.host())
+        Replica.objects.filter(pk=replica.pk).update(state="ready", address="http://127.0.0.1:1")
+    surplus = have.order_by("-created_at")[: max(0, have.count() - desired(world))]
+    Replica.objects.filter(pk__in=[replica.pk for replica in surplus]).update(state="stopped")
+
+
+def desired(world: World) -> int:
+    return Deployment.objects.get(pk=world.deployment.pk).desired_replicas
+
+
+@pytest.fixture
+def traffic(world: World) -> Traffic:
+    Deployment.objects.update(cold_start_s=2.0)
+    settle(world)
+    return Traffic(world)
+
+
+def test_load_above_one_replica_brings_more_within_seconds(world: World, traffic: Traffic) -> None:
+    traffic.run(60, 0.5)
+    assert desired(world) == 1
+    before = world.now
+    while desired(world) == 1 and world.now < before + 120:
+        traffic.run(5, 5.0)
+    assert world.now - before <= 30
+    traffic.run(60, 5.0)
+    assert desired(world) == 4
+    risen = ScalingDecision.objects.filter(after__gt=1).order_by("at").first()
+    assert risen is not None
+    assert "needed" in risen.reason
+    assert risen.inputs["observation"]["replica_mu_per_min"] == 100.0
+
+
+def test_load_that_ends_lets_replicas_go_later(world: World, traffic: Traffic) -> None:
+    traffic.run(90, 5.0)
+    assert desired(world) == 4
+    traffic.run(30, 0.0)
+    assert desired(world) == 4
+    traffic.run(900, 0.0)
+    assert 1 <= desired(world) < 4
+    assert ScalingDecision.objects.filter(after__lt=4, before=4).exists()
+
+
+def test_the_maximum_holds_and_the_reason_says_so(world: World, traffic: Traffic) -> None:
+    traffic.run(60, 50.0)
+    assert desired(world) == 4
+    newest = ScalingDecision.objects.order_by("-at").first()
+    assert newest is not None
+    assert "maximum" in newest.reason
+
+
+def test_one_unchanged_decision_a_minute_is_kept(world: World, traffic: Traffic) -> None:
+    traffic.run(300, 0.5)
+    rows = ScalingDecision.objects.all()
+    assert 5 <= rows.count() <= 6
+    assert all(row.before == row.after == 1 for row in rows)
+
+
+def test_a_pin_is_kept(world: World, traffic: Traffic) -> None:
+    deployment_update(deployment=world.deployment, actor=BOSS, pinned_replicas=3)
+    traffic.run(60, 50.0)
+    assert desired(world) == 3
+
+
+def test_nothing_is_decided_without_fresh_samples(world: World, traffic: Traffic) -> None:
+    traffic.run(5, 5.0)
+    seen = ScalingDecision.objects.count()
+    world.now += 60
+    scale(world.client, now=world.now)
+    assert ScalingDecision.objects.count() == seen
+
+
+def test_a_disabled_deployment_is_left_alone(world: World, traffic: Traffic) -> None:
+    deployment_disable(deployment=world.deployment, actor=BOSS)
+    traffic.run(30, 50.0)
+    assert ScalingDecision.objects.count() == 0
+
+
+def test_a_crash_is_no_reason_to_want_fewer(world: World, traffic: Traffic) -> None:
+    traffic.run(90, 5.0)
+    assert desired(world) == 4
+    Replica.objects.filter(state="ready").update(state="failed")
+    world.now += 5
+    for _ in range(5):
+        traffic.second(5.0)
+    scale(world.client, now=world.now)
+    assert desired(world) == 4
+
+
+def test_long_requests_count_against_the_slots(world: World, traffic: Traffic) -> None:
+    """16 slots at 40 s a request of 1 MU let 24 MU/min through, however strong the engine is."""
+    traffic.run(60, 1.0, in_flight=40.0)
+    newest = ScalingDecision.objects.order_by("-at").first()
+    assert newest is not None
+    assert newest.inputs["observation"]["replica_mu_per_min"] == pytest.approx(24.0, rel=0.05)
+
+
+def test_who_was_overtaken_changes_nothing(world: World, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    decide = autoscale.decide
+
+    def overtaken(*args: Any) -> Any:
+        Deployment.objects.update(desired_replicas=3)
+        return decide(*args)
+
+    monkeypatch.setattr(autoscale, "decide", overtaken)
+    for _ in range(5):
+        world.now += 1
+        traffic.second(50.0)
+    assert scale(world.client, now=world.now) == 0
+    assert desired(world) == 3
+    assert not ScalingDecision.objects.exists()
