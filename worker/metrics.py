@@ -19,7 +19,7 @@ def read_metrics(text: str, table: MetricTable) -> dict[str, float]:
     """
     wanted = {engine_name for names in table.values() for engine_name in names}
     seen: dict[str, list[float]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line or line[0] == "#":
             continue
         name, rest = _split_name(line)
@@ -42,7 +42,7 @@ def read_metrics(text: str, table: MetricTable) -> dict[str, float]:
 
 def read_info(text: str, metric: str) -> dict[str, str]:
     """Return the labels of an info metric, empty when it is absent."""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith(metric + "{"):
             return {found["name"]: found["value"] for found in _INFO_LABEL.finditer(line)}
     return {}

