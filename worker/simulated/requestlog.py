@@ -35,7 +35,7 @@ class RequestLine(msgspec.Struct, kw_only=True):
 class RequestLog:
     """Appends lines with one ``write`` each, so that a kill loses none that was written.
 
-    At ``MAX_BYTES`` the file becomes ``<name>.1``, replacing an older one. A disk that is full silences the log, not the
+    At ``MAX_BYTES`` the file becomes ``<name>.1``, replacing an older one. A full disk silences the log, not the
     engine.
     """
 
