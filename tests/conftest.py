@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from django.db import connections
 
 from penstock import bundled_state
 from serving.gateway.state import EPOCH, connect
@@ -80,3 +81,11 @@ def state_url(valkey_url: str) -> str:
     client.set(EPOCH, "test.1000")
     client.close()
     return valkey_url
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SQLite in a file, as in production: threads that race each other need connections of their own."""
+    default = connections.databases["default"]
+    if "sqlite" in default["ENGINE"]:
+        default["TEST"]["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")

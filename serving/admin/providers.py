@@ -12,7 +12,7 @@ from tenants.admin.base import ServiceAdmin, confirmed, operator_of
 
 
 class ProviderCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
-    secret = forms.CharField(
+    new_secret = forms.CharField(
         required=False,
         strip=True,
         widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password"}),
@@ -25,8 +25,8 @@ class ProviderCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}
-        if self.instance._state.adding and not cleaned.get("secret"):
-            self.add_error("secret", "A new credential needs its secret.")
+        if self.instance._state.adding and not cleaned.get("new_secret"):
+            self.add_error("new_secret", "A new credential needs its secret.")
         return cleaned
 
 
@@ -36,17 +36,18 @@ class ProviderCredentialAdmin(ServiceAdmin):
     list_display = ("name", "provider", "base_url", "updated_at")
     list_filter = ("provider",)
     search_fields = ("name", "provider")
-    fields = ("name", "provider", "base_url", "secret", "updated_at")
-    fields_on_add = ("name", "provider", "base_url", "secret")
+    fields = ("name", "provider", "base_url", "new_secret", "updated_at")
+    fields_on_add = ("name", "provider", "base_url", "new_secret")
     readonly_fields = ("name", "updated_at")
     actions = ("remove",)
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> ProviderCredential:
-        return provider_credential_set(actor=operator_of(request), **data)
+        return provider_credential_set(actor=operator_of(request), secret=data.pop("new_secret"), **data)
 
     def change(self, request: HttpRequest, obj: ProviderCredential, data: dict[str, Any]) -> None:
+        secret = data.pop("new_secret", "")
         values = {"provider": obj.provider, "base_url": obj.base_url, **data}
-        provider_credential_set(name=obj.name, actor=operator_of(request), **values)
+        provider_credential_set(name=obj.name, actor=operator_of(request), secret=secret, **values)
 
     @confirmed(question="Forget these credentials? What uses them stops working.", verb="Remove")
     def remove(self, request: HttpRequest, rows: list[ProviderCredential]) -> int:

@@ -111,6 +111,10 @@ class ServiceAdmin(OperatorAdmin):
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """Services have written relations too."""
 
+    def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
+        """Inlines are for looking: what they hold is no part of a change."""
+        return super().construct_change_message(request, form, None, add)
+
     def changeform_view(
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:

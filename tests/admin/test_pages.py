@@ -1,0 +1,306 @@
+"""Every list, form and row of the admin: it opens, asks few queries, shows no secret, and writes by services."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.db import connection, models
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from capacity.models import BooksState, CostProfile, Host, Pool, QuarantinedUsage, UsageRecord, Watermark
+from capacity.usage.books import finalise_minutes
+from capacity.usage.writer import write_batch
+from serving.models import Deployment, ProviderCredential, Replica, Revision
+from serving.services import incident_open, provider_credential_set, scaling_decision_record
+from tenants.crypto import decrypt
+from tenants.models import ApiKey, AuditEntry, Limit, Membership, SignInLink, Tenant, User
+from tenants.services import limit_set, membership_add, sign_in_link_create
+from tests import factories
+
+OURS = ("tenants", "capacity", "serving")
+REGISTERED = sorted(
+    (model for model in admin.site._registry if model._meta.app_label in OURS), key=lambda model: model._meta.label
+)
+MOST_QUERIES = 12
+"""Of a list page, session and user included, whatever the number of rows."""
+
+
+@pytest.fixture
+def operator(db: None) -> User:
+    return factories.user(email="operator@example.org", is_operator=True)
+
+
+@pytest.fixture
+def client(operator: User) -> Client:
+    client = Client()
+    client.force_login(operator)
+    return client
+
+
+def populate(times: int) -> None:
+    """``times`` rows at least of every model of ours."""
+    for _ in range(times):
+        person, tenant = factories.user(), factories.tenant()
+        membership_add(tenant=tenant, user=person, actor="t")
+        key, _ = factories.api_key(tenant)
+        limit_set(tenant=tenant, api_key=key, kind="concurrency", value=4, actor="t")
+        sign_in_link_create(user=person, actor="t")
+        host = factories.host()
+        host.accelerators.create(index=0, uuid="u", name="GPU", memory_bytes=1 << 30)
+        deployment = factories.deployment()
+        replica = factories.replica(deployment, host=host)
+        incident_open(kind="crash", summary="it broke", replica=replica)
+        scaling_decision_record(deployment=deployment, before=1, after=2, reason="load", inputs={"offered_mu": 3.0})
+        provider_credential_set(name=f"cred {deployment.name}", provider="openai", secret="hidden-value", actor="t")
+        profile = deployment.pool.profiles.get()
+        tenant.reservations.create(pool=deployment.pool, profile=profile, mu_per_min=5, starts_at=timezone.now())
+        traffic = factories.Traffic(tenant=str(tenant.pk), key=str(key.pk), deployment=str(deployment.pk))
+        good = traffic.pair(timezone.now().timestamp() - 300)
+        bad = traffic.pair(timezone.now().timestamp() - 300, mu=-1.0)
+        write_batch(factories.batch(good, bad, segment=f"seg {deployment.name}"))
+    finalise_minutes(timezone.now())
+
+
+def change_list(model: type[models.Model]) -> str:
+    return reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+
+
+def change_form(row: models.Model) -> str:
+    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+
+
+def test_every_model_has_an_admin() -> None:
+    from django.apps import apps
+
+    wanted = {model for label in OURS for model in apps.get_app_config(label).get_models()}
+    assert wanted == set(REGISTERED)
+
+
+def test_lists_do_not_ask_more_with_more_rows(client: Client) -> None:
+    populate(1)
+    counts: dict[str, int] = {}
+    for model in REGISTERED:
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(change_list(model)).status_code == 200, model
+        counts[model._meta.label] = len(queries)
+    populate(3)
+    for model in REGISTERED:
+        with CaptureQueriesContext(connection) as queries:
+            response = client.get(change_list(model))
+        assert response.status_code == 200, model
+        assert len(queries) <= counts[model._meta.label], (model, [q["sql"][:120] for q in queries])
+        assert len(queries) <= MOST_QUERIES, model
+
+
+def test_every_row_opens_and_no_secret_shows(client: Client) -> None:
+    populate(1)
+    secrets = [*ApiKey.objects.values_list("digest", flat=True), *SignInLink.objects.values_list("digest", flat=True)]
+    secrets += [decrypt(host.secret).hex() for host in Host.objects.all()] + ["hidden-value"]
+    secrets += [bytes(host.secret).decode() for host in Host.objects.all()]
+    for model in REGISTERED:
+        row = model._default_manager.first()
+        if row is None:
+            continue
+        for url in (change_list(model), change_form(row)):
+            response = client.get(url)
+            assert response.status_code == 200, url
+            shown = response.content.decode()
+            assert not [secret for secret in secrets if secret in shown], url
+
+
+def test_search_works_on_every_list_that_offers_it(client: Client) -> None:
+    populate(1)
+    for model in REGISTERED:
+        if admin.site._registry[model].search_fields:
+            assert client.get(change_list(model), {"q": "a b"}).status_code == 200, model
+
+
+def test_histories_cannot_be_written(client: Client) -> None:
+    populate(1)
+    for model in (AuditEntry, UsageRecord, CostProfile, Revision, Watermark, BooksState):
+        row = model._default_manager.first()
+        assert row is not None
+        assert client.post(change_form(row), {"reason": "x"}).status_code == 403, model
+        delete = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_delete", args=[row.pk])
+        assert client.post(delete, {"post": "yes"}).status_code == 403, model
+
+
+def test_members_who_are_no_operators_stay_out(db: None) -> None:
+    client = Client()
+    client.force_login(factories.user())
+    response = client.get(change_list(Tenant))
+    assert response.status_code == 302
+    assert "login" in response.headers["Location"]
+
+
+def act(client: Client, row: models.Model, action: str, *, confirmed: bool) -> Any:
+    data = {"action": action, "_selected_action": [str(row.pk)]}
+    return client.post(change_list(type(row)), {**data, "confirmed": "yes"} if confirmed else data)
+
+
+def test_revoking_asks_first_and_goes_through_the_service(client: Client, operator: User) -> None:
+    key, _ = factories.api_key()
+    page = act(client, key, "revoke", confirmed=False)
+    assert b"it cannot be undone" in page.content
+    key.refresh_from_db()
+    assert key.revoked_at is None
+    assert act(client, key, "revoke", confirmed=True).status_code == 302
+    key.refresh_from_db()
+    assert key.revoked_at is not None
+    assert AuditEntry.objects.get(action="api_key.revoke").actor == operator.email
+
+
+def test_a_new_key_is_shown_once_and_works(client: Client) -> None:
+    tenant = factories.tenant()
+    data = {"tenant": tenant.pk, "name": "from the admin", "scopes": '["inference"]', "models_allowed": "[]"}
+    response = client.post(reverse("admin:tenants_apikey_add"), {**data, "allowed_ips": "[]"})
+    assert response.status_code == 200, response.headers
+    text = re.search(r"mu_[A-Za-z0-9]+_[A-Za-z0-9]+", response.content.decode())
+    assert text is not None
+    assert "no-store" in response.headers["Cache-Control"]
+    assert text[0].split("_")[1] == ApiKey.objects.get().public_id
+    assert text[0] not in client.get(change_form(ApiKey.objects.get())).content.decode()
+
+
+def test_a_bad_scope_is_said_at_its_field(client: Client) -> None:
+    data = {"tenant": factories.tenant().pk, "name": "x", "scopes": '["root"]', "models_allowed": "[]"}
+    response = client.post(reverse("admin:tenants_apikey_add"), {**data, "allowed_ips": "[]"})
+    assert response.status_code == 200
+    assert b"Unknown scope" in response.content
+    assert not ApiKey.objects.exists()
+
+
+def test_a_sign_in_link_made_in_the_admin_signs_in(client: Client) -> None:
+    person = factories.user()
+    page = act(client, person, "create_sign_in_link", confirmed=True).content.decode()
+    link = re.search(r"https?://testserver(/sign-in/link/[^<\s]+)", page)
+    assert link is not None
+    assert SignInLink.objects.get(user=person).used_at is None
+
+
+def test_hosts_are_cordoned_and_deployments_retried(client: Client) -> None:
+    host, deployment = factories.host(), factories.deployment()
+    act(client, host, "cordon", confirmed=True)
+    act(client, deployment, "retry", confirmed=True)
+    host.refresh_from_db()
+    deployment.refresh_from_db()
+    assert host.state == Host.State.CORDONED
+    assert deployment.retry_attempt == 1
+    assert AuditEntry.objects.filter(action__in=("host.cordon", "deployment.retry")).count() == 2
+
+
+def test_pools_and_deployments_are_made_by_form(client: Client) -> None:
+    model, hardware = factories.model(), factories.hardware()
+    form = {
+        "name": "New pool",
+        "slug": "new-pool",
+        "model": model.pk,
+        "hardware_type": hardware.pk,
+        "is_public": "on",
+        "ttft_objective_ms": 800,
+        "tpot_objective_ms": 40,
+        "tolerable_wait_s": 5,
+        "slo_share": 0.01,
+        "oversell_factor": 1.5,
+        "profiles-TOTAL_FORMS": 0,
+        "profiles-INITIAL_FORMS": 0,
+    }
+    response = client.post(reverse("admin:capacity_pool_add"), form)
+    assert response.status_code == 302, response.context["adminform"].form.errors
+    pool = Pool.objects.get(slug="new-pool")
+    assert not pool.profiles.get().calibrated
+    bare = {"name": "served", "pool": pool.pk, "runtime": "simulated", "options": "{}", "target_concurrency": 8}
+    management = {f"{name}-{kind}_FORMS": 0 for name in ("revisions", "replicas") for kind in ("TOTAL", "INITIAL")}
+    bounds = {"min_replicas": 3, "max_replicas": 2, "cold_start_s": 10, **management}
+    response = client.post(reverse("admin:serving_deployment_add"), {**bare, **bounds})
+    assert b"must be at least the minimum" in response.content
+    response = client.post(reverse("admin:serving_deployment_add"), {**bare, **bounds, "max_replicas": 4})
+    assert response.status_code == 302, response.context["adminform"].form.errors
+    deployment = Deployment.objects.get()
+    assert deployment.revisions.get().target_concurrency == 8
+    changed = {"name": "served", "min_replicas": 1, "max_replicas": 9, "cold_start_s": 10, **management}
+    response = client.post(change_form(deployment), {**changed, "revisions-TOTAL_FORMS": 0})
+    assert response.status_code == 302, response.context["adminform"].form.errors
+    deployment.refresh_from_db()
+    assert deployment.max_replicas == 9
+    assert AuditEntry.objects.get(action="deployment.update").after == {"min_replicas": 1, "max_replicas": 9}
+
+
+def test_the_last_owner_cannot_be_removed(client: Client) -> None:
+    owner = factories.user()
+    tenant = factories.tenant(owner=owner)
+    membership = Membership.objects.get(tenant=tenant)
+    act(client, membership, "remove", confirmed=True)
+    assert Membership.objects.filter(pk=membership.pk).exists()
+    response = client.post(change_form(membership), {"role": "viewer"}, follow=True)
+    assert b"keeps at least one owner" in response.content
+    membership.refresh_from_db()
+    assert membership.role == "owner"
+
+
+def test_a_credential_is_written_and_never_read(client: Client) -> None:
+    form = {"name": "openai", "provider": "openai", "base_url": "https://api.example.org", "new_secret": "sk-first"}
+    assert client.post(reverse("admin:serving_providercredential_add"), form).status_code == 302
+    credential = ProviderCredential.objects.get()
+    assert decrypt(credential.secret) == b"sk-first"
+    changed = {"provider": "other", "base_url": "https://api.example.org", "new_secret": ""}
+    assert client.post(change_form(credential), changed).status_code == 302
+    credential.refresh_from_db()
+    assert (credential.provider, decrypt(credential.secret)) == ("other", b"sk-first")
+    assert "sk-first" not in str(list(AuditEntry.objects.values()))
+
+
+def test_a_quarantined_request_is_booked_again_from_the_admin(client: Client) -> None:
+    traffic = factories.Traffic()
+    admit, end = traffic.pair(timezone.now().timestamp() - 5)
+    end.actual_mu = -1.0
+    write_batch(factories.batch((admit, end)))
+    item = QuarantinedUsage.objects.get()
+    act(client, item, "retry", confirmed=True)
+    item.refresh_from_db()
+    assert item.resolved_at is None
+    item.payload = item.payload.replace("-1.0", "1.0")
+    item.save()
+    act(client, item, "retry", confirmed=True)
+    item.refresh_from_db()
+    assert item.resolution == "booked"
+    assert UsageRecord.objects.get().actual_mu == 1.0
+
+
+def test_limits_are_changed_in_place(client: Client) -> None:
+    key, _ = factories.api_key()
+    limit = limit_set(tenant=key.tenant, api_key=key, kind="requests_per_min", value=10, actor="t")
+    assert client.post(change_form(limit), {"value": 25}).status_code == 302
+    assert Limit.objects.get().value == 25
+    response = client.post(change_form(limit), {"value": 0})
+    assert b"at least 1" in response.content
+
+
+def test_the_admin_signs_in_where_guessing_is_slowed_down(db: None) -> None:
+    response = Client().get("/admin/login/", {"next": "/admin/"})
+    assert response.status_code == 302
+    assert response.headers["Location"].startswith(reverse("sign-in"))
+
+
+def test_replicas_show_their_state(client: Client) -> None:
+    replica = factories.replica()
+    page = client.get(change_list(Replica)).content.decode()
+    assert str(replica) in page
+    assert "Pending" in page
+
+
+def test_expired_and_revoked_keys_are_filtered(client: Client) -> None:
+    factories.api_key(name="fresh")
+    key, _ = factories.api_key(name="stale")
+    past = timezone.now() - datetime.timedelta(days=2)
+    ApiKey.objects.filter(pk=key.pk).update(created_at=past, expires_at=past + datetime.timedelta(days=1))
+    expired = client.get(change_list(ApiKey), {"state": "expired"}).content.decode()
+    assert "stale" in expired
+    assert "fresh" not in expired
