@@ -15,6 +15,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["manage"]:
         return manage(words[1:])
+    try:
+        return _run(words)
+    except SettingError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(words: list[str]) -> int:
     parser = build_parser()
     if words[:1] == ["test"]:
         # pytest's own options follow, in any order.
@@ -25,11 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command in (None, "help"):
         parser.print_help()
         return 0
-    try:
-        return _command(arguments.command)(arguments)
-    except SettingError as error:
-        print(f"penstock: {error}", file=sys.stderr)
-        return 2
+    return _command(arguments.command)(arguments)
 
 
 def manage(arguments: Sequence[str], *, program: str = "penstock manage") -> int:

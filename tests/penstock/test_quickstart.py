@@ -1,0 +1,148 @@
+"""quickstart.json, what the terminal says of models, and what the check holds answers to."""
+
+import io
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock import quickstart
+from penstock.check_run import Answer, problems
+from penstock.logs import RoleLog, Terminal
+from penstock.quickstart import Model
+
+ROW: dict[str, Any] = {
+    "id": "1",
+    "input_tokens": 12,
+    "output_tokens": 5,
+    "actual_mu": 0.02,
+    "outcome": "completed",
+    "lower_bound": False,
+}
+ANSWER = Answer(
+    request_id="1",
+    status=200,
+    chunks=5,
+    text="hello",
+    usage={"prompt_tokens": 12, "completion_tokens": 5},
+    is_done=True,
+)
+TINY = Model("demo-tiny", "vllm", "", "environment", "installing torch", 0.42)
+
+
+def merged(previous: dict[str, Any], seeded: list[dict[str, str]]) -> dict[str, Any]:
+    return quickstart.merge(
+        previous, seeded=seeded, base_url="b", console_url="c", sign_in_url="s", is_demo=bool(seeded)
+    )
+
+
+def test_keys_of_the_first_start_are_kept_by_later_ones(tmp_path: Path) -> None:
+    first = merged({}, [{"slug": "a", "name": "A", "api_key": "mu_x"}])
+    quickstart.write(tmp_path, first)
+    assert quickstart.quickstart_path(tmp_path).stat().st_mode & 0o777 == 0o600
+    second = merged(quickstart.read(tmp_path), [])
+    assert second["tenants"] == first["tenants"]
+    assert second["demo"] is True
+
+
+def test_a_file_that_cannot_be_read_is_taken_as_none(tmp_path: Path) -> None:
+    quickstart.quickstart_path(tmp_path).write_text("[broken")
+    assert quickstart.read(tmp_path) == {}
+
+
+def test_states_move_in_the_file() -> None:
+    rows = quickstart.with_models({"base_url": "b"}, [TINY])["models"]
+    assert rows == [
+        {"name": "demo-tiny", "engine": "vllm", "state": "environment", "label": "", "detail": "installing torch"}
+    ]
+
+
+def test_the_curl_line_survives_a_shell() -> None:
+    words = shlex.split(quickstart.curl_line("http://127.0.0.1:8080/v1", "mu_x", "demo-sim"))
+    assert words[:3] == ["curl", "-N", "http://127.0.0.1:8080/v1/chat/completions"]
+    body = json.loads(words[-1])
+    assert body["model"] == "demo-sim"
+    assert body["stream"] is True
+
+
+def test_a_move_is_told_once_with_progress_and_a_failure_with_what_to_do() -> None:
+    assert quickstart.change_line(None, TINY) == "demo-tiny (vllm): environment 42 % installing torch"
+    assert quickstart.change_line(TINY, replace(TINY, share=0.43)) == ""
+    failed = quickstart.change_line(TINY, replace(TINY, state="failed", detail="disk full", share=None))
+    assert "disk full" in failed
+    assert "Retry" in failed
+    assert quickstart.change_line(None, Model("demo-sim", "simulated", "simulated", "ready")) == (
+        "demo-sim (simulated): ready"
+    )
+
+
+def test_an_answer_with_its_row_has_no_problem() -> None:
+    assert problems(ANSWER, ROW) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "row", "words"),
+    [
+        (replace(ANSWER, status=503, error="status 503: no replica"), None, "no replica"),
+        (replace(ANSWER, text=""), ROW, "no text"),
+        (replace(ANSWER, chunks=1), ROW, "one piece"),
+        (replace(ANSWER, is_done=False), ROW, "[DONE]"),
+        (ANSWER, None, "did not reach the database"),
+        (ANSWER, {**ROW, "output_tokens": 6}, "6 output_tokens, the stream said 5"),
+        (ANSWER, {**ROW, "input_tokens": 11}, "11 input_tokens"),
+        (ANSWER, {**ROW, "actual_mu": 0.0}, "0.0 MU"),
+        (ANSWER, {**ROW, "outcome": "engine_lost"}, "engine_lost"),
+        (ANSWER, {**ROW, "lower_bound": True}, "lower bound"),
+    ],
+)
+def test_each_lack_is_named(answer: Answer, row: dict[str, Any] | None, words: str) -> None:
+    assert any(words in problem for problem in problems(answer, row))
+
+
+class Screen(io.StringIO):
+    def __init__(self, *, is_tty: bool) -> None:
+        super().__init__()
+        self._is_tty = is_tty
+
+    def isatty(self) -> bool:
+        return self._is_tty
+
+
+def test_a_status_line_stays_below_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen(is_tty=True)
+    terminal = Terminal(screen)
+    terminal.status("tiny 42 %")
+    terminal.line("hello", source="web")
+    terminal.status("")
+    assert screen.getvalue() == "\r\x1b[Ktiny 42 %\r\x1b[Kweb        hello\ntiny 42 %\r\x1b[K"
+
+
+def test_without_a_terminal_each_change_is_a_line() -> None:
+    screen = Screen(is_tty=False)
+    terminal = Terminal(screen)
+    for text in ("tiny 42 %", "tiny 42 %", "tiny 43 %", ""):
+        terminal.status(text)
+    assert screen.getvalue() == "tiny 42 %\ntiny 43 %\n"
+
+
+def test_a_closed_terminal_does_not_stop_anything() -> None:
+    screen = Screen(is_tty=False)
+    terminal = Terminal(screen)
+    screen.close()
+    terminal.line("into the void")
+
+
+def test_a_log_file_is_private_and_turned_over(tmp_path: Path) -> None:
+    log = RoleLog(tmp_path / "log" / "web.log", max_bytes=200)
+    for number in range(10):
+        log.write(f"line {number}", now=0.5)
+    log.close()
+    path = tmp_path / "log" / "web.log"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().endswith("1970-01-01T00:00:00.500Z line 9\n")
+    assert path.stat().st_size <= 200
+    assert "line 5" in path.with_suffix(".log.1").read_text() + path.read_text()

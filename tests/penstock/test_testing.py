@@ -1,0 +1,120 @@
+"""The plugin of ``penstock test``: order of tests, and no silent skips. Run on small suites of its own."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from penstock.testing import rank, unlawful
+
+_RUN = """
+import sys, pytest
+from penstock.testing import Plugin
+plugin = Plugin(allowed=sys.argv[1:], only_database="ONLY" in __import__("os").environ)
+code = pytest.main(["-q", "-p", "no:cacheprovider", "."], plugins=[plugin])
+print("\\n".join(plugin.summary()))
+sys.exit(code)
+"""
+
+
+def run(folder: Path, code: str, *allowed: str, **environment: str) -> tuple[int, str]:
+    (folder / "test_sample.py").write_text(textwrap.dedent(code))
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    e2e\n    faults\n    browser\n    django_db\n")
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
+    kept["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, *allowed],
+        cwd=folder,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+SKIPS = """
+import pytest
+def test_good(): pass
+def test_poor(): pytest.skip("no Chromium")
+@pytest.mark.skipif(True, reason="no GPU")
+def test_other(): pass
+"""
+
+
+def test_skips_are_named_with_their_reasons_in_the_last_lines(tmp_path: Path) -> None:
+    code, told = run(tmp_path, SKIPS)
+    assert code == 0
+    assert told.splitlines()[-2:] == ["skipped 1: no Chromium", "skipped 1: no GPU"]
+
+
+def test_in_ci_a_skip_fails_the_run(tmp_path: Path) -> None:
+    code, told = run(tmp_path, SKIPS, CI="true")
+    assert code == 1
+    assert "skipped 1: no Chromium  (fails the run: CI=true)" in told
+
+
+def test_in_ci_allowed_reasons_do_not(tmp_path: Path) -> None:
+    assert run(tmp_path, SKIPS, "Chromium$", "^no GPU", CI="true")[0] == 0
+    assert run(tmp_path, SKIPS, "Chromium$", CI="true")[0] == 1
+
+
+def test_a_module_that_is_skipped_whole_counts(tmp_path: Path) -> None:
+    code, told = run(tmp_path, "import pytest\npytest.skip('not here', allow_module_level=True)", CI="true")
+    assert code != 0
+    assert "not here" in told
+
+
+def test_nothing_skipped_is_said_too(tmp_path: Path) -> None:
+    code, told = run(tmp_path, "def test_good(): pass", CI="true")
+    assert (code, told.splitlines()[-1]) == (0, "nothing was skipped")
+
+
+def test_expected_failures_are_no_skips(tmp_path: Path) -> None:
+    body = "import pytest\n@pytest.mark.xfail(reason='known')\ndef test_it(): assert False"
+    assert run(tmp_path, body, CI="true")[0] == 0
+
+
+def test_cheap_tests_run_first(tmp_path: Path) -> None:
+    body = """
+    import pytest
+    @pytest.mark.faults
+    def test_a(): print("ran a")
+    @pytest.mark.e2e
+    def test_b(): print("ran b")
+    def test_c(): print("ran c")
+    """
+    _, told = run(tmp_path, body, PYTEST_ADDOPTS="-s")
+    assert re.findall(r"ran (\w)", told) == ["c", "b", "a"]
+
+
+def test_the_second_round_takes_the_tests_of_the_database_only(tmp_path: Path) -> None:
+    body = """
+    import pytest
+    @pytest.mark.django_db
+    def test_a(): print("ran a")
+    @pytest.mark.django_db
+    @pytest.mark.e2e
+    def test_b(): print("ran b")
+    def test_c(): print("ran c")
+    @pytest.fixture
+    def db(): pass
+    def test_d(db): print("ran d")
+    """
+    _, told = run(tmp_path, body, PYTEST_ADDOPTS="-s", ONLY="1")
+    assert "2 passed, 2 deselected" in told
+    assert "ran a" in told
+    assert "ran d" in told
+
+
+@pytest.mark.parametrize(("markers", "place"), [(["slow"], 0), (["browser"], 1), (["e2e", "vllm"], 4), (["faults"], 5)])
+def test_the_most_expensive_marker_counts(markers: list[str], place: int) -> None:
+    assert rank(markers) == place
+
+
+def test_reasons_are_matched_as_patterns() -> None:
+    assert unlawful(["no GPU here", "no disk"], ["GPU"]) == ["no disk"]
