@@ -87,8 +87,9 @@ def _require_sound(pair: Pair) -> None:
         "output_tokens": end.usage.output_tokens,
         **end.usage.units,
     }
+    limits = {"status": 2**15 - 1, "profile_version": 2**31 - 1}
     for name, value in numbers.items():
-        if not math.isfinite(value) or not 0 <= value <= _LARGEST:
+        if not math.isfinite(value) or not 0 <= value <= limits.get(name, _LARGEST):
             raise RowError(f"{name} is {value}")
     if not admit.service_class:
         raise RowError("the service class is empty")
