@@ -1,7 +1,8 @@
 """Screenshots of every page from a seeded platform: ``python -m tests.web.screens FOLDER``.
 
 Makes a database and a state of its own in a temporary folder, serves the pages as production does (uvicorn), and
-photographs them at 1440 and 390 px, light and dark, with figures and empty. Needs Chromium.
+photographs them at 1440 and 390 px, light and dark, with figures and empty. ``console.png`` and ``tenant.png`` are
+those of ``docs/screenshots``. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ SHOTS = (
     ("tenants", "operator", "/tenants/"),
     ("style-guide", "operator", "/console/style-guide/"),
     ("not-found", None, "/nothing-here"),
+)
+README_SHOTS = (
+    ("console.png", "operator", "/console/?range=24h&pool=chat-32b", "light"),
+    ("tenant.png", "owner", "/t/northwind/?range=24h", "dark"),
 )
 EMPTY_SHOTS = (
     ("console-empty", "operator", "/console/"),
@@ -114,6 +119,27 @@ def session_for(email: str) -> str:
     return str(request.session.session_key)
 
 
+def for_the_readme(base: str, sessions: dict[str, str], folder: Path) -> None:
+    """The two pictures the README shows: what a screen of 1440 by 1000 px holds."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        for name, who, path, scheme in README_SHOTS:
+            context = browser.new_context(
+                viewport={"width": 1440, "height": 1000},
+                color_scheme=scheme,
+                locale="en-GB",
+                timezone_id="Europe/Berlin",
+            )
+            context.add_cookies([{"name": "sessionid", "value": sessions[who], "url": base}])
+            page = context.new_page()
+            page.goto(base + path)
+            page.wait_for_selector("canvas")
+            page.wait_for_timeout(500)
+            page.screenshot(path=str(folder / name))
+            context.close()
+        browser.close()
+
+
 def photograph(
     base: str, sessions: dict[str, str], shots: tuple[tuple[str, str | None, str], ...], folder: Path
 ) -> None:
@@ -178,6 +204,7 @@ def main() -> None:
             full = {"operator": session_for(seeded.operator.email), "owner": session_for(seeded.owner.email)}
             with going_on(url, seeded):
                 photograph(base, full, SHOTS, folder)
+                for_the_readme(base, full, folder)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_entries_of_another_shape_are_left_out() -> None:
 
 def test_buckets_hold_what_was_offered_in_them() -> None:
     # Two buckets of 10 s from 100 s on: 1 MU/s, then 3 MU/s, capacity raised inside the second.
-    ring = [sample(at, mu=1.0) for at in range(101, 110)] + [
+    ring = [sample(at, mu=1.0) for at in range(99, 110)] + [
         sample(at, mu=3.0, capacity=100.0 if at < 115 else 200.0) for at in range(110, 120)
     ]
     seen = bucketed([100.0, 110.0], 10.0, ring, [])
@@ -92,11 +92,20 @@ def test_buckets_hold_what_was_offered_in_them() -> None:
     assert seen.have == [100.0, 200.0]
 
 
+def test_a_late_sample_is_no_peak() -> None:
+    # The observe loop paused for 20 s: the next sample counts all of them.
+    ring = [sample(float(at), mu=2.0) for at in range(-1, 10)] + [sample(29.0, mu=40.0)]
+    seen = bucketed([0.0, 10.0, 20.0], 10.0, ring, [])
+    assert seen.offered[0] == pytest.approx(120.0)
+    assert seen.offered[1] is None
+    assert seen.offered[2] == pytest.approx(120.0, rel=0.06)
+
+
 def test_minutes_of_the_scale_loop_fill_what_the_ring_has_lost() -> None:
     minutes = [Minute(at=5.0, offered_mu_per_min=30.0, capacity_mu_per_min=100.0)]
-    seen = bucketed([0.0, 60.0, 120.0, 180.0], 60.0, [sample(61.0, mu=1.0), sample(62.0, mu=1.0)], minutes)
+    seen = bucketed([0.0, 60.0, 120.0, 180.0], 60.0, [sample(61.0, mu=9.0), sample(62.0, mu=1.0)], minutes)
     assert seen.offered[0] == 30.0
-    assert seen.offered[1] is not None
+    assert seen.offered[1] == pytest.approx(60.0)
     assert seen.offered[2:] == [None, None]
     # A level holds for one bucket of a minute, then nobody knows.
     assert seen.have == [100.0, 100.0, 100.0, None]

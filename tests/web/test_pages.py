@@ -302,7 +302,7 @@ def test_pages_can_be_used_by_keyboard_and_screen_reader(as_operator: Client, pa
 
 def test_the_admin_signs_in_at_the_same_door_and_turns_members_away(client: Client, platform: Seeded) -> None:
     answer = client.get("/admin/", follow=True)
-    assert answer.redirect_chain[-1][0] == "/sign-in/?next=/admin/"
+    assert answer.redirect_chain[-1][0] == "/sign-in/?next=%2Fadmin%2F"
     client.force_login(platform.owner)
     answer = client.get("/admin/", follow=True)
     assert answer.status_code == 403

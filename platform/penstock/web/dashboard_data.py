@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db.models import Q, QuerySet, Sum
@@ -38,6 +39,10 @@ SUMS = {
         "ttft_count",
     )
 }
+
+
+Row = dict[str, Any]
+"""Sums of roll-ups with the identifiers they are grouped by."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,8 @@ def gather_dashboard(
     pools = dict(Pool.objects.values_list("pk", "name"))
     keys = list(ApiKey.objects.filter(tenant=tenant).order_by("name"))
     key_names = {key.pk: key.name for key in keys}
-    grouped = list(rollups.order_by().values("deployment_id", "pool_id", "key_id").annotate(**SUMS))
+    by = rollups.order_by().values("deployment_id", "pool_id", "key_id").annotate(**SUMS)
+    grouped: list[Row] = [dict(row) for row in by]
     latest = UsageRecord.objects.filter(tenant_id=tenant.pk).order_by("-ended_at")
     if before is not None:
         latest = latest.filter(ended_at__lt=before)
@@ -189,8 +195,8 @@ def _rollups(tenant: Tenant, chosen: Range, now: datetime) -> QuerySet[UsageRoll
     )
 
 
-def _sum(name: str, sub: str, rows: Sequence[dict[str, object]]) -> Usage:
-    totals: dict[str, float] = {field: sum(float(str(row[field] or 0)) for row in rows) for field in SUMS}
+def _sum(name: str, sub: str, rows: Sequence[Row]) -> Usage:
+    totals = {field: sum(row[field] or 0 for row in rows) for field in SUMS}
     return Usage(
         name=name,
         sub=sub,
@@ -200,29 +206,28 @@ def _sum(name: str, sub: str, rows: Sequence[dict[str, object]]) -> Usage:
     )
 
 
-def _mu_by_pool(grouped: Sequence[dict[str, object]]) -> dict[UUID, float]:
+def _mu_by_pool(grouped: Sequence[Row]) -> dict[UUID, float]:
     sums: dict[UUID, float] = defaultdict(float)
     for row in grouped:
-        if isinstance(row["pool_id"], UUID) and isinstance(row["mu"], float):
-            sums[row["pool_id"]] += row["mu"]
+        sums[row["pool_id"]] += row["mu"]
     return dict(sums)
 
 
-def _by_model(grouped: Sequence[dict[str, object]], names: dict[UUID, str], pools: dict[UUID, str]) -> list[Usage]:
-    by: dict[tuple[object, object], list[dict[str, object]]] = defaultdict(list)
+def _by_model(grouped: Sequence[Row], names: dict[UUID, str], pools: dict[UUID, str]) -> list[Usage]:
+    by: dict[tuple[UUID, UUID], list[Row]] = defaultdict(list)
     for row in grouped:
         by[row["deployment_id"], row["pool_id"]].append(row)
     rows = [_sum(_name(names, deployment), _name(pools, pool), own) for (deployment, pool), own in by.items()]
     return sorted(rows, key=lambda row: -row.requests)
 
 
-def _by_key(grouped: Sequence[dict[str, object]], names: dict[UUID, str], keys: dict[UUID, str]) -> list[Usage]:
+def _by_key(grouped: Sequence[Row], names: dict[UUID, str], keys: dict[UUID, str]) -> list[Usage]:
     rows = [_sum(_name(keys, row["key_id"]), _name(names, row["deployment_id"]), [row]) for row in grouped]
     return sorted(rows, key=lambda row: -row.requests)
 
 
-def _name(names: dict[UUID, str], identifier: object) -> str:
-    return names.get(identifier, "deleted") if isinstance(identifier, UUID) else "deleted"
+def _name(names: dict[UUID, str], identifier: UUID) -> str:
+    return names.get(identifier, "deleted")
 
 
 def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:

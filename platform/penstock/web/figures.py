@@ -35,7 +35,7 @@ def percent(share: float | None) -> str:
     if share is None:
         return NONE
     value = share * 100
-    return number(value, 0 if abs(value) >= 10 or value == 0 else 1)
+    return number(value, 0 if abs(value) >= 10 or value == 0 else 1 if abs(value) >= 0.1 else 2)
 
 
 def duration(seconds: float | None) -> str:

@@ -10,6 +10,8 @@ import msgspec
 import redis
 from django.conf import settings
 
+from serving.gateway.state import deployment_ring, replica_ring
+
 WINDOW_S = 30
 """Offered MU/min *now* is what was offered in this time, in seconds."""
 STALE_S = 10.0
@@ -67,11 +69,11 @@ class Live:
 
 
 @lru_cache(maxsize=4)
-def _client(url: str) -> "redis.Redis[bytes]":
+def _client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.25)
 
 
-def state_client() -> "redis.Redis[bytes]":
+def state_client() -> redis.Redis:
     """The shared state, with time-outs short enough for a page."""
     return _client(settings.REDIS_URL)
 
@@ -119,9 +121,9 @@ def read_live(deployment_ids: Sequence[str], replica_ids: Sequence[str]) -> Live
     try:
         pipe = state_client().pipeline(transaction=False)
         for identifier in deployment_ids:
-            pipe.lrange(f"penstock:ring:deployment:{identifier}", 0, WINDOW_S)
+            pipe.lrange(deployment_ring(identifier), 0, WINDOW_S)
         for identifier in replica_ids:
-            pipe.lrange(f"penstock:ring:replica:{identifier}", 0, 0)
+            pipe.lrange(replica_ring(identifier), 0, 0)
         answers = cast(list[list[bytes]], pipe.execute())
     except (redis.RedisError, OSError) as error:
         waited_ms = (time.monotonic() - started) * 1000
@@ -148,7 +150,7 @@ def _engine_sample(row: bytes) -> EngineSample | None:
 def read_ring(deployment_id: str, count: int) -> list[DeploymentSample]:
     """The newest ``count`` samples of a deployment, newest first; none when the state is down."""
     try:
-        rows: Any = state_client().lrange(f"penstock:ring:deployment:{deployment_id}", 0, count - 1)
+        rows: Any = state_client().lrange(deployment_ring(deployment_id), 0, count - 1)
     except (redis.RedisError, OSError):
         return []
     return decode_samples(cast(list[bytes], rows))

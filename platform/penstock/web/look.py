@@ -82,7 +82,7 @@ def slice_end(value: object) -> str:
 def compact(value: float | None) -> SafeString:
     """A large count with its prefix set as a unit."""
     text, prefix = figures.compact(value)
-    return format_html('{} <span class="u">{}</span>', text, prefix) if prefix else format_html("{}", text)
+    return format_html('{}<span class="u">{}</span>', text, prefix) if prefix else format_html("{}", text)
 
 
 @register.simple_tag

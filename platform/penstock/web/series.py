@@ -41,8 +41,6 @@ CONSOLE_RANGES = _ranges(
     Range("6h", "6 h", timedelta(hours=6), timedelta(minutes=1), 60),
     Range("24h", "24 h", timedelta(hours=24), timedelta(minutes=5), 60),
 )
-LONGEST_GAP_S = 5.0
-"""A longer time between two samples is an outage of the observe loop, not a second that came late."""
 RING_S = 7200
 """The state keeps this many seconds of samples; before them the minute samples of the scale loop speak."""
 
@@ -82,19 +80,20 @@ def bucketed(
     """Samples as MU/min per bucket; minutes fill the buckets that the ring does not reach.
 
     A sample counts what was offered since the one before it, so offered is divided by the time between them, not by
-    their number. Capacity is the newest in the bucket.
+    their number, and the oldest sample only says when that time begins. Capacity is the newest in the bucket.
     """
     sums: list[list[float]] = [[0.0, 0.0] for _ in starts]
     have: Line = [None] * len(starts)
     newest = [0.0] * len(starts)
     first = starts[0]
-    before = first
+    before: float | None = None
     for sample in sorted(ring, key=lambda row: row.at):
         index = int((sample.at - first) // step_s)
-        gap_s, before = min(sample.at - before, LONGEST_GAP_S), sample.at
+        gap_s, before = 0.0 if before is None else sample.at - before, sample.at
         if 0 <= index < len(starts):
-            sums[index][0] += sample.offered_mu
-            sums[index][1] += max(gap_s, 1e-3)
+            if gap_s > 0.0:
+                sums[index][0] += sample.offered_mu
+                sums[index][1] += gap_s
             if sample.at >= newest[index]:
                 newest[index], have[index] = sample.at, sample.capacity_mu_per_min
     offered: Line = [mu / seconds * 60.0 if seconds else None for mu, seconds in sums]
@@ -213,12 +212,11 @@ def decision_minute(at: float, inputs: object) -> Minute:
     seen = inputs.get("observation") if isinstance(inputs, dict) else None
     if not isinstance(seen, dict):
         return Minute(at=at, offered_mu_per_min=None, capacity_mu_per_min=None)
-    ready, supply = seen.get("ready"), seen.get("replica_mu_per_min")
-    has_capacity = isinstance(ready, int | float) and isinstance(supply, int | float)
+    ready, supply = _figure(seen.get("ready")), _figure(seen.get("replica_mu_per_min"))
     return Minute(
         at=at,
         offered_mu_per_min=_figure(seen.get("offered_mu_per_min")),
-        capacity_mu_per_min=float(ready * supply) if has_capacity else None,
+        capacity_mu_per_min=None if ready is None or supply is None else ready * supply,
     )
 
 
