@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import threading
@@ -86,7 +87,8 @@ class Agent:
         loop = self._loop
 
         def give(orders: HostOrders) -> None:
-            if not loop.is_closed():
+            # A loop that has just closed belongs to an agent on its way out: the orders are kept on disk.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(supervisor.give_orders, orders)
 
         self.inbox.listen(give)

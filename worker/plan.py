@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from worker.spec import ReplicaOrder, ReplicaPhase
+from worker.spec import Progress, ReplicaOrder, ReplicaPhase
 from worker.state import Prepared, ReplicaState
 
 KILL_AGAIN_S = 5.0
@@ -83,6 +83,12 @@ def start_slots(cores: float) -> int:
 def start_limit_s(plan_limit_s: float, learnt_start_s: float) -> float:
     """How long a start may take here: the runtime's own limit, or a multiple of what this host needed before."""
     return min(LONGEST_START_S, max(plan_limit_s, LEARNT_FACTOR * learnt_start_s))
+
+
+def start_progress(elapsed_s: float, learnt_start_s: float) -> Progress:
+    """How far a start is, by what this host needed before; no share before it has learnt, never a whole one."""
+    share = min(0.95, max(0.0, elapsed_s) / learnt_start_s) if learnt_start_s > 0 else None
+    return Progress(step="load engine", share=None if share is None else round(share, 2), detail=f"{elapsed_s:.0f} s")
 
 
 def exit_words(code: int | None) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from worker.agent import FolderLock
 from worker.config import AgentConfig
 from worker.state import load_states, save_state
 
-TERM_S = 15.0
+TERM_S = 10.0
 KILL_S = 5.0
 
 

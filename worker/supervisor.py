@@ -23,13 +23,13 @@ from worker.engines import Engines
 from worker.files import read_tail, write_atomic
 from worker.gpus import AcceleratorInventory
 from worker.host import HostState, read_host
-from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_slots
+from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_progress, start_slots
 from worker.preparation import Preparation
 from worker.report import ReplicaView, build_report
 from worker.runtimes import get_runtime
 from worker.runtimes.base import EnvironmentSpec, HostFacts, OptionError, WeightsSpec
 from worker.spec import HostOrders, HostReport, Progress, ReplicaOrder
-from worker.state import MISSING, Prepared, ReplicaState, load_states, replica_folder, save_state
+from worker.state import MISSING, ReplicaState, load_states, replica_folder, save_state
 from worker.watch import EngineWatcher
 from worker.weights import WeightsError
 
@@ -177,16 +177,16 @@ class Supervisor:
         live.need = _Need(order=order, environment=environment, weights=weights, refusal=refusal)
 
     def _look(self, replica_id: str, now: float) -> Seen:
-        state, live = self.states.get(replica_id), self._live_of(replica_id)
-        environment = self._preparation.environment(live.need.environment)
-        weights = self._preparation.weights(live.need.weights) if environment.state == "ready" else MISSING
-        if state is None or state.process is None:
-            return Seen(environment=environment, weights=weights, refusal=live.need.refusal)
-        return self._look_at_process(state, live, environment, weights, now)
+        state, need = self.states.get(replica_id), self._live_of(replica_id).need
+        if state is not None and state.process is not None:
+            return self._look_at_process(state, self._live_of(replica_id), now)
+        if state is None or state.phase not in ("environment", "weights", "starting"):
+            return Seen(environment=MISSING, weights=MISSING, refusal=need.refusal)
+        environment = self._preparation.environment(need.environment)
+        weights = self._preparation.weights(need.weights) if environment.state == "ready" else MISSING
+        return Seen(environment=environment, weights=weights, refusal=need.refusal)
 
-    def _look_at_process(
-        self, state: ReplicaState, live: _Live, environment: Prepared, weights: Prepared, now: float
-    ) -> Seen:
+    def _look_at_process(self, state: ReplicaState, live: _Live, now: float) -> Seen:
         is_alive = self._engines.is_alive(state)
         is_ending = state.phase in ("failed", "stopped") or state.term_sent_at or state.kill_sent_at
         if is_alive and live.watcher is None:
@@ -197,8 +197,8 @@ class Supervisor:
         if view is not None and view.kv_tokens is not None:
             state.kv_tokens = view.kv_tokens
         return Seen(
-            environment=environment,
-            weights=weights,
+            environment=MISSING,
+            weights=MISSING,
             process="alive" if is_alive else "gone",
             # Reading every process of the host is worth it only where leftovers matter.
             has_members=bool(self._engines.members(state)) if is_ending or not is_alive else True,
@@ -380,16 +380,18 @@ class Supervisor:
             host=self._host,
             accelerators=self._accelerators,
             environments=self._preparation.environment_reports(),
-            replicas=[(state, self._view(state)) for state in self.states.values()],
+            replicas=[(state, self._view(state, now)) for state in self.states.values()],
             now=now,
         )
 
-    def _view(self, state: ReplicaState) -> ReplicaView:
+    def _view(self, state: ReplicaState, now: float) -> ReplicaView:
         live = self._live_of(state.replica_id)
         progress: Progress | None = None
         if state.phase == "environment":
             progress = self._preparation.environment(live.need.environment).progress
         elif state.phase == "weights":
             progress = self._preparation.weights(live.need.weights).progress
+        elif state.phase == "starting" and state.launched_at is not None and not state.is_light:
+            progress = start_progress(now - state.launched_at, self._learnt_start_s)
         engine = live.watcher.view if live.watcher is not None else None
         return ReplicaView(engine, progress, state.replica_id in self._engines.adopted)

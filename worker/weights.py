@@ -84,7 +84,7 @@ def fetched(spec: WeightsSpec, models: Path) -> Path | None:
         folder = Path(json.loads(result.read_text())["path"])
     except (OSError, ValueError, KeyError):
         return None
-    return folder if folder.is_dir() else None
+    return check_folder(folder) if folder.is_dir() else None
 
 
 def result_path(spec: WeightsSpec, models: Path) -> Path:

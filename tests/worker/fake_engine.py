@@ -55,7 +55,9 @@ def main() -> None:
             if self.path == "/health":
                 self.answer(503 if chosen.mode == "never-healthy" else 200, "")
             elif self.path == "/metrics":
-                self.answer(200, 'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_waiting{engine="0"} 1.0\n')
+                self.answer(
+                    200, 'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_waiting{engine="0"} 1.0\n'
+                )
             elif self.path == "/version":
                 self.answer(200, '{"version": "0.0.fake"}')
             else:

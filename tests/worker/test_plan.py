@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.worker.conftest import order
-from worker.plan import Act, Limits, Seen, Step, decide, decide_one, exit_words, start_limit_s, start_slots
+from worker.plan import (
+    Act,
+    Limits,
+    Seen,
+    Step,
+    decide,
+    decide_one,
+    exit_words,
+    start_limit_s,
+    start_progress,
+    start_slots,
+)
 from worker.processes import Launched
 from worker.runtimes.base import LaunchPlan, Readiness
 from worker.spec import Progress, ReplicaOrder
@@ -119,6 +130,12 @@ def test_a_start_has_a_limit_which_the_host_teaches() -> None:
     assert start_limit_s(100, 30) == 120
     assert start_limit_s(100, 10) == 100
     assert start_limit_s(100, 5000) == 3600
+
+
+def test_progress_of_a_start_is_what_the_host_taught_and_never_whole() -> None:
+    assert start_progress(10, 0).share is None
+    assert start_progress(10, 40).share == 0.25
+    assert start_progress(400, 40).share == 0.95
 
 
 def test_a_warm_up_has_a_limit() -> None:
