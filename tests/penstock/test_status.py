@@ -5,6 +5,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
 
 from penstock import demo, status
 from penstock.status import ReplicaView, deployment_states, summarise, usage_of
@@ -84,5 +86,9 @@ async def test_without_the_token_of_this_run_there_is_no_such_page(monkeypatch: 
 @pytest.mark.django_db(transaction=True)
 async def test_with_it_the_states_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(status.TOKEN_VARIABLE, "right")
-    assert await ask("right") == (200, {"models": [], "usage": []})
-    assert (await ask("right", b"usage=nonsense"))[0] == 400
+    try:
+        assert await ask("right") == (200, {"models": [], "usage": []})
+        assert (await ask("right", b"usage=nonsense"))[0] == 400
+    finally:
+        # The endpoint's thread has a connection of its own, which would keep the test database from being dropped.
+        await sync_to_async(connections.close_all)()

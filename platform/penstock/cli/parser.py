@@ -175,7 +175,11 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run the tests on SQLite, then those that use the database on PostgreSQL."
-    parser.add_argument("--no-postgres", action="store_true", help="leave the second round out")
+    parser.add_argument(
+        "--database",
+        choices=("sqlite", "postgresql", "both"),
+        help="run one of the two rounds (default: both, or sqlite when pytest is told which tests)",
+    )
     parser.add_argument(
         "--allow-skip",
         action="append",

