@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capacity.policy.cost import request_cost
+from capacity.policy.profiles import KNEE, default_profile, simulated_options
 from worker.simulated.cache import Holding, KvCache, block_hashes
 from worker.simulated.profile import EngineProfile, ProfileError, check_profile, load_profile
 from worker.simulated.scheduler import Scheduler, Sequence
@@ -157,6 +159,27 @@ def test_engine_time_adds_up_to_the_formula_whatever_the_batch(shapes, slots, bu
     assert bench.most_running <= slots
     assert all(bench.tokens[s] == s.max_tokens for s in sequences)
     assert {reason for _, reason, _ in bench.finished} == {"length"}
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(2000, 20), (200, 200), (50, 800)])
+def test_a_saturated_replica_supplies_what_its_pool_says_whatever_the_shape(prompt, output):
+    """100 MU/min at the knee: the engine saturates within 10 % of 100 / KNEE of the pool's own price."""
+    price = default_profile()
+    profile = EngineProfile(**simulated_options(price), max_num_seqs=64)
+    bench = Bench(profile)
+    draw = random.Random(3)
+    for _ in range(400):
+        tokens = [draw.randrange(256) for _ in range(prompt)]
+        bench.core.add(Sequence(tokens, max_tokens=output, eos_after=None, seed=1), 0.0)
+    # From a full batch on, until the queue is empty: neither the ramp up nor the tail is saturation.
+    while bench.core.waiting > 330:
+        bench.step()
+    began, done = bench.now, len(bench.finished)
+    while bench.core.waiting:
+        bench.step()
+    finished = len(bench.finished) - done
+    mu = finished * request_cost(price, input_tokens=prompt, output_tokens=output)
+    assert mu / (bench.now - began) * 60 * KNEE == pytest.approx(100.0, rel=0.1)
 
 
 def test_an_idle_engine_takes_the_floor_for_each_step():

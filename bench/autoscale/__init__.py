@@ -1,0 +1,1 @@
+"""Score the horizontal scaling policy on recorded traffic: cost, lateness, number of launches, against bounds."""
