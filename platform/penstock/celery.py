@@ -62,7 +62,7 @@ def _logging(loglevel: int | str | None = None, **kwargs: Any) -> None:
     configure_logging(loglevel)
 
 
-class Clock(bootsteps.StartStopStep):
+class Beat(bootsteps.StartStopStep):
     """Beat in a thread of the worker: a process of its own would cost 60 MB to send eight messages a second."""
 
     requires = ("celery.worker.components:Pool",)
@@ -72,7 +72,7 @@ class Clock(bootsteps.StartStopStep):
         super().__init__(parent, **kwargs)
 
     def start(self, parent: Any) -> None:
-        self.beat = EmbeddedService(app, thread=True, scheduler_cls="celery.beat:Scheduler")
+        self.beat = EmbeddedService(app, thread=True, scheduler_cls="penstock.loops.clock:Clock")
         self.beat.start()
 
     def stop(self, parent: Any) -> None:
@@ -105,5 +105,5 @@ class Reports(bootsteps.StartStopStep):
     terminate = stop
 
 
-app.steps["worker"].add(Clock)
+app.steps["worker"].add(Beat)
 app.steps["worker"].add(Reports)

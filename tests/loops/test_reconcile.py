@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from penstock.loops.reconcile import PATIENCE, reconcile
@@ -146,7 +148,7 @@ def test_a_crash_loop_backs_off_and_ends_in_a_clear_reason(world: World) -> None
     world.run(300)
     assert counts(world) == {"failed": PATIENCE.limit}
     made = [replica.state_since.timestamp() for replica in world.replicas("failed")]
-    gaps = [after - before for before, after in zip(made, made[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(made)]
     assert gaps == sorted(gaps)
     whole = Incident.objects.get(replica_id=None)
     assert (whole.kind, whole.closed_at, whole.deployment_id) == ("start_failed", None, world.deployment.pk)

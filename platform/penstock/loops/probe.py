@@ -20,7 +20,6 @@ import redis
 
 from capacity.models import Host
 from penstock.loops.dispatch import orders_send
-from penstock.publish import publish_pending
 from serving.agents.hangs import replica_condemn
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -166,7 +165,6 @@ def _condemn(client: redis.Redis, watched: Sequence[Watched], *, now: float) -> 
             elif replica_condemn(replica=item.replica, reason=verdict.reason, evidence=evidence(item, verdict), now=at):
                 condemned.append(item.replica.pk)
     if condemned:
-        publish_pending()
         for host in Host.objects.filter(replicas__in=condemned).distinct():
             orders_send(host, client=client, now=at)
     return condemned

@@ -17,7 +17,6 @@ from capacity.models import Host
 from penstock.loops.dispatch import orders_send
 from penstock.loops.placing import place_pending
 from penstock.loops.prices import current_profile
-from penstock.publish import publish_pending
 from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write
@@ -72,8 +71,6 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
         _reconcile_deployment(tick, deployment)
     _end_drains(tick)
     tick.moved += place_pending(now=tick.at)
-    if tick.moved:
-        publish_pending()
     for host in Host.objects.all():
         orders_send(host, client=client, now=tick.at)
     _close_incidents(tick)

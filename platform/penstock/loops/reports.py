@@ -20,7 +20,6 @@ from kombu.mixins import ConsumerMixin
 
 from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app
 from penstock.loops.shared import client, count
-from penstock.publish import publish_pending
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
 from serving.agents.reports import report_apply
 from worker.spec import HostReport
@@ -105,8 +104,6 @@ class ReportConsumer(ConsumerMixin):
             if applied.foreign:
                 message = f"host {report.host_id} spoke of {applied.foreign} replica(s) of other hosts"
                 self._reject(ReportRejected("foreign_replica", message), applied.foreign)
-            if applied.changed:
-                publish_pending()
         except ReportRejected as rejection:
             self._reject(rejection)
         except Exception:

@@ -10,11 +10,10 @@ from django.utils import timezone
 from capacity.models import Reservation
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from serving.services import decisions_delete_old, replicas_delete_old
-from tenants.models import Change, SignInLink
+from tenants.models import SignInLink
 
 log = logging.getLogger(__name__)
 
-_CHANGES_KEPT = datetime.timedelta(hours=1)
 _LINKS_KEPT = datetime.timedelta(days=1)
 _SEGMENTS_KEPT = datetime.timedelta(days=2)
 _HELD_UP_S = 300.0
@@ -36,7 +35,6 @@ def upkeep() -> None:
     decisions_delete_old(before=keep)
     usage_delete_old(before=now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS), actor=ACTOR)
     watermarks_delete_closed(before=now - _SEGMENTS_KEPT)
-    Change.objects.filter(version__isnull=False, at__lt=now - _CHANGES_KEPT).delete()
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
     Session.objects.filter(expire_date__lt=now).delete()
     reservations_end(now=now)
