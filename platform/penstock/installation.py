@@ -79,7 +79,10 @@ class Installation:
             self.supervisor.start(roles.state_role(self.options))
             await self._wait_for_state()
         for number in range(1, self.options.gateways + 1):
-            self.supervisor.start(roles.gateway_role(self.options, number))
+            role = roles.gateway_role(self.options, number)
+            # What still streams when its time is over is closed by the gateway itself, with its usage, not by a kill.
+            drain_s = 0.8 * _STOP_BY[roles.STAGE_GATEWAY] * self._stop_within_s
+            self.supervisor.start(replace(role, env={"PENSTOCK_GATEWAY_DRAIN_S": f"{drain_s:.1f}", **role.env}))
         outcome = await self._set_up()
         self.supervisor.start(roles.loops_role(self.options))
         self.supervisor.start(roles.agent_role(self.options))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from penstock import env
 from penstock.supervisor import Role
 
 ROLES = ("state", "gateway", "web", "loops", "agent")
@@ -94,7 +95,9 @@ def role_environment(options: Options) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
     }
     kept = {name: value for name, value in defaults.items() if not os.environ.get(name)}
-    return {**kept, **fixed, **options.env}
+    # A gateway does not read files that NAME_FILE names.
+    read = {name: env.text(name) for name in ("REDIS_URL", "PENSTOCK_KEY_PEPPERS") if os.environ.get(f"{name}_FILE")}
+    return {**kept, **fixed, **read, **options.env}
 
 
 def _celery_environment(options: Options) -> dict[str, str]:
