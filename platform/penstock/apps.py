@@ -9,3 +9,7 @@ class PenstockConfig(AppConfig):
 
     def ready(self) -> None:
         import_module("penstock.checks")
+        hooks = import_module("tenants.changes").on_commit_hooks
+        nudge = import_module("penstock.publish").nudge
+        if nudge not in hooks:
+            hooks.append(nudge)

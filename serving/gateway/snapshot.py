@@ -41,8 +41,8 @@ _NEGATIVE_S = 1.0
 _NEGATIVE_MAX = 10_000
 _LONGEST_KEY_ID = 64
 
-Delta = tuple[str, str, msgspec.Raw | None]
-"""Kind, id, and the record's JSON; None removes."""
+Delta = tuple[str, str, msgspec.Raw]
+"""Kind, id, and the record's JSON; ``null`` removes."""
 
 
 def record_digest(kind: str, record_id: str, raw: bytes | memoryview) -> int:
@@ -108,8 +108,9 @@ class Snapshot:
         if record is not None:
             table[record_id] = record
         if kind == "deployment":
-            if before is not None and self.deployments_by_name.get(before.name) is before:
-                del self.deployments_by_name[before.name]
+            # Another deployment may have taken the name over before this one let go of it.
+            if before is not None and self.deployments_by_name.get(before.name, before) is before:
+                self.deployments_by_name.pop(before.name, None)
             if record is not None:
                 self.deployments_by_name[record.name] = record
         elif kind == "replica":
@@ -136,6 +137,7 @@ class SnapshotStore:
         self._saved_version = 0
         self._epoch = ""
         self._confirmed_at = float("-inf")
+        self._complaint = ""
         self._misses: dict[str, float] = {}
         self._asked: dict[str, asyncio.Future[KeyRecord | None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -211,7 +213,9 @@ class SnapshotStore:
         except StateUnavailable:
             return False
         except (ResponseError, ValueError, msgspec.DecodeError) as error:
-            logger.error("snapshot: what is published cannot be read: %s", error)
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                logger.error("snapshot: what is published cannot be read: %s", error)
             return False
         return True
 
@@ -223,7 +227,8 @@ class SnapshotStore:
             if version != self.view.version + 1:
                 return False
             delta = msgspec.json.decode(entry[b"delta"], type=list[Delta])
-            self.view.apply((kind, rid, None if raw is None else bytes(raw)) for kind, rid, raw in delta)
+            records = ((kind, record_id, bytes(raw)) for kind, record_id, raw in delta)
+            self.view.apply((kind, record_id, None if raw == b"null" else raw) for kind, record_id, raw in records)
             self.view.version = version
         return True
 

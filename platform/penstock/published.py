@@ -1,0 +1,199 @@
+"""Snapshot records from the models: what a gateway is told of each object, in as few queries as there are tables."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from capacity.models import CostProfile, Pool
+from capacity.selectors import profiles_in_force
+from serving.gateway.records import (
+    DeploymentRecord,
+    KeyRecord,
+    LimitKind,
+    LimitRecord,
+    PoolRecord,
+    ProfileRecord,
+    ReplicaRecord,
+    TenantRecord,
+    encode,
+)
+from serving.models import Deployment, Replica, Revision
+from tenants.models import ApiKey, Limit, Tenant
+
+_CHUNK = 500
+PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
+
+_KINDS: dict[str, LimitKind] = {
+    Limit.Kind.REQUESTS_PER_MIN: "requests_per_min",
+    Limit.Kind.TOKENS_PER_MIN: "tokens_per_min",
+    Limit.Kind.CONCURRENCY: "concurrency",
+}
+
+Published = tuple[uuid.UUID, str, bytes]
+"""The object's key, its id in the snapshot, and its record."""
+
+
+def records(kind: str, ids: Collection[uuid.UUID] | None, *, now: datetime.datetime) -> Iterator[Published]:
+    """The records of the objects of ``kind`` with these keys (None: all) that gateways must know of."""
+    if ids is None:
+        yield from _BUILDERS[kind](None, now)
+        return
+    wanted = list(ids)
+    for start in range(0, len(wanted), _CHUNK):
+        yield from _BUILDERS[kind](wanted[start : start + _CHUNK], now)
+
+
+def _tenants(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
+    tenants = Tenant.objects.all() if ids is None else Tenant.objects.filter(pk__in=ids)
+    limits = _limits(ids, of_keys=False)
+    for tenant in tenants.iterator(_CHUNK):
+        record = TenantRecord(
+            id=str(tenant.pk), slug=tenant.slug, active=tenant.is_active, limits=limits.get(tenant.pk, ())
+        )
+        yield tenant.pk, record.id, encode(record)
+
+
+def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
+    keys = ApiKey.objects.all() if ids is None else ApiKey.objects.filter(pk__in=ids)
+    limits = _limits(ids, of_keys=True)
+    for key in keys.iterator(_CHUNK):
+        record = KeyRecord(
+            id=key.public_id,
+            uuid=str(key.pk),
+            tenant=str(key.tenant_id),
+            digest=key.digest,
+            pepper=key.pepper,
+            scopes=tuple(key.scopes),
+            models=tuple(key.models_allowed),
+            allowed_ips=tuple(key.allowed_ips),
+            expires_at=key.expires_at.timestamp() if key.expires_at else None,
+            revoked=key.revoked_at is not None,
+            limits=limits.get(key.pk, ()),
+        )
+        yield key.pk, record.id, encode(record)
+
+
+def _limits(owners: Iterable[uuid.UUID] | None, *, of_keys: bool) -> Mapping[uuid.UUID, tuple[LimitRecord, ...]]:
+    rows = Limit.objects.filter(api_key__isnull=not of_keys)
+    owner = "api_key_id" if of_keys else "tenant_id"
+    if owners is not None:
+        rows = rows.filter(**{f"{owner}__in": owners})
+    found: dict[uuid.UUID, list[LimitRecord]] = defaultdict(list)
+    for limit in rows.order_by("pk").iterator(_CHUNK):
+        found[getattr(limit, owner)].append(
+            LimitRecord(id=str(limit.pk), kind=_KINDS[limit.kind], value=float(limit.value), model=limit.model)
+        )
+    return {key: tuple(limits) for key, limits in found.items()}
+
+
+def _pools(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Iterator[Published]:
+    pools = Pool.objects.all() if ids is None else Pool.objects.filter(pk__in=ids)
+    profiles = profiles_in_force(at=now)
+    for pool in pools.prefetch_related("tenants"):
+        profile = profiles.get(pool.pk)
+        # Without a price nothing of the pool can be admitted: it is not published.
+        if profile is None:
+            continue
+        record = PoolRecord(
+            id=str(pool.pk),
+            slug=pool.slug,
+            profile=_profile(profile),
+            tenants=None if pool.is_public else tuple(sorted(str(tenant.pk) for tenant in pool.tenants.all())),
+        )
+        yield pool.pk, record.id, encode(record)
+
+
+def _profile(profile: CostProfile) -> ProfileRecord:
+    return ProfileRecord(
+        version=profile.version,
+        base=profile.base,
+        alpha=profile.alpha,
+        beta=profile.beta,
+        gamma=profile.gamma,
+        epsilon=profile.epsilon,
+        cached_factor=profile.cached_factor,
+        modalities=dict(sorted(profile.modalities.items())),
+        long_input_tiers=tuple((int(start), float(factor)) for start, factor in profile.long_input_tiers),
+        calibrated=profile.calibrated,
+    )
+
+
+def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Iterator[Published]:
+    revisions = Revision.objects.filter(is_current=True, deployment__is_enabled=True).select_related("deployment")
+    if ids is not None:
+        revisions = revisions.filter(deployment__in=ids)
+    profiles = profiles_in_force(at=now)
+    contexts = _contexts(ids)
+    for revision in revisions.order_by("deployment_id"):
+        deployment = revision.deployment
+        profile = profiles.get(deployment.pool_id)
+        record = DeploymentRecord(
+            id=str(deployment.pk),
+            name=deployment.name,
+            pool=str(deployment.pool_id),
+            revision=str(revision.pk),
+            runtime=revision.runtime,
+            label="simulated" if revision.runtime == Revision.Runtime.SIMULATED else "",
+            max_model_len=contexts.get(deployment.pk),
+            created=int(deployment.created_at.timestamp()),
+            replica_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
+        )
+        yield deployment.pk, record.id, encode(record)
+
+
+def _contexts(ids: Iterable[uuid.UUID] | None) -> dict[uuid.UUID, int]:
+    """The least context length among a deployment's ready replicas, in tokens."""
+    rows = Replica.objects.filter(state=Replica.State.READY, max_model_len__isnull=False)
+    if ids is not None:
+        rows = rows.filter(deployment__in=ids)
+    found: dict[uuid.UUID, int] = {}
+    for deployment, length in rows.order_by().values_list("deployment_id", "max_model_len"):
+        found[deployment] = min(length or 0, found.get(deployment, length or 0))
+    return found
+
+
+def _replicas(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
+    rows = Replica.objects.filter(state__in=PUBLISHED_STATES).exclude(address="").select_related("revision")
+    if ids is not None:
+        rows = rows.filter(pk__in=ids)
+    for replica in rows.order_by("pk"):
+        record = ReplicaRecord(
+            id=str(replica.pk),
+            deployment=str(replica.deployment_id),
+            revision=str(replica.revision_id),
+            host=str(replica.host_id or ""),
+            address=replica.address,
+            state="ready" if replica.state == Replica.State.READY else "draining",
+            target_concurrency=replica.revision.target_concurrency,
+            supply_mu_per_min=replica.supply_mu_per_min,
+        )
+        yield replica.pk, record.id, encode(record)
+
+
+_BUILDERS: dict[str, Callable[[Iterable[uuid.UUID] | None, datetime.datetime], Iterator[Published]]] = {
+    "tenant": _tenants,
+    "key": _keys,
+    "pool": _pools,
+    "deployment": _deployments,
+    "replica": _replicas,
+}
+
+
+def with_dependants(changed: Mapping[str, set[uuid.UUID]]) -> dict[str, set[uuid.UUID]]:
+    """``changed`` and the objects whose records say something of them.
+
+    A deployment's record has the context length of its replicas and the supply of its pool's profile.
+    """
+    wanted = {kind: set(ids) for kind, ids in changed.items() if ids}
+    deployments: set[uuid.UUID] = set()
+    for kind, field in (("replica", "replicas__in"), ("pool", "pool__in")):
+        ids = list(wanted.get(kind, ()))
+        for start in range(0, len(ids), _CHUNK):
+            part = Deployment.objects.filter(**{field: ids[start : start + _CHUNK]})
+            deployments.update(part.order_by().values_list("pk", flat=True))
+    if deployments:
+        wanted.setdefault("deployment", set()).update(deployments)
+    return wanted

@@ -1,0 +1,389 @@
+"""From the models to the gateways' view: every change, in order, and nothing that is not there any more."""
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+import uuid
+from datetime import timedelta
+
+import pytest
+import redis
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from capacity.models import CostProfile, HardwareType, Host, Model, Pool
+from penstock import publish
+from serving.gateway.snapshot import SnapshotStore
+from serving.gateway.state import State, connect
+from serving.models import Deployment, Replica, Revision
+from tenants.changes import record_change
+from tenants.models import ApiKey, Change, Limit, Tenant
+
+
+@pytest.fixture
+def state(settings, state_url, db):
+    settings.REDIS_URL = state_url
+    client = connect(state_url)
+    yield client
+    client.close()
+
+
+def make_tenant(slug="acme"):
+    tenant = Tenant.objects.create(slug=slug, name=slug)
+    record_change(kind="tenant", object_id=tenant.pk)
+    return tenant
+
+
+def make_key(tenant, public_id="abc"):
+    key = ApiKey.objects.create(
+        tenant=tenant, name="k", public_id=public_id, digest="0" * 64, pepper=1, scopes=["inference"]
+    )
+    record_change(kind="key", object_id=key.pk)
+    return key
+
+
+@pytest.fixture
+def served(db):
+    """A pool with a price, a deployment with a revision, and two ready replicas."""
+    cpu = HardwareType.objects.create(slug="cpu", name="CPU", is_cpu=True)
+    host = Host.objects.create(name="h", hardware_type=cpu, secret=b"x")
+    model = Model.objects.create(slug="m", name="M", artifact_kind="none")
+    pool = Pool.objects.create(slug="p", name="P", model=model)
+    CostProfile.objects.create(
+        pool=pool,
+        version=1,
+        hardware_type=cpu,
+        effective_from=timezone.now() - timedelta(days=1),
+        alpha=0.001,
+        beta=0.02,
+        long_input_tiers=[[8000, 2.0]],
+    )
+    deployment = Deployment.objects.create(pool=pool, name="demo")
+    revision = Revision.objects.create(deployment=deployment, number=1, runtime="simulated", target_concurrency=7)
+    replicas = [
+        Replica.objects.create(
+            deployment=deployment,
+            revision=revision,
+            host=host,
+            state="ready",
+            state_since=timezone.now(),
+            address=f"http://127.0.0.1:{9000 + i}",
+            max_model_len=1000 * (2 - i),
+        )
+        for i in range(2)
+    ]
+    for kind, thing in (("pool", pool), ("deployment", deployment), *(("replica", r) for r in replicas)):
+        record_change(kind=kind, object_id=thing.pk)
+    return pool, deployment, revision, replicas
+
+
+def published(client, kind):
+    return {k.decode(): json.loads(v) for k, v in client.hgetall(f"penstock:snap:{kind}").items()}
+
+
+def check(client):
+    """The stated digest, computed from the definition."""
+    total = 0
+    for kind in ("tenant", "key", "pool", "deployment", "replica"):
+        for name, raw in client.hgetall(f"penstock:snap:{kind}").items():
+            text = kind.encode() + b"\0" + name + b"\0" + raw
+            total += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
+    meta = client.hgetall("penstock:snap:meta")
+    assert int(meta[b"digest"]) == total % 2**128
+    assert meta[b"whole"] == b"1"
+    assert int(meta[b"version"]) == Change.objects.order_by("-version").exclude(version=None).first().version
+    assert not Change.objects.filter(version=None).exists()
+
+
+def test_everything_a_gateway_needs_is_published(state, served):
+    pool, deployment, revision, replicas = served
+    tenant = make_tenant()
+    key = make_key(tenant)
+    Limit.objects.create(tenant=tenant, kind="requests_per_min", value=60)
+    Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=3, model="demo")
+    publish.publish_pending()
+    check(state)
+    assert published(state, "tenant")[str(tenant.pk)]["limits"][0]["value"] == 60.0
+    record = published(state, "key")["abc"]
+    assert (record["uuid"], record["tenant"], record["pepper"]) == (str(key.pk), str(tenant.pk), 1)
+    assert [(limit["kind"], limit["model"]) for limit in record["limits"]] == [("concurrency", "demo")]
+    assert published(state, "pool")[str(pool.pk)]["profile"]["long_input_tiers"] == [[8000, 2.0]]
+    record = published(state, "deployment")[str(deployment.pk)]
+    assert (record["name"], record["label"], record["max_model_len"]) == ("demo", "simulated", 1000)
+    assert record["revision"] == str(revision.pk)
+    assert set(published(state, "replica")) == {str(replica.pk) for replica in replicas}
+    assert published(state, "replica")[str(replicas[0].pk)]["target_concurrency"] == 7
+
+
+def test_a_change_is_published_once_and_only_what_changed(state, served):
+    publish.publish_all()
+    tenant = make_tenant()
+    key = make_key(tenant)
+    assert publish.publish_pending() == 2
+    assert publish.publish_pending() == 0
+    before = int(state.hget("penstock:snap:meta", "version"))
+    ApiKey.objects.filter(pk=key.pk).update(revoked_at=timezone.now())
+    record_change(kind="key", object_id=key.pk)
+    record_change(kind="tenant", object_id=tenant.pk)
+    assert publish.publish_pending() == 1
+    (entry,) = state.xrange("penstock:snap:log", min=f"({before}-0")
+    assert entry[0] == f"{before + 1}-0".encode()
+    ((kind, name, record),) = json.loads(entry[1][b"delta"])
+    assert (kind, name, record["revoked"]) == ("key", "abc", True)
+    check(state)
+
+
+def test_what_is_gone_is_removed(state, served):
+    _, deployment, _, replicas = served
+    tenant = make_tenant()
+    key = make_key(tenant)
+    publish.publish_pending()
+    gone = [("key", key.pk), ("tenant", tenant.pk)]
+    tenant.delete()
+    Replica.objects.filter(pk=replicas[1].pk).update(state="stopped")
+    gone.append(("replica", replicas[1].pk))
+    for kind, pk in gone:
+        record_change(kind=kind, object_id=pk)
+    assert publish.publish_pending() == 4
+    assert published(state, "key") == published(state, "tenant") == {}
+    assert list(published(state, "replica")) == [str(replicas[0].pk)]
+    assert published(state, "deployment")[str(deployment.pk)]["max_model_len"] == 2000, "its dependant moved too"
+    assert state.hgetall("penstock:snap:key-ids") == {}
+    Deployment.objects.filter(pk=deployment.pk).update(is_enabled=False)
+    record_change(kind="deployment", object_id=deployment.pk)
+    publish.publish_pending()
+    assert published(state, "deployment") == {}
+    check(state)
+
+
+def test_an_emptied_state_is_filled_again(state, served):
+    publish.publish_pending()
+    before = state.hgetall("penstock:snap:replica")
+    state.flushall()
+    assert publish.publish_pending() == 4
+    assert state.hgetall("penstock:snap:replica") == before
+    check(state)
+
+
+def test_a_state_that_fell_back_is_mended(state, served):
+    """The newest second of the state was lost with the power: its version is older than the database's."""
+    publish.publish_pending()
+    dumps = {name: state.dump(name) for name in state.keys("penstock:snap:*")}
+    tenant = make_tenant()
+    publish.publish_pending()
+    for name in state.keys("penstock:snap:*"):
+        state.delete(name)
+    for name, dump in dumps.items():
+        state.restore(name, 0, dump)
+    assert publish.publish_pending() == 1
+    assert list(published(state, "tenant")) == [str(tenant.pk)]
+    check(state)
+
+
+def test_a_rebuild_removes_strangers_and_heals_the_digest(state, served):
+    publish.publish_pending()
+    stranger = {"id": "x", "slug": "x"}
+    state.hset("penstock:snap:tenant", "x", json.dumps(stranger))
+    state.set("penstock:snap:rebuild", "1")
+    assert publish.publish_pending() == 1
+    assert published(state, "tenant") == {}
+    check(state)
+
+
+def test_a_profile_comes_into_force_on_its_day(state, served, monkeypatch):
+    pool, *_ = served
+    CostProfile.objects.create(
+        pool=pool,
+        version=2,
+        hardware_type=HardwareType.objects.get(),
+        effective_from=timezone.now() + timedelta(hours=1),
+        alpha=0.5,
+        beta=0.5,
+        replica_mu_per_min=250.0,
+    )
+    record_change(kind="pool", object_id=pool.pk)
+    publish.publish_pending()
+    assert published(state, "pool")[str(pool.pk)]["profile"]["version"] == 1
+    assert publish.publish_pending() == 0
+    later = timezone.now() + timedelta(hours=1, seconds=1)
+    monkeypatch.setattr(publish.timezone, "now", lambda: later)
+    assert publish.publish_pending() == 2
+    assert published(state, "pool")[str(pool.pk)]["profile"]["version"] == 2
+    assert next(iter(published(state, "deployment").values()))["replica_mu_per_min"] == 250.0
+    assert publish.publish_pending() == 0
+    check(state)
+
+
+def test_a_quiet_second_costs_a_few_queries_and_says_that_it_is_current(state, served):
+    Tenant.objects.bulk_create(Tenant(slug=f"t{i}", name=f"t{i}") for i in range(300))
+    publish.publish_all()
+    first = float(state.hget("penstock:snap:meta", "published_at"))
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        assert publish.publish_pending() == 0
+    assert len(queries) <= 3
+    assert not any('"tenants_tenant"' in query["sql"] for query in queries)
+    assert float(state.hget("penstock:snap:meta", "published_at")) > first
+
+
+def test_many_keys_are_published_in_versions_of_bounded_size(state):
+    tenant = make_tenant()
+    ApiKey.objects.bulk_create(
+        ApiKey(tenant=tenant, name="k", public_id=f"id{i}", digest="0" * 64, pepper=1, scopes=[]) for i in range(1200)
+    )
+    assert publish.publish_all() == 1201
+    assert state.hlen("penstock:snap:key") == 1200
+    assert max(len(json.loads(f[b"delta"])) for _, f in state.xrange("penstock:snap:log")) <= 500
+    check(state)
+
+
+def test_a_version_that_does_not_follow_is_refused(state, served):
+    publish.publish_pending()
+    state.hset("penstock:snap:meta", "version", "7777")
+    meta = publish._read_meta(state)._replace(version=3)
+    with pytest.raises(publish.Outdated):
+        publish._apply(state, meta, 4, [], now=timezone.now(), is_whole=True)
+
+
+def test_a_busy_lease_leaves_it_to_the_other(state, served):
+    publish.publish_all()
+    make_tenant()
+    with publish._turn() as held:
+        assert held
+        assert publish.publish_pending() == 0
+    assert publish.publish_pending() == 1
+
+
+def test_a_nudge_never_raises(settings, db, caplog):
+    settings.REDIS_URL = "unix:///nowhere/at/all.sock"
+    make_tenant()
+    publish.nudge()
+    assert "not published yet" in caplog.text
+
+
+def test_a_commit_nudges(state, served, django_capture_on_commit_callbacks):
+    publish.publish_all()
+    with django_capture_on_commit_callbacks(execute=True):
+        tenant = make_tenant()
+        assert str(tenant.pk) not in published(state, "tenant")
+    assert str(tenant.pk) in published(state, "tenant")
+
+
+class Follower:
+    """A gateway's snapshot store in a thread and loop of its own."""
+
+    def __init__(self, url, path):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.state = None
+        self.call(self._start(url, path))
+
+    async def _start(self, url, path):
+        self.state = State(url)
+        self.store = SnapshotStore(self.state, path)
+        await self.store.start()
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    @property
+    def view(self):
+        return self.store.view
+
+    def close(self):
+        self.call(self.store.stop())
+        self.call(self.state.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def follow(state, tmp_path):
+    made = []
+
+    def start(name="snapshot.json"):
+        made.append(Follower(state.connection_pool.connection_kwargs and publish.settings.REDIS_URL, tmp_path / name))
+        return made[-1]
+
+    yield start
+    for follower in made:
+        follower.close()
+
+
+def wait_until(condition, timeout_s=5.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_revoked_key_reaches_a_gateway_within_two_seconds(state, served, follow):
+    key = make_key(make_tenant())
+    publish.publish_pending()
+    follower = follow()
+    assert follower.view.keys["abc"].revoked is False
+    began = time.monotonic()
+    ApiKey.objects.filter(pk=key.pk).update(revoked_at=timezone.now())
+    record_change(kind="key", object_id=key.pk)
+    publish.publish_pending()
+    wait_until(lambda: follower.view.keys["abc"].revoked)
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_new_key_works_at_once(state, served, follow, monkeypatch):
+    publish.publish_all()
+    follower = follow()
+    assert follower.call(follower.store.find_key("abc")) is None
+    follower.store._misses.clear()
+    make_key(make_tenant())
+    publish.publish_pending()
+    assert follower.call(follower.store.find_key("abc")).id == "abc"
+
+
+def test_a_view_follows_random_changes(state, served, follow):
+    """After each round the gateway knows exactly what a fresh reader of the database would."""
+    import random
+
+    rng = random.Random(7)
+    publish.publish_all()
+    follower = follow()
+    tenants = [make_tenant(f"t{i}") for i in range(5)]
+    for _ in range(25):
+        for _ in range(rng.randrange(1, 4)):
+            tenant = rng.choice(tenants)
+            action = rng.randrange(4)
+            if action == 0:
+                make_key(tenant, uuid.uuid4().hex[:12])
+            elif action == 1:
+                Tenant.objects.filter(pk=tenant.pk).update(is_active=rng.random() < 0.5)
+                record_change(kind="tenant", object_id=tenant.pk)
+            elif (key := ApiKey.objects.order_by("?").first()) is not None:
+                record_change(kind="key", object_id=key.pk)
+                key.delete() if action == 2 else ApiKey.objects.filter(pk=key.pk).update(revoked_at=timezone.now())
+        if rng.random() < 0.1:
+            state.flushall()
+            follower.state.note_epoch("another.1000")
+        publish.publish_pending()
+        version = int(state.hget("penstock:snap:meta", "version"))
+        wait_until(lambda version=version: follower.view.version == version)
+        view = follower.view
+        assert set(view.keys) == set(ApiKey.objects.values_list("public_id", flat=True))
+        assert {k for k, r in view.keys.items() if r.revoked} == set(
+            ApiKey.objects.exclude(revoked_at=None).values_list("public_id", flat=True)
+        )
+        assert {t.id for t in view.tenants.values() if t.active} == {
+            str(pk) for pk in Tenant.objects.filter(is_active=True).values_list("pk", flat=True)
+        }
+    check(state)
+
+
+def test_connection_errors_are_not_swallowed_by_the_tick(settings, db):
+    settings.REDIS_URL = "unix:///nowhere/at/all.sock"
+    with pytest.raises(redis.ConnectionError):
+        publish.publish_pending()
