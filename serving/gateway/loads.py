@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
 import msgspec
 import redis
+from redis.exceptions import ResponseError
 
-from serving.gateway.state import State
+from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
+
+logger = logging.getLogger(__name__)
+
+_BEAT = script("beat")
+_PERIOD_S = 0.1
+_FORGET_AFTER_S = 900.0
+_LIFETIME_S = LIFETIME_MS / 1000
 
 
 class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -45,54 +62,246 @@ class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ReplicaLoad:
     """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU."""
 
-    n: int
-    w: float
-    d: float
+    __slots__ = ("_in_flight", "others_d", "others_n", "others_w", "own")
+
+    def __init__(self) -> None:
+        self.own = ReplicaBeat()
+        self.others_n = 0
+        self.others_w = 0.0
+        self.others_d = 0.0
+        self._in_flight: dict[Ticket, float] = {}
+
+    @property
+    def n(self) -> int:
+        return self.own.n + self.others_n
+
+    @property
+    def w(self) -> float:
+        return self.own.w + self.others_w
+
+    @property
+    def d(self) -> float:
+        return self.own.d + self.others_d
+
+    def _enter(self, ticket: Ticket, now: float) -> None:
+        self._in_flight[ticket] = now
+        own = self.own
+        own.n += 1
+        own.w += ticket.w_mu
+        own.d += ticket.d_mu
+        if own.n == 1:
+            own.oldest_in_flight_at = now
+
+    def _leave(self, ticket: Ticket) -> None:
+        del self._in_flight[ticket]
+        own = self.own
+        own.n -= 1
+        own.d -= ticket.d_mu
+        if own.n == 0:
+            # Sums of floats drift; an idle replica has exactly nothing.
+            own.w = own.d = own.oldest_in_flight_at = 0.0
+        else:
+            own.oldest_in_flight_at = next(iter(self._in_flight.values()))
 
 
 class Ticket:
     """One dispatched request at one replica. Every method may be called in any order and any number of times."""
 
+    __slots__ = ("_is_over", "_load", "_waits_for_token", "d_mu", "w_mu")
+
+    def __init__(self, load: ReplicaLoad, w_mu: float, d_mu: float) -> None:
+        self.w_mu, self.d_mu = w_mu, d_mu
+        self._load = load
+        self._waits_for_token = True
+        self._is_over = False
+        load._enter(self, time.time())
+
     def first_token(self) -> None:
         """The prefill is over: its MU leave ``w``."""
+        if self._is_over:
+            return
+        self._load.own.last_token_at = time.time()
+        self._end_prefill()
 
     def token(self) -> None:
         """Something came from the engine just now."""
+        if not self._is_over:
+            self._load.own.last_token_at = time.time()
 
     def finished(self, ok: bool) -> None:
         """The request has left the replica; ``ok``: it completed there without an engine error."""
+        if self._is_over:
+            return
+        self._end_prefill()
+        self._is_over = True
+        if ok:
+            self._load.own.last_success_at = time.time()
+        else:
+            self._load.own.last_error_at = time.time()
+        self._load._leave(self)
+
+    def _end_prefill(self) -> None:
+        if self._waits_for_token:
+            self._waits_for_token = False
+            self._load.own.w -= self.w_mu
 
 
 class Loads:
-    def __init__(self, state: State, gateway_id: str) -> None:
-        raise NotImplementedError
+    """``snapshot`` tells the version and age (s) of the gateway's view, for its beats."""
+
+    def __init__(
+        self, state: State, gateway_id: str, *, snapshot: Callable[[], tuple[int, float]] | None = None
+    ) -> None:
+        self._state = state
+        self._id = gateway_id
+        self._snapshot = snapshot or (lambda: (0, 0.0))
+        self._started_at = time.time()
+        self._sequence = 0
+        self._replicas: dict[str, ReplicaLoad] = {}
+        self._deployments: dict[str, DeploymentBeat] = {}
+        self._others: list[GatewayBeat] = []
+        self._heard_at = float("-inf")
+        self._ticker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin the exchange, every 100 ms, one round trip."""
+        await self._exchange()
+        self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Vanish at once: the others need not wait for the heartbeat to run out."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticker
+        with suppress(StateUnavailable, ResponseError):
+            await self._state.call("DEL", _key(self._id))
+            await self._state.call("ZREM", GATEWAYS, self._id)
 
     def replica(self, replica_id: str) -> ReplicaLoad:
         """The merged load; the same live object for each call with the same id while the replica is in use."""
-        raise NotImplementedError
+        load = self._replicas.get(replica_id)
+        if load is None:
+            load = self._replicas[replica_id] = ReplicaLoad()
+        return load
 
     def dispatched(self, replica_id: str, w_mu: float, d_mu: float) -> Ticket:
-        raise NotImplementedError
+        return Ticket(self.replica(replica_id), w_mu, d_mu)
 
-    def offered(self, deployment_id: str, mu: float) -> None: ...
+    def offered(self, deployment_id: str, mu: float) -> None:
+        beat = self._deployment(deployment_id)
+        beat.offered_mu += mu
+        beat.offered_requests += 1
 
-    def refused(self, deployment_id: str) -> None: ...
+    def refused(self, deployment_id: str) -> None:
+        self._deployment(deployment_id).refused += 1
 
-    def completed(self, deployment_id: str) -> None: ...
+    def completed(self, deployment_id: str) -> None:
+        self._deployment(deployment_id).completed += 1
 
     def queued(self, deployment_id: str, mu: float) -> None:
         """``mu`` joins the queue (positive) or leaves it (negative)."""
+        beat = self._deployment(deployment_id)
+        beat.queue_mu = max(0.0, beat.queue_mu + mu)
 
     def gateways(self) -> int:
         """Live gateways as of the last exchange, this one included."""
-        raise NotImplementedError
+        return 1 + len(self._others)
+
+    def beat(self) -> GatewayBeat:
+        """What this gateway says of itself now."""
+        version, age_s = self._snapshot()
+        self._sequence += 1
+        return GatewayBeat(
+            gateway=self._id,
+            pid=os.getpid(),
+            sequence=self._sequence,
+            at=time.time(),
+            started_at=self._started_at,
+            snapshot_version=version,
+            # JSON has no infinity.
+            snapshot_age_s=min(age_s, 1e9),
+            replicas={key: load.own for key, load in self._replicas.items() if _was_used(load.own)},
+            deployments=self._deployments,
+        )
+
+    def _deployment(self, deployment_id: str) -> DeploymentBeat:
+        beat = self._deployments.get(deployment_id)
+        if beat is None:
+            beat = self._deployments[deployment_id] = DeploymentBeat()
+        return beat
+
+    async def _tick(self) -> None:
+        next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            await self._exchange()
+            if time.monotonic() > next_sweep:
+                next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
+                self._forget()
+
+    async def _exchange(self) -> None:
+        arguments = [self._id, msgspec.json.encode(self.beat()), LIFETIME_MS, secrets.token_hex(6)]
+        try:
+            epoch, beats = await self._state.run(_BEAT, [EPOCH, GATEWAYS], arguments)
+        except StateUnavailable:
+            # A view older than a beat's life says nothing any more: own numbers alone.
+            if self._others and time.monotonic() - self._heard_at > _LIFETIME_S:
+                self._merge([])
+            return
+        except ResponseError as error:
+            logger.error("loads: the state refused the heartbeat: %s", error)
+            return
+        self._state.note_epoch(epoch)
+        self._heard_at = time.monotonic()
+        self._merge(_decode(beats))
+
+    def _merge(self, others: list[GatewayBeat]) -> None:
+        """Take over the other gateways' beats, in one go between two awaits."""
+        for beat in self._others:
+            for replica_id in beat.replicas:
+                load = self._replicas.get(replica_id)
+                if load is not None:
+                    load.others_n, load.others_w, load.others_d = 0, 0.0, 0.0
+        self._others = others
+        for beat in others:
+            for replica_id, theirs in beat.replicas.items():
+                load = self.replica(replica_id)
+                load.others_n += theirs.n
+                load.others_w += theirs.w
+                load.others_d += theirs.d
+
+    def _forget(self) -> None:
+        """Drop replicas that nobody has used for long: they are gone."""
+        oldest = time.time() - _FORGET_AFTER_S
+        for replica_id, load in list(self._replicas.items()):
+            own = load.own
+            if load.n == 0 and max(own.last_token_at, own.last_success_at, own.last_error_at) < oldest:
+                del self._replicas[replica_id]
 
 
 def read_beats(client: redis.Redis) -> list[GatewayBeat]:
     """The beats of all live gateways, for the loops."""
-    raise NotImplementedError
+    names = cast("list[bytes]", client.zrange(GATEWAYS, 0, -1))
+    if not names:
+        return []
+    values = cast("list[bytes | None]", client.mget([_key(name.decode()) for name in names]))
+    return _decode([value for value in values if value is not None])
+
+
+def _decode(beats: list[Any]) -> list[GatewayBeat]:
+    found = []
+    for raw in beats:
+        try:
+            found.append(msgspec.json.decode(raw, type=GatewayBeat))
+        except msgspec.DecodeError as error:
+            logger.warning("loads: a heartbeat cannot be read: %s", error)
+    return found
+
+
+def _was_used(own: ReplicaBeat) -> bool:
+    return own.n > 0 or own.last_success_at > 0.0 or own.last_error_at > 0.0
+
+
+def _key(gateway_id: str) -> str:
+    return f"penstock:gw:{gateway_id}"

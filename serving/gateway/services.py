@@ -34,7 +34,7 @@ class Services:
         self.state = State(config.state_url)
         self.store = SnapshotStore(self.state, config.data / "snapshot.json")
         self.grants = Grants(self.state, config.name)
-        self.loads = Loads(self.state, config.name)
+        self.loads = Loads(self.state, config.name, snapshot=self._snapshot_age)
         self.journal = Journal(config.data / "journal", config.name, time.time)
         self.shipper = Shipper(self.state, self.journal, price=self.price)
         self.upstream = UpstreamPool(connect_s=config.connect_s, keep_alive_s=config.upstream_keep_alive_s)
@@ -69,6 +69,9 @@ class Services:
 
     def _replicas(self, deployment: str) -> tuple[ReplicaRecord, ...]:
         return self.store.view.replicas_by_deployment.get(deployment, ())
+
+    def _snapshot_age(self) -> tuple[int, float]:
+        return self.store.view.version, self.store.age_s()
 
     def profile(self, pool: PoolRecord) -> CostProfile:
         """The pool's price. Versions are never edited, so each is converted once and kept."""

@@ -1,16 +1,21 @@
--- One heartbeat of a gateway: its own figures in, the other live gateways' out.
--- KEYS: penstock:gws, penstock:gw:<own name>. ARGV: own name, beat JSON, life in ms.
--- Answer: the other gateways' beats as JSON. Scores are on this server's clock.
+-- One gateway's heartbeat, and everybody else's in the same round trip.
+-- KEYS: penstock:epoch, penstock:gws. ARGV: gateway, its beat (JSON), lifetime in ms, a name for a new epoch.
+-- Answer: {epoch, beats of the other live gateways}
 local time = redis.call('TIME')
-local now = time[1] * 1000 + time[2] / 1000
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-redis.call('ZADD', KEYS[1], string.format('%.17g', now), ARGV[1])
-local names = redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.17g', now - ARGV[3]), '+inf')
-local others = {}
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch = redis.call('GET', KEYS[1])
+if not epoch then
+  epoch = ARGV[4] .. '.' .. string.format('%.0f', now)
+  redis.call('SET', KEYS[1], epoch)
+end
+redis.call('SET', 'penstock:gw:' .. ARGV[1], ARGV[2], 'PX', ARGV[3])
+redis.call('ZADD', KEYS[2], string.format('%.0f', now), ARGV[1])
+local names = redis.call('ZRANGEBYSCORE', KEYS[2], string.format('%.0f', now - ARGV[3]), '+inf')
+local beats = {}
 for _, name in ipairs(names) do
   if name ~= ARGV[1] then
     local beat = redis.call('GET', 'penstock:gw:' .. name)
-    if beat then others[#others + 1] = beat end
+    if beat then beats[#beats + 1] = beat end
   end
 end
-return others
+return {epoch, beats}
