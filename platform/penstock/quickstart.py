@@ -46,6 +46,7 @@ class Model:
     engine: str
     label: str
     state: str
+    step: str = ""
     detail: str = ""
     share: float | None = None
 
@@ -57,6 +58,7 @@ class Model:
             engine=str(raw["engine"]),
             label=str(raw.get("label") or ""),
             state=str(raw["state"]),
+            step=str(raw.get("step") or ""),
             detail=str(raw.get("detail") or ""),
             share=float(share) if share is not None else None,
         )
@@ -67,12 +69,17 @@ class Model:
 
     def line(self) -> str:
         """Where the model is, for people: ``demo-tiny (vllm): environment 42 % installing torch``."""
-        parts = [f"{self.title}: {self.state}"]
-        if self.share is not None and self.state != "ready":
-            parts.append(f"{self.share * 100:.0f} %")
-        if self.detail and self.state != "ready":
-            parts.append(self.detail)
-        return " ".join(parts)
+        if self.state == "ready":
+            return f"{self.title}: ready"
+        share = f"{self.share * 100:.0f} %" if self.share is not None else ""
+        words = ", ".join(part for part in (self.step, self.detail) if part)
+        return " ".join(part for part in (f"{self.title}: {self.state}", share, words) if part)
+
+    @property
+    def milestone(self) -> tuple[str, str, str, int]:
+        """What has to move for a line of its own: state, step, the reason of a failure, or a tenth of a step."""
+        reason = self.detail if self.state in ("failed", "pending") else ""
+        return self.state, self.step, reason, int((self.share or 0.0) * 10)
 
 
 def merge(
@@ -99,7 +106,14 @@ def merge(
 def with_models(content: Mapping[str, Any], models: Sequence[Model]) -> dict[str, Any]:
     """``content`` with the models' present states."""
     rows = [
-        {"name": m.name, "engine": m.engine, "state": m.state, "label": m.label, "detail": m.detail} for m in models
+        {
+            "name": model.name,
+            "engine": model.engine,
+            "state": model.state,
+            "label": model.label,
+            "detail": ", ".join(part for part in (model.step, model.detail) if part),
+        }
+        for model in models
     ]
     return {**content, "models": rows}
 
@@ -112,7 +126,7 @@ def curl_line(base_url: str, api_key: str, model: str) -> str:
 
 def change_line(before: Model | None, now: Model) -> str:
     """What to print when a model moved; empty when nothing a person cares about has changed."""
-    if before is not None and (before.state, before.detail) == (now.state, now.detail):
+    if before is not None and before.milestone == now.milestone:
         return ""
     if now.state == "failed":
         retry = "Retry: the button on its page in the console, or restart `penstock up`. The rest goes on serving."

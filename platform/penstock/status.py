@@ -44,26 +44,40 @@ class DeploymentState:
     engine: str
     label: str
     state: str
+    step: str = ""
     detail: str = ""
     share: float | None = None
 
 
-def summarise(replicas: Sequence[ReplicaView]) -> tuple[str, str, float | None]:
-    """State, detail and progress of a deployment: the best that any of its replicas has reached."""
+@dataclass(frozen=True)
+class Summary:
+    """How far a deployment is. ``step``: part of the state in words; ``detail``: a reason, or what moves in a step."""
+
+    state: str
+    step: str = ""
+    detail: str = ""
+    share: float | None = None
+
+
+def summarise(replicas: Sequence[ReplicaView]) -> Summary:
+    """The best that any of a deployment's replicas has reached."""
     if any(replica.state == Replica.State.READY for replica in replicas):
-        return "ready", "", None
+        return Summary("ready")
     under_way = [r for r in replicas if r.state == Replica.State.STARTING and r.phase in _PHASES]
     if under_way:
         best = max(under_way, key=lambda replica: _PHASES.index(replica.phase))
-        step, detail = str(best.progress.get("step") or ""), str(best.progress.get("detail") or "")
-        share = best.progress.get("share")
-        words = ": ".join(part for part in (step, detail) if part and part != best.phase)
-        return best.phase, words, float(share) if isinstance(share, int | float) else None
+        step, share = str(best.progress.get("step") or ""), best.progress.get("share")
+        return Summary(
+            best.phase,
+            step if step != best.phase else "",
+            str(best.progress.get("detail") or ""),
+            float(share) if isinstance(share, int | float) else None,
+        )
     failed = [replica for replica in replicas if replica.state == Replica.State.FAILED]
     if failed:
-        return "failed", failed[-1].reason, None
+        return Summary("failed", detail=failed[-1].reason)
     waiting = [replica for replica in replicas if replica.state in (Replica.State.PENDING, Replica.State.STARTING)]
-    return "pending", waiting[-1].reason if waiting else "", None
+    return Summary("pending", detail=waiting[-1].reason if waiting else "")
 
 
 def deployment_states() -> list[DeploymentState]:
@@ -80,8 +94,8 @@ def _state_of(deployment: Deployment) -> DeploymentState:
         return DeploymentState(deployment.name, engine, label, "disabled")
     living = sorted(deployment.replicas.all(), key=lambda replica: replica.created_at)
     views = [ReplicaView(r.state, r.phase, r.reason, r.progress or {}) for r in living]
-    state, detail, share = summarise(views)
-    return DeploymentState(deployment.name, engine, label, state, detail, share)
+    found = summarise(views)
+    return DeploymentState(deployment.name, engine, label, found.state, found.step, found.detail, found.share)
 
 
 def usage_of(ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ ANSWER = Answer(
     usage={"prompt_tokens": 12, "completion_tokens": 5},
     is_done=True,
 )
-TINY = Model("demo-tiny", "vllm", "", "environment", "installing torch", 0.42)
+TINY = Model("demo-tiny", "vllm", "", "environment", "installing torch", "88 of 210 MB", 0.42)
 
 
 def merged(previous: dict[str, Any], seeded: list[dict[str, str]]) -> dict[str, Any]:
@@ -56,7 +56,13 @@ def test_a_file_that_cannot_be_read_is_taken_as_none(tmp_path: Path) -> None:
 def test_states_move_in_the_file() -> None:
     rows = quickstart.with_models({"base_url": "b"}, [TINY])["models"]
     assert rows == [
-        {"name": "demo-tiny", "engine": "vllm", "state": "environment", "label": "", "detail": "installing torch"}
+        {
+            "name": "demo-tiny",
+            "engine": "vllm",
+            "state": "environment",
+            "label": "",
+            "detail": "installing torch, 88 of 210 MB",
+        }
     ]
 
 
@@ -69,9 +75,10 @@ def test_the_curl_line_survives_a_shell() -> None:
 
 
 def test_a_move_is_told_once_with_progress_and_a_failure_with_what_to_do() -> None:
-    assert quickstart.change_line(None, TINY) == "demo-tiny (vllm): environment 42 % installing torch"
-    assert quickstart.change_line(TINY, replace(TINY, share=0.43)) == ""
-    failed = quickstart.change_line(TINY, replace(TINY, state="failed", detail="disk full", share=None))
+    assert quickstart.change_line(None, TINY) == ("demo-tiny (vllm): environment 42 % installing torch, 88 of 210 MB")
+    assert quickstart.change_line(TINY, replace(TINY, share=0.43, detail="89 of 210 MB")) == ""
+    assert "51 %" in quickstart.change_line(TINY, replace(TINY, share=0.51))
+    failed = quickstart.change_line(TINY, replace(TINY, state="failed", step="", detail="disk full", share=None))
     assert "disk full" in failed
     assert "Retry" in failed
     assert quickstart.change_line(None, Model("demo-sim", "simulated", "simulated", "ready")) == (

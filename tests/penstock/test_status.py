@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from penstock import demo, status
-from penstock.status import ReplicaView, deployment_states, summarise, usage_of
+from penstock.status import ReplicaView, Summary, deployment_states, summarise, usage_of
 from serving.models import Deployment
 
 
@@ -20,22 +20,20 @@ def view(state: str, phase: str = "", reason: str = "", **progress: Any) -> Repl
 @pytest.mark.parametrize(
     ("replicas", "expected"),
     [
-        ([], ("pending", "", None)),
-        ([view("pending", reason="no host has room")], ("pending", "no host has room", None)),
+        ([], Summary("pending")),
+        ([view("pending", reason="no host has room")], Summary("pending", detail="no host has room")),
         (
             [view("starting", "environment", step="installing torch", detail="120 of 800 MB", share=0.15)],
-            ("environment", "installing torch: 120 of 800 MB", 0.15),
+            Summary("environment", "installing torch", "120 of 800 MB", 0.15),
         ),
-        ([view("starting", "environment"), view("starting", "warming")], ("warming", "", None)),
-        ([view("starting", "warming"), view("ready")], ("ready", "", None)),
-        ([view("failed", reason="disk full"), view("starting", "weights")], ("weights", "", None)),
-        ([view("failed", reason="old"), view("failed", reason="disk full")], ("failed", "disk full", None)),
-        ([view("stopped"), view("draining")], ("pending", "", None)),
+        ([view("starting", "environment"), view("starting", "warming", step="warming")], Summary("warming")),
+        ([view("starting", "warming"), view("ready")], Summary("ready")),
+        ([view("failed", reason="disk full"), view("starting", "weights")], Summary("weights")),
+        ([view("failed", reason="old"), view("failed", reason="disk full")], Summary("failed", detail="disk full")),
+        ([view("stopped"), view("draining")], Summary("pending")),
     ],
 )
-def test_the_best_replica_speaks_for_its_deployment(
-    replicas: list[ReplicaView], expected: tuple[str, str, float | None]
-) -> None:
+def test_the_best_replica_speaks_for_its_deployment(replicas: list[ReplicaView], expected: Summary) -> None:
     assert summarise(replicas) == expected
 
 
