@@ -15,7 +15,7 @@ import msgspec
 import redis
 from redis.exceptions import ResponseError
 
-from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
+from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, Argument, State, StateUnavailable, script
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Loads:
                 self._forget()
 
     async def _exchange(self) -> None:
-        arguments = [self._id, msgspec.json.encode(self.beat()), LIFETIME_MS, secrets.token_hex(6)]
+        arguments: list[Argument] = [self._id, msgspec.json.encode(self.beat()), LIFETIME_MS, secrets.token_hex(6)]
         try:
             epoch, beats = await self._state.run(_BEAT, [EPOCH, GATEWAYS], arguments)
         except StateUnavailable:

@@ -10,6 +10,7 @@ if not epoch then
 end
 redis.call('SET', 'penstock:gw:' .. ARGV[1], ARGV[2], 'PX', ARGV[3])
 redis.call('ZADD', KEYS[2], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now - 30000))
 local names = redis.call('ZRANGEBYSCORE', KEYS[2], string.format('%.0f', now - ARGV[3]), '+inf')
 local beats = {}
 for _, name in ipairs(names) do
