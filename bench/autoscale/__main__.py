@@ -51,7 +51,8 @@ def _row(trace: Trace, config: Config) -> dict[str, Any]:
     peak, cheapest = static_peak(trace), cheapest_static(trace, config)
     stored = trace.oracle.get(round(config.cold_start_s))
     bound = clairvoyant(trace, config) if stored is None else stored
-    row = {
+    over = score.cost / bound - 1.0
+    row: dict[str, Any] = {
         "trace": trace.name,
         "cold_start_s": config.cold_start_s,
         "scored_s": trace.scored_s,
@@ -61,7 +62,7 @@ def _row(trace: Trace, config: Config) -> dict[str, Any]:
         "clairvoyant": bound,
         "is_stored_bound": stored is not None,
         "work": work_bound(trace),
-        "over_clairvoyant": score.cost / bound - 1.0,
+        "over_clairvoyant": over,
         "late": score.late,
         "p99_wait_s": score.p99_wait_s,
         "launches_per_h": score.launches_per_h,
@@ -69,7 +70,7 @@ def _row(trace: Trace, config: Config) -> dict[str, Any]:
     }
     print(
         f"{trace.name:30} {config.cold_start_s:4.0f} {score.cost / peak:6.3f} {score.cost / cheapest:9.3f} "
-        f"{bound / peak:12.3f} {100 * row['over_clairvoyant']:5.1f}% {100 * score.late:7.2f} {score.p99_wait_s:6.1f} "
+        f"{bound / peak:12.3f} {100 * over:5.1f}% {100 * score.late:7.2f} {score.p99_wait_s:6.1f} "
         f"{score.launches_per_h:10.1f} {row['us_per_decision']:11.0f}"
         f"{'' if score.late <= config.slo_share else '  objective missed'}",
         flush=True,

@@ -35,10 +35,10 @@ class Score:
 def waits(mu: Series, served: Series) -> Series:
     """Return how long the requests of each second wait, in seconds, from MU offered and MU served per second."""
     arrived, done = np.cumsum(mu), np.concatenate([[0.0], np.cumsum(served)])
-    index = np.clip(np.searchsorted(done, arrived - 1e-6), 1, len(done) - 1)
+    index: NDArray[np.intp] = np.clip(np.searchsorted(done, arrived - 1e-6), 1, len(done) - 1)
     gained = np.maximum(done[index] - done[index - 1], 1e-12)
     ended = index - 1 + np.clip((arrived - done[index - 1]) / gained, 0.0, 1.0)
-    late = np.maximum(0.0, ended - np.arange(1, len(mu) + 1))
+    late: Series = np.maximum(0.0, ended - np.arange(1, len(mu) + 1))
     late[arrived > done[-1] + 1e-3] = np.inf
     return late
 
@@ -185,7 +185,7 @@ def _least_levels(mu: Series, band_s: int) -> Series:
 
 
 def _keeps(trace: Trace, config: Config, levels: NDArray[np.int64]) -> bool:
-    served = serve(trace.mu, levels * (REPLICA_MU_PER_MIN / 60.0))
+    served = serve(trace.mu, levels.astype(np.float64) * (REPLICA_MU_PER_MIN / 60.0))
     return late_share(trace, waits(trace.mu, served), config.tolerable_wait_s) <= config.slo_share
 
 

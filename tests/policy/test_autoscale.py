@@ -131,7 +131,7 @@ def test_it_is_deterministic_and_survives_a_round_trip_through_json(offered):
 
 
 def test_the_state_stays_small():
-    state, _ = run(replace(C, cold_start_s=180.0), [float(i % 700) for i in range(3000)])
+    state, _ = run(replace(C, cold_start_s=180.0), [float(i % 700) for i in range(400)])
     assert len(state.to_json()) < 8000
 
 
