@@ -1,0 +1,265 @@
+"""Hosts, models, pools and prices."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from capacity.models import CostProfile, HardwareType, Host, Pool, Reservation
+from capacity.policy.cost import CostProfile as Price
+from capacity.selectors import (
+    books,
+    host_secret,
+    period_for,
+    profile_in_force,
+    profiles_in_force,
+    sold_mu_per_min,
+    usage_by,
+    usage_rows,
+    usage_series,
+    usage_total,
+    used_mu_per_min,
+)
+from capacity.services import (
+    hardware_type_get_or_create,
+    host_cordon,
+    host_enrol,
+    host_secret_renew,
+    host_uncordon,
+    model_create,
+    model_update,
+    pool_create,
+    pool_tenants_set,
+    pool_update,
+    profile_add,
+)
+from capacity.usage.writer import write_batch
+from penstock.crypto import rotate_field_keys
+from serving.models import ProviderCredential
+from serving.selectors import capacity_by_deployment, capacity_by_pool
+from serving.services import deployment_disable, provider_credential_set, replica_transition
+from tenants.crypto import DecryptionError, decrypt, encrypt
+from tenants.models import AuditEntry, Change
+from tests import factories
+from tests.factories import Traffic, batch
+
+pytestmark = pytest.mark.django_db
+
+PRICE = Price(version=1, base=0.1, alpha=0.01, beta=0.05, gamma=0.0, epsilon=0.0, cached_factor=0.1)
+
+
+def test_a_hosts_secret_is_encrypted_at_rest() -> None:
+    host, secret = host_enrol(name="rack-1", hardware_type=factories.hardware(), actor="t", labels={"zone": "a"})
+    stored = Host.objects.get(pk=host.pk)
+    assert secret not in bytes(stored.secret)
+    assert host_secret(stored) == secret
+    assert len(secret) == 32
+    fresh = host_secret_renew(host=stored, actor="t")
+    assert host_secret(Host.objects.get(pk=host.pk)) == fresh != secret
+    assert secret.hex() not in str(list(AuditEntry.objects.values()))
+    with pytest.raises(ValidationError) as error:
+        host_enrol(name="rack-1", hardware_type=factories.hardware(), actor="t")
+    assert list(error.value.message_dict) == ["name"]
+
+
+def test_field_keys_are_rotated_and_old_ones_dropped(settings: Any) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    settings.PENSTOCK_FIELD_KEYS = (old,)
+    host, secret = host_enrol(name="h", hardware_type=factories.hardware(), actor="t")
+    provider_credential_set(name="c", provider="p", secret="sk", actor="t")
+    settings.PENSTOCK_FIELD_KEYS = (new, old)
+    assert rotate_field_keys(actor="t") == {"capacity.host": 1, "serving.providercredential": 1}
+    settings.PENSTOCK_FIELD_KEYS = (new,)
+    assert host_secret(Host.objects.get(pk=host.pk)) == secret
+    assert decrypt(ProviderCredential.objects.get().secret) == b"sk"
+    settings.PENSTOCK_FIELD_KEYS = (old,)
+    with pytest.raises(DecryptionError, match="PENSTOCK_FIELD_KEYS"):
+        host_secret(Host.objects.get(pk=host.pk))
+
+
+def test_encryption_does_not_repeat_itself() -> None:
+    assert encrypt(b"same") != encrypt(b"same")
+
+
+def test_hosts_are_cordoned_by_swap() -> None:
+    host = factories.host()
+    assert host_cordon(host=host, actor="t")
+    assert not host_cordon(host=host, actor="t")
+    assert host_uncordon(host=host, actor="t")
+    Host.objects.filter(pk=host.pk).update(state=Host.State.LOST)
+    assert not host_uncordon(host=host, actor="t")
+    assert not host_cordon(host=host, actor="t")
+
+
+def test_hardware_of_a_name_is_made_once() -> None:
+    first = hardware_type_get_or_create(name="NVIDIA H100", memory_bytes=80 << 30, actor="t")
+    assert hardware_type_get_or_create(name="NVIDIA H100", actor="t") == first
+    assert HardwareType.objects.count() == 1
+    with pytest.raises(ValidationError) as error:
+        hardware_type_get_or_create(name="odd", memory_bytes=-1, actor="t")
+    assert list(error.value.message_dict) == ["memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"artifact_kind": "path"}, "artifact_value"),
+        ({"artifact_kind": "floppy", "artifact_value": "a"}, "artifact_kind"),
+        ({"parameters": 0}, "parameters"),
+        ({"context_tokens": 0}, "context_tokens"),
+    ],
+)
+def test_a_bad_model_is_refused_at_its_field(fields: dict[str, Any], at: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        model_create(**{"name": "M", "artifact_kind": "tiny", "actor": "t", **fields})
+    assert at in error.value.message_dict
+
+
+def test_a_model_is_changed_with_an_audit_entry() -> None:
+    model = factories.model()
+    model_update(model=model, actor="t", parameters=8_000_000_000)
+    assert AuditEntry.objects.get(action="model.update").after == {"parameters": 8_000_000_000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"oversell_factor": 0.5}, "oversell_factor"),
+        ({"slo_share": 1.0}, "slo_share"),
+        ({"tolerable_wait_s": 0.0}, "tolerable_wait_s"),
+        ({"ttft_objective_ms": 0}, "ttft_objective_ms"),
+        ({"tpot_objective_ms": 0}, "tpot_objective_ms"),
+    ],
+)
+def test_a_bad_pool_is_refused_at_its_field(fields: dict[str, Any], at: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        pool_create(model=factories.model(), hardware_type=factories.hardware(), actor="t", **fields)
+    assert list(error.value.message_dict) == [at]
+    assert not Pool.objects.exists()
+
+
+def test_a_pool_begins_with_an_uncalibrated_price_from_size_and_hardware() -> None:
+    gpu = hardware_type_get_or_create(name="NVIDIA H100", memory_bytes=80 << 30, actor="t")
+    small = pool_create(model=factories.model(parameters=1_000_000_000), hardware_type=gpu, actor="t")
+    large = pool_create(model=factories.model(parameters=70_000_000_000), hardware_type=gpu, actor="t")
+    first, second = small.profiles.get(), large.profiles.get()
+    assert not first.calibrated
+    assert (first.version, first.replica_mu_per_min) == (1, 100.0)
+    assert 0 < first.alpha < second.alpha
+    assert first.beta > first.alpha
+
+
+def test_prices_are_versions_from_a_date() -> None:
+    pool = factories.pool()
+    now = timezone.now()
+    soon = now + datetime.timedelta(days=1)
+    added = profile_add(pool=pool, hardware_type=factories.hardware(), profile=PRICE, effective_from=soon, actor="t")
+    assert (added.version, added.alpha) == (2, 0.01)
+    assert profile_in_force(pool_id=pool.pk, at=now) == pool.profiles.get(version=1)
+    assert profile_in_force(pool_id=pool.pk, at=soon) == added
+    assert profiles_in_force(at=soon + datetime.timedelta(hours=1)) == {pool.pk: added}
+    assert profiles_in_force(at=now - datetime.timedelta(days=9)) == {}
+    assert pool.version == 3
+    assert Change.objects.filter(kind="pool", object_id=pool.pk).count() == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [
+        ({"modalities": {"image_tile": -1}}, "modalities"),
+        ({"long_input_tiers": [[1000, 0.5]]}, "long_input_tiers"),
+        ({"long_input_tiers": [[1000, 3.0], [2000, 2.0]]}, "long_input_tiers"),
+        ({"long_input_tiers": "no"}, "long_input_tiers"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"replica_mu_per_min": 0.0}, "replica_mu_per_min"),
+        ({"cached_factor": 1.5}, "cached_factor"),
+        ({"alpha": 0.0, "beta": 0.0}, "alpha"),
+    ],
+)
+def test_a_bad_price_is_refused_at_its_field(fields: dict[str, Any], at: str) -> None:
+    pool = factories.pool()
+    row = CostProfile(
+        **{
+            "pool": pool,
+            "version": 9,
+            "hardware_type": factories.hardware(),
+            "effective_from": timezone.now(),
+            "alpha": 0.1,
+            "beta": 0.2,
+            **fields,
+        }
+    )
+    with pytest.raises(ValidationError) as error:
+        row.full_clean()
+    assert at in error.value.message_dict
+
+
+def test_who_may_use_a_pool_is_audited_and_told() -> None:
+    pool, tenant = factories.pool(), factories.tenant()
+    version = pool.version
+    pool_tenants_set(pool=pool, tenants=[tenant], is_public=False, actor="t")
+    pool_tenants_set(pool=pool, tenants=[tenant], is_public=False, actor="t")
+    pool.refresh_from_db()
+    assert list(pool.tenants.all()) == [tenant]
+    assert pool.version == version + 1
+    assert AuditEntry.objects.get(action="pool.set_tenants").after == {"is_public": False, "tenants": [str(tenant.pk)]}
+    pool_update(pool=pool, actor="t", oversell_factor=1.5)
+    assert pool.version == version + 2
+
+
+def test_usage_is_read_from_the_roll_ups() -> None:
+    at = datetime.datetime(2026, 11, 20, 12, 0, tzinfo=datetime.UTC)
+    mine, other = Traffic(), Traffic()
+    pairs = [mine.pair(at.timestamp() + 60 * minute, mu=float(minute)) for minute in range(5)]
+    write_batch(batch(*pairs, other.pair(at.timestamp() + 5, mu=50.0, outcome="engine_error", first_byte_at=0.0)))
+    rows = usage_rows(period="minute", since=at, until=at + datetime.timedelta(minutes=4))
+    total = usage_total(rows)
+    assert (total.requests, total.failed, total.mu) == (5, 1, 56.0)
+    assert total.mean_ttft_ms == pytest.approx(500.0, abs=0.01)
+    assert total.mean_duration_ms == pytest.approx(1500.0, abs=0.01)
+    assert usage_total(rows.none()).mean_ttft_ms is None
+    series = usage_series(rows.filter(tenant_id=mine.tenant))
+    assert [(point.starts_at.minute, point.usage.mu, point.is_final) for point in series] == [
+        (0, 0.0, False),
+        (1, 1.0, False),
+        (2, 2.0, False),
+        (3, 3.0, False),
+    ]
+    assert [str(key) for key in usage_by(rows, "tenant_id")] == [other.tenant, mine.tenant]
+    used = used_mu_per_min(now=at + datetime.timedelta(minutes=3, seconds=20), minutes=2, group="tenant_id")
+    assert {str(key): value for key, value in used.items()} == {mine.tenant: 1.5}
+    assert books().slowest == "gw-1.1"
+
+
+def test_long_ranges_are_read_from_coarser_rows() -> None:
+    hours = [1, 12, 13, 24 * 31, 24 * 365]
+    assert [period_for(datetime.timedelta(hours=h)) for h in hours] == ["minute", "minute", "hour", "hour", "day"]
+
+
+def test_what_there_is_sold_and_used_of_each_pool() -> None:
+    tenant, pool = factories.tenant(), factories.pool()
+    served = factories.deployment(pool=pool, max_replicas=3)
+    replica = factories.replica(served, host=factories.host(), supply_mu_per_min=80.0)
+    factories.replica(served)
+    replica_transition(replica=replica, to="ready", reason="it answers", address="http://127.0.0.1:1")
+    now = timezone.now()
+    state = Reservation.State.ACTIVE
+    common = {"tenant": tenant, "pool": pool, "profile": pool.profiles.get(), "state": state}
+    Reservation.objects.create(**common, mu_per_min=30.0, starts_at=now - datetime.timedelta(days=1))
+    Reservation.objects.create(**common, mu_per_min=99.0, starts_at=now + datetime.timedelta(days=1))
+    assert sold_mu_per_min(at=now) == {pool.pk: 30.0}
+    last_minute = now.replace(second=0, microsecond=0) - datetime.timedelta(seconds=30)
+    traffic = Traffic(deployment=str(served.pk), pool=str(pool.pk))
+    write_batch(batch(traffic.pair(last_minute.timestamp(), mu=12.5)))
+    row = next(iter(capacity_by_deployment(now=now)))
+    assert (row.ready, row.starting, row.failed) == (1, 1, 0)
+    assert (row.have_mu_per_min, row.could_have_mu_per_min, row.used_mu_per_min) == (80.0, 300.0, 12.5)
+    whole = next(iter(capacity_by_pool(now=now)))
+    assert (whole.pool_id, whole.sold_mu_per_min, whole.have_mu_per_min) == (pool.pk, 30.0, 80.0)
+    deployment_disable(deployment=served, actor="t")
+    assert next(iter(capacity_by_pool(now=now))).could_have_mu_per_min == 0.0

@@ -1,0 +1,56 @@
+"""API keys as text, and what may stand in their lists."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tenants.keys import (
+    current_pepper,
+    key_digest,
+    key_make,
+    key_matches,
+    key_parse,
+    name_errors,
+    network_errors,
+    scope_errors,
+)
+
+
+def test_a_new_key_reads_back() -> None:
+    made = key_make()
+    assert str(made).startswith("mu_")
+    assert key_parse(str(made)) == made
+    assert len({str(key_make()) for _ in range(200)}) == 200
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_parsed_without_an_error(text: str) -> None:
+    parsed = key_parse(text)
+    assert parsed is None or f"mu_{parsed.public_id}_{parsed.secret}" == text
+
+
+def test_the_digest_is_hmac_sha256_under_the_pepper() -> None:
+    expected = hmac.new(b"pepper", b"secret", hashlib.sha256).hexdigest()
+    assert key_digest("secret", "pepper") == expected
+    assert key_matches("secret", expected, "pepper")
+    assert not key_matches("secret", expected, "another")
+    assert not key_matches("Secret", expected, "pepper")
+
+
+def test_the_newest_pepper_signs() -> None:
+    assert current_pepper({1: "old", 3: "new", 2: "middle"}) == (3, "new")
+
+
+def test_bad_lists_say_what_to_do() -> None:
+    assert "at least one" in scope_errors([])[0]
+    assert "inference" in scope_errors(["inference", "root"])[0]
+    assert scope_errors(["inference", "usage"]) == []
+    assert "192.0.2.0/24" in network_errors(["everywhere"])[0]
+    assert network_errors(["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"]) == []
+    assert network_errors(["10.0.0.1/8"])
+    assert name_errors("demo")
+    assert name_errors(["demo"]) == []
