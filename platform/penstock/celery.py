@@ -2,7 +2,7 @@
 
 Run one or several (leases keep each tick single)::
 
-    celery -A penstock.celery worker --without-gossip --without-mingle --without-heartbeat --loglevel WARNING
+    celery --quiet -A penstock.celery worker --without-gossip --without-mingle --without-heartbeat --loglevel WARNING
 
 Pool, concurrency and queue come from the configuration below. The worker carries two threads of its own: the clock
 (beat, in memory: the timetable is code and has nothing to remember) and the consumer of the agents' reports, which
@@ -10,11 +10,12 @@ live in a broker namespace of their own. SIGTERM stops it within a few seconds; 
 """
 
 import os
+import warnings
 from typing import Any
 
 from celery import Celery, bootsteps
 from celery.beat import EmbeddedService
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_shutting_down
 from kombu import Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "penstock.settings")
@@ -26,6 +27,9 @@ from django.conf import settings
 from penstock.loops.broker import broker_url
 from penstock.loops.log import configure_logging
 from penstock.loops.timetable import TIMETABLE
+
+# Celery warns root of pickle, which is not accepted here; containers run as root.
+warnings.filterwarnings("ignore", message="You're running the worker with superuser")
 
 QUEUE = "loops"
 _STOP_WAIT_S = 3.0
@@ -44,12 +48,14 @@ app.conf.update(
     task_queues=[Queue(QUEUE)],
     task_create_missing_queues=False,
     timezone="UTC",
+    worker_consumer="penstock.loops.consumer:Consumer",
     worker_pool="threads",
     worker_concurrency=6,
     worker_prefetch_multiplier=2,
     worker_enable_remote_control=False,
     worker_send_task_events=False,
-    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # No task is acknowledged late, so this cancels none; unset, Celery warns at every loss.
+    worker_cancel_long_running_tasks_on_connection_loss=True,
     beat_schedule={
         name: {"task": f"loops.{name}", "schedule": tick.every_s, "options": {"expires": tick.expires_s}}
         for name, tick in TIMETABLE.items()
@@ -74,6 +80,8 @@ class Beat(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         self.beat = EmbeddedService(app, thread=True, scheduler_cls="penstock.loops.clock:Clock")
         self.beat.start()
+        # As soon as the signal comes: the steps stop one after another, and each would wait for its own second.
+        worker_shutting_down.connect(lambda **_: self.beat.service.stop(), weak=False)
 
     def stop(self, parent: Any) -> None:
         if self.beat is not None:
@@ -97,6 +105,7 @@ class Reports(bootsteps.StartStopStep):
 
         self.consumer = ReportConsumer()
         self.consumer.start()
+        worker_shutting_down.connect(lambda **_: self.consumer.ask_to_stop(), weak=False)
 
     def stop(self, parent: Any) -> None:
         if self.consumer is not None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from celery.beat import Scheduler
 
+from penstock.loops.broker import connected
+
 log = logging.getLogger(__name__)
 
 _QUIET_S = 10.0
@@ -14,13 +16,19 @@ _QUIET_S = 10.0
 class Clock(Scheduler):
     """Sends ticks. One that cannot be sent is dropped: the next says the same."""
 
-    _complained_at = 0.0
+    _complained_at = -_QUIET_S
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """Send the tick of ``entry``; eight tracebacks a second would help nobody while the broker is away."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
         except Exception as error:  # noqa: BLE001  (celery wraps whatever the transport raises)
-            if time.monotonic() - self._complained_at >= _QUIET_S:
-                self._complained_at = time.monotonic()
-                log.warning("ticks cannot be sent: %s", error)
+            self._complain(error)
+
+    def _ensure_connected(self) -> Any:
+        return connected(self.connection, lambda error, pause_s: self._complain(error))
+
+    def _complain(self, error: Exception) -> None:
+        """Eight ticks a second fail alike while the broker is away: one line now and then is enough."""
+        if time.monotonic() - self._complained_at >= _QUIET_S:
+            self._complained_at = time.monotonic()
+            log.warning("ticks cannot be sent: %s", error)

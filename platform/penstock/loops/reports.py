@@ -8,7 +8,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis.exceptions
@@ -18,7 +19,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.message import Message
 from kombu.mixins import ConsumerMixin
 
-from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app
+from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app, connected
 from penstock.loops.shared import client, count
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
 from serving.agents.reports import report_apply
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _QUIET_S = 10.0
 """Rejections are all counted; at most one per reason is logged in this time."""
+
+
+class _Stopped(Exception):
+    """The consumer was asked to stop while it waited for the broker."""
 
 
 class ReportConsumer(ConsumerMixin):
@@ -52,23 +57,37 @@ class ReportConsumer(ConsumerMixin):
 
     def stop(self, timeout_s: float) -> None:
         """Stop within about ``timeout_s`` seconds; what has arrived and was not applied will be reported again."""
-        self.should_stop = True
-        with self._arrived:
-            self._arrived.notify_all()
+        self.ask_to_stop()
         for thread in self._threads:
             thread.join(timeout_s / len(self._threads))
+
+    def ask_to_stop(self) -> None:
+        """Do not wait: called from a signal handler, in which no lock may be taken."""
+        self.should_stop = True
 
     def get_consumers(self, consumer: Callable[..., Consumer], channel: Any) -> list[Consumer]:
         queue = Queue(REPORT_QUEUE, Exchange(REPORT_QUEUE), routing_key=REPORT_QUEUE)
         return [consumer(queues=[queue], on_message=self._receive, no_ack=True)]
 
-    def on_connection_error(self, exc: Exception, interval: float) -> None:
-        log.warning("the agents' broker does not answer (%s): trying again in %.0f s", exc, interval)
+    @contextmanager
+    def establish_connection(self) -> Iterator[Connection]:  # type: ignore[override]  # the stub forgets the decorator
+        with self.connection.clone() as connection:
+            yield connected(connection, self._complain_of_broker, self._stop_if_asked)
+
+    def _complain_of_broker(self, error: Exception, pause_s: float) -> None:
+        if self._is_news("broker"):
+            log.warning("the agents' broker does not answer: %s", error)
+
+    def _stop_if_asked(self) -> None:
+        if self.should_stop:
+            raise _Stopped
 
     def _receive_forever(self) -> None:
         while not self.should_stop:
             try:
                 self.run()
+            except _Stopped:
+                break
             except Exception:
                 log.exception("consuming reports failed; trying again in %.0f s", _RETRY_S)
                 time.sleep(_RETRY_S)
@@ -91,7 +110,7 @@ class ReportConsumer(ConsumerMixin):
         while not self.should_stop:
             with self._arrived:
                 while not self._newest and not self.should_stop:
-                    self._arrived.wait()
+                    self._arrived.wait(_RETRY_S)
                 reports, self._newest = list(self._newest.values()), {}
             close_old_connections()
             for report in reports:
@@ -114,10 +133,16 @@ class ReportConsumer(ConsumerMixin):
             count("reports_rejected", rejection.reason, number)
         except redis.exceptions.RedisError:
             log.warning("a rejected report could not be counted: the shared state does not answer")
-        now = time.monotonic()
-        if now - self._complained.get(rejection.reason, -_QUIET_S) >= _QUIET_S:
-            self._complained[rejection.reason] = now
+        if self._is_news(rejection.reason):
             log.warning("report rejected (%s): %s", rejection.reason, rejection)
+
+    def _is_news(self, subject: str) -> bool:
+        """Whether nothing was said of ``subject`` lately."""
+        now = time.monotonic()
+        is_news = now - self._complained.get(subject, -_QUIET_S) >= _QUIET_S
+        if is_news:
+            self._complained[subject] = now
+        return is_news
 
 
 def _envelope(message: Message) -> object:
