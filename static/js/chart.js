@@ -135,7 +135,7 @@
       const times = this.data[0], isOver = index != null;
       this.values.forEach((element, at) => { element.textContent = isOver ? shown(this.data[at + 1][index]) : ""; });
       const zone = window.penstock.zoneName(new Date());
-      this.when.textContent = isOver ? `${clock(times[index], true)} ${zone}` : `${clock(times[0], true)} – ${clock(times.at(-1), false)} ${zone}`;
+      this.when.textContent = isOver ? `${clock(times[index], true)} ${zone}` : `${clock(times[0], true)} – ${clock(2 * times.at(-1) - times.at(-2), false)} ${zone}`;
     }
     key(event) {
       if (!this.chart) return;

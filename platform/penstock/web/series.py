@@ -42,7 +42,9 @@ CONSOLE_RANGES = _ranges(
     Range("24h", "24 h", timedelta(hours=24), timedelta(minutes=5), 60),
 )
 RING_S = 7200
-"""The state keeps this many seconds of samples; before them the minute samples of the scale loop speak."""
+"""The state keeps this many seconds of samples."""
+RECENT_S = 600
+"""For buckets of a minute and more the scale loop's minute samples speak, but for these newest seconds."""
 
 
 def pick(ranges: dict[str, Range], key: str | None, default: str) -> Range:
@@ -171,7 +173,7 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
     sales = _sales(list(factors), begins)
     have, offered, use = [], [], []
     for row in deployments:
-        ring = read_ring(str(row.pk), min(RING_S, int(chosen.length.total_seconds()) + 5))
+        ring = read_ring(str(row.pk), _ring_samples(chosen))
         seen = bucketed(starts, step_s, ring, minutes[row.pk])
         factor = factors[row.pool_id]
         have.append(scale(seen.have, factor))
@@ -196,6 +198,12 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
         "offered": add(offered) if offered else empty,
         "used": add(use) if use else empty,
     }
+
+
+def _ring_samples(chosen: Range) -> int:
+    if chosen.step >= timedelta(minutes=1):
+        return RECENT_S
+    return min(RING_S, int(chosen.length.total_seconds() + 2 * chosen.step.total_seconds()))
 
 
 def _decision_minutes(deployment_ids: Sequence[UUID], begins: datetime) -> dict[UUID, list[Minute]]:
