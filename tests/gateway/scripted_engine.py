@@ -1,0 +1,214 @@
+"""An engine that does what the request tells it to: OpenAI's shapes as vLLM sends them, and its ways to fail.
+
+Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` field may hold a JSON script
+``{"delay_ms", "first_ms", "fail", "at", "pad"}``; ``POST /control`` sets the default for all. ``GET /log`` tells
+every request it got and what became of it. Prompt tokens: UTF-8 bytes / 4 rounded up, and 4 per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+
+CONTEXT = 4096
+LOG: list[dict[str, Any]] = []
+CONTROL: dict[str, Any] = {}
+CONNECTIONS: set[int] = set()
+
+
+def tokens_of(text: str) -> int:
+    return math.ceil(len(text.encode()) / 4)
+
+
+def prompt_tokens(body: dict[str, Any]) -> list[int]:
+    """Tokens of each prompt."""
+    if "messages" in body:
+        total = 0
+        for message in body["messages"]:
+            content = message.get("content") or ""
+            text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+            total += tokens_of(text) + 4
+        return [total]
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return [tokens_of(prompt)]
+    if prompt and isinstance(prompt[0], int):
+        return [len(prompt)]
+    return [tokens_of(p) if isinstance(p, str) else len(p) for p in prompt]
+
+
+def usage(prompt: int, done: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + done, "completion_tokens": done}
+
+
+def error(status: int, message: str, *, param: str | None = None) -> web.Response:
+    kind = "BadRequestError" if status == 400 else "InternalServerError"
+    return web.json_response(
+        {"error": {"message": message, "type": kind, "param": param, "code": status}}, status=status
+    )
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    is_chat = request.path.endswith("chat/completions")
+    script = {**CONTROL, **(json.loads(body["user"]) if body.get("user") else {})}
+    entry: dict[str, Any] = {
+        "id": request.headers.get("x-request-id"),
+        "path": request.path,
+        "body": body,
+        "at": time.time(),
+        "generated": 0,
+        "end": "",
+    }
+    LOG.append(entry)
+    if request.transport is not None:
+        CONNECTIONS.add(id(request.transport))
+    try:
+        answer = await answer_to(request, body, script, entry, is_chat)
+        entry["end"] = entry["end"] or "done"
+        return answer
+    except (asyncio.CancelledError, ConnectionError):
+        entry["end"] = "aborted"
+        entry["ended"] = time.time()
+        raise
+
+
+async def answer_to(
+    request: web.Request, body: dict[str, Any], script: dict[str, Any], entry: dict[str, Any], is_chat: bool
+) -> web.StreamResponse:
+    fail, at = script.get("fail"), int(script.get("at", 0))
+    prompts = prompt_tokens(body)
+    count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
+    if max(prompts) >= CONTEXT:
+        text = f"This model's maximum context length is {CONTEXT} tokens. However, you requested more."
+        return error(400, text, param="input_tokens")
+    if fail == "status":
+        return error(int(script.get("status", 500)), "EngineCore encountered an issue")
+    if fail == "hang":
+        await asyncio.sleep(3600)
+    if fail == "drop" and at == 0:
+        request.transport.abort()  # type: ignore[union-attr]
+        return web.Response()
+    await asyncio.sleep(float(script.get("first_ms", 0)) / 1000)
+    choices = len(prompts) * int(body.get("n") or 1)
+    if not body.get("stream"):
+        entry["generated"] = count * choices
+        await asyncio.sleep(count * float(script.get("delay_ms", 0)) / 1000)
+        return web.json_response(whole(body, prompts, count, choices, is_chat))
+    return await stream(request, body, script, entry, is_chat, prompts, count, choices)
+
+
+def whole(body: dict[str, Any], prompts: list[int], count: int, choices: int, is_chat: bool) -> dict[str, Any]:
+    text = "tok " * count
+    made = []
+    for index in range(choices):
+        content = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+        made.append({"index": index, **content, "logprobs": None, "finish_reason": "length"})
+    return {
+        "id": "chatcmpl-1" if is_chat else "cmpl-1",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": 1700000000,
+        "model": body["model"],
+        "choices": made,
+        "usage": usage(sum(prompts), count * choices) | {"prompt_tokens_details": {"cached_tokens": 1}},
+    }
+
+
+async def stream(
+    request: web.Request,
+    body: dict[str, Any],
+    script: dict[str, Any],
+    entry: dict[str, Any],
+    is_chat: bool,
+    prompts: list[int],
+    count: int,
+    choices: int,
+) -> web.StreamResponse:
+    options = body.get("stream_options") or {}
+    fail, at = script.get("fail"), int(script.get("at", 0))
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    head = {
+        "id": "chatcmpl-1" if is_chat else "cmpl-1",
+        "object": "chat.completion.chunk" if is_chat else "text_completion",
+        "created": 1700000000,
+        "model": body["model"],
+    }
+
+    async def event(data: dict[str, Any]) -> None:
+        await response.write(b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n")
+
+    async def chunk(index: int, done: int, text: str, finish: str | None, *, role: bool = False) -> None:
+        delta = {"delta": {"role": "assistant", "content": ""} if role else {"content": text}}
+        choice = {"index": index, **(delta if is_chat else {"text": text}), "logprobs": None, "finish_reason": finish}
+        data: dict[str, Any] = {**head, "choices": [choice]}
+        if options.get("continuous_usage_stats"):
+            data["usage"] = usage(prompts[index // max(1, choices // len(prompts))], done)
+        await event(data)
+
+    if is_chat:
+        for index in range(choices):
+            await chunk(index, 0, "", None, role=True)
+    for number in range(count):
+        if fail and number == at:
+            entry["end"] = fail
+            if fail == "error_event":
+                await event({"error": {"message": "EngineCore encountered an issue", "type": "x", "code": 500}})
+                await response.write(b"data: [DONE]\n\n")
+                return response
+            if fail == "drop":
+                request.transport.abort()  # type: ignore[union-attr]
+                return response
+            if fail == "no_done":
+                return response
+            if fail == "silent":
+                await asyncio.sleep(3600)
+        await asyncio.sleep(float(script.get("delay_ms", 0)) / 1000)
+        for index in range(choices):
+            last = number == count - 1
+            entry["generated"] += 1
+            await chunk(index, number + 1, " tok" + "x" * int(script.get("pad", 0)), "length" if last else None)
+    if options.get("include_usage"):
+        await event({**head, "choices": [], "usage": usage(sum(prompts), count * choices)})
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    body = await request.json()
+    count = sum(prompt_tokens(body))
+    return web.json_response({"count": count, "max_model_len": CONTEXT, "tokens": list(range(count))})
+
+
+async def log(_: web.Request) -> web.Response:
+    return web.json_response({"requests": LOG, "connections": len(CONNECTIONS)})
+
+
+async def control(request: web.Request) -> web.Response:
+    CONTROL.clear()
+    CONTROL.update(await request.json())
+    return web.Response()
+
+
+def main(port: int) -> None:
+    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", generate),
+            web.post("/v1/completions", generate),
+            web.post("/tokenize", tokenize),
+            web.get("/log", log),
+            web.post("/control", control),
+        ]
+    )
+    web.run_app(app, host="127.0.0.1", port=port, print=None, handler_cancellation=True, shutdown_timeout=0.1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""Plain limits over the wire: exact on one gateway and on two that share a port."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import Shared
+from tests.gateway.harness import key_record
+
+SENT = {"model": "alpha", "prompt": "abcd" * 10, "max_tokens": 20}
+"""30 tokens by the engine's count."""
+
+
+class Customer:
+    """A tenant of one test, with its own limits, on the shared gateways."""
+
+    count = 0
+
+    def __init__(self, shared: Shared, limits: list[dict[str, Any]], *, key_limits: Any = ()) -> None:
+        Customer.count += 1
+        self.shared = shared
+        self.name = f"limited{Customer.count}"
+        self.headers = {"authorization": f"Bearer mu_{self.name}_secret"}
+        own = [{**limit, "id": f"{self.name}-{limit['id']}"} for limit in limits]
+        keys = [{**limit, "id": f"{self.name}-{limit['id']}"} for limit in key_limits]
+        shared.publish(
+            ("tenant", {"id": self.name, "slug": self.name, "limits": own}),
+            ("key", key_record(self.name, self.name, limits=keys)),
+        )
+
+    def ask(self, number: int = 0, **more: Any) -> httpx.Response:
+        """One request at gateway ``number``."""
+        url = self.shared.gateways[number].url
+        return httpx.post(f"{url}/v1/completions", json={**SENT, **more}, headers=self.headers, timeout=20)
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("how", ["concurrent", "sequential", "streaming"])
+def test_100_tokens_a_minute_admit_3_requests_of_30(shared: Shared, how: str, gateways: int) -> None:
+    ask = Customer(shared, [{"id": "l1", "kind": "tokens_per_min", "value": 100}]).ask
+    if how == "concurrent":
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda number: ask(number % gateways), range(20)))
+    else:
+        answers = [ask(number % gateways, stream=how == "streaming") for number in range(10)]
+    statuses = [answer.status_code for answer in answers]
+    assert statuses.count(200) == 3
+    assert statuses.count(429) == len(answers) - 3
+    for answer in answers:
+        assert answer.headers["x-ratelimit-limit-tokens"] == "100"
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.json()["error"]["type"] == "tokens"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert int(refused.headers["x-ratelimit-remaining-tokens"]) < 30
+    assert refused.headers["x-ratelimit-reset-tokens"].endswith("s")
+
+
+def test_what_was_reserved_and_not_used_comes_back(shared: Shared) -> None:
+    ask = Customer(shared, [{"id": "l1", "kind": "tokens_per_min", "value": 100}]).ask
+    # The engine refuses: nothing was used, so nothing stays taken.
+    for _ in range(6):
+        assert ask(prompt="abcd" * 5000, max_tokens=1).status_code in (400, 429)
+    for _ in range(3):
+        assert ask().status_code == 200
+    assert ask().status_code == 429
+
+
+def test_concurrency_is_released_at_every_end(shared: Shared) -> None:
+    ask = Customer(shared, [{"id": "c1", "kind": "concurrency", "value": 2}]).ask
+    script = '{"first_ms": 2000}'
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda _: ask(user=script), range(5)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
+    for fail in ('{"fail": "drop"}', '{"fail": "status"}', '{"fail": "error_event", "at": 1}') * 2:
+        assert ask(user=fail, stream=True).status_code in (200, 502)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: ask(user=script), range(2)))
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+def test_requests_a_minute_of_a_key_and_limits_of_another_model(shared: Shared) -> None:
+    customer = Customer(
+        shared,
+        [{"id": "m1", "kind": "requests_per_min", "value": 1, "model": "other"}],
+        key_limits=[{"id": "r1", "kind": "requests_per_min", "value": 2}],
+    )
+    assert [customer.ask().status_code for _ in range(4)] == [200, 200, 429, 429]
+    tokenize = httpx.post(
+        f"{shared.url}/tokenize", json={"model": "alpha", "prompt": "x"}, headers=customer.headers, timeout=20
+    )
+    assert tokenize.status_code == 429
