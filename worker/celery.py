@@ -39,6 +39,7 @@ def create_app(config: AgentConfig) -> Celery:
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=True,
         task_default_queue=queue,
         task_create_missing_queues=True,
         task_ignore_result=True,
@@ -83,6 +84,7 @@ def create_app(config: AgentConfig) -> Celery:
 def worker_arguments(config: AgentConfig) -> list[str]:
     """Return the command line of the agent's Celery worker."""
     return [
+        "--quiet",
         "worker",
         "--pool=threads",
         "--concurrency=1",
