@@ -12,11 +12,14 @@ import psutil
 import pytest
 
 from tests.worker.conftest import AgentUnderTest, order, wait_for
-from worker.spec import HostOrders, seal
+from worker.spec import HostOrders, ReplicaReport, seal
+
+pytestmark = pytest.mark.slow
 
 
-def health(report: object) -> int:
-    address = report.address  # type: ignore[attr-defined]
+def health(report: ReplicaReport) -> int:
+    address = report.address
+    assert address is not None
     with urllib.request.urlopen(f"http://{address.host}:{address.port}/health", timeout=5) as answer:
         return int(answer.status)
 

@@ -217,7 +217,7 @@ def test_accelerators_are_those_that_answer(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.read() == (
         AcceleratorReport(
             index=0,
-            name="NVIDIA H100",
+            name="H100",
             uuid="GPU-1",
             memory_bytes=80 << 30,
             memory_used_bytes=8 << 30,
