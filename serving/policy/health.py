@@ -22,6 +22,10 @@ ProbeOutcome = Literal["ok", "busy", "timeout", "refused", "server_error"]
 Status = Literal["alive", "busy", "dead", "unknown"]
 
 
+_SPARED_INTERVALS = 4
+"""A replica that looks dead and is spared is asked again after so many intervals: it may have recovered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Seconds. ``probe_timeout_s`` must exceed what one engine step may take, ``quiet_s`` is how long a real token
@@ -90,6 +94,7 @@ class Memory:
     """
 
     since: float | None = None
+    looked_at: float | None = None
     token_marks: Mapping[str, float] = field(default_factory=dict, hash=False)
     success_marks: Mapping[str, float] = field(default_factory=dict, hash=False)
     generation_tokens: float | None = None
@@ -152,6 +157,7 @@ def look(memory: Memory, seen: Sighting, *, now: float, config: Config | None = 
     memory = replace(
         memory,
         since=now if memory.since is None else min(memory.since, now),
+        looked_at=now,
         token_marks=dict(seen.token_marks),
         success_marks=dict(seen.success_marks),
         generation_tokens=_latest(memory.generation_tokens, seen.generation_tokens),
@@ -192,6 +198,8 @@ def should_probe(config: Config, memory: Memory, *, now: float) -> Advice:
     if memory.failures:
         # The next one starts a moment after the last one ended, so that its timeout does not count as patience.
         ended_s = now - memory.failures[-1].ended_at
+        if len(memory.failures) >= config.failures_to_die and ended_s < _SPARED_INTERVALS * config.interval_s:
+            return Advice(False, "enough probes failed; the verdict is due")
         if ended_s < config.confirm_after_s:
             return Advice(False, "a probe failed just now; it is repeated in a moment")
         return Advice(True, f"to confirm a failed probe ({memory.failures[-1].outcome})")
@@ -208,13 +216,22 @@ def should_probe(config: Config, memory: Memory, *, now: float) -> Advice:
 
 
 def judge(config: Config, memory: Memory, *, now: float) -> Verdict:
-    """Say what the replica is. Never dead while a token moved after the first of the failed probes."""
+    """Say what the replica is. Never dead while a token moved after the first of the failed probes.
+
+    Failed probes condemn only after a ``look`` that is younger than they are.
+    """
     if memory.is_running is False:
         return Verdict("dead", "its process has ended")
     sign = _progressed_at(memory)
     age = "never" if sign == -math.inf else f"{max(0.0, now - sign):.0f} s ago"
     failures = memory.failures
     if len(failures) >= config.failures_to_die:
+        looked_at = -math.inf if memory.looked_at is None else memory.looked_at
+        if sum(probe.ended_at <= looked_at for probe in failures) < config.failures_to_die:
+            # Tokens that moved during the last probe would be seen by the next look only.
+            return Verdict(
+                "unknown", f"{len(failures)} probes failed; tokens are looked at once more; last token {age}"
+            )
         outcomes = ", ".join(_worded(probe) for probe in failures[-config.failures_to_die :])
         return Verdict("dead", f"{len(failures)} probes in a row failed ({outcomes}); last token {age}")
     if memory.busy_since is not None:

@@ -191,6 +191,34 @@ def test_a_failure_that_overlapped_with_progress_does_not_count():
     assert judge(C, memory, now=T0 + 15).status == "busy"
 
 
+def test_tokens_that_moved_during_the_last_probe_save_the_replica():
+    memory = look(Memory(), Sighting(generation_tokens=7.0, is_running=True), now=T0)
+    for start in (T0 + 1, T0 + 13):
+        memory = record_probe(memory, Probe(start, start + 10, "timeout"))
+    undecided = judge(C, memory, now=T0 + 23)
+    assert undecided.status == "unknown"
+    assert "looked at once more" in undecided.reason
+    moved = look(memory, Sighting(generation_tokens=8.0, is_running=True), now=T0 + 24)
+    assert judge(C, moved, now=T0 + 24).status == "busy"
+    still = look(memory, Sighting(generation_tokens=7.0, is_running=True), now=T0 + 24)
+    assert judge(C, still, now=T0 + 24).status == "dead"
+
+
+def test_a_loop_that_waits_for_its_probes_gets_its_verdict_at_the_tick_after_them():
+    """Look, probe to the end, judge, each 5 s: the order of the probe loop."""
+    memory, now, statuses = look(Memory(), Sighting(generation_tokens=7.0), now=T0), T0, []
+    while len(statuses) < 8:
+        now += 5
+        memory = look(memory, Sighting(generation_tokens=7.0, in_flight=1), now=now)
+        if should_probe(C, memory, now=now).is_due:
+            memory = record_probe(memory, Probe(now, now + C.probe_timeout_s, "timeout"))
+            now += C.probe_timeout_s
+        statuses.append((now, judge(C, memory, now=now).status))
+    assert next(at for at, status in statuses if status == "dead") <= T0 + C.detection_bound_s(5.0)
+    asked = should_probe(C, memory, now=memory.failures[-1].ended_at + 4 * C.interval_s)
+    assert asked.is_due, "a spared replica may have recovered"
+
+
 def test_a_process_that_ended_is_dead_at_once_and_never_probed():
     memory = look(Memory(), Sighting(is_running=False), now=T0)
     assert judge(C, memory, now=T0).status == "dead"
@@ -201,6 +229,7 @@ def test_a_restarted_engine_starts_with_a_clean_record():
     memory = look(Memory(), Sighting(process_start=1.0, generation_tokens=500.0), now=T0)
     for start in (T0, T0 + 12):
         memory = record_probe(memory, Probe(start, start + 10, "refused"))
+    memory = look(memory, Sighting(process_start=1.0, generation_tokens=500.0), now=T0 + 25)
     assert judge(C, memory, now=T0 + 25).status == "dead"
     memory = look(memory, Sighting(process_start=2.0, generation_tokens=0.0), now=T0 + 26)
     assert judge(C, memory, now=T0 + 26).status == "unknown"
@@ -268,7 +297,7 @@ def test_a_server_error_counts_and_its_detail_is_told():
     memory = replace(Memory(), is_running=True)
     for start in (T0, T0 + 3):
         memory = record_probe(memory, Probe(start, start + 0.1, "server_error", "EngineCore encountered an issue"))
-    verdict = judge(C, memory, now=T0 + 4)
+    verdict = judge(C, look(memory, Sighting(is_running=True), now=T0 + 4), now=T0 + 4)
     assert verdict.status == "dead"
     assert "2 probes in a row failed" in verdict.reason
     assert "EngineCore" in verdict.reason
