@@ -6,6 +6,7 @@ from django import forms
 from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
+from unfold.widgets import UnfoldAdminSelectWidget
 
 from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from capacity.policy import cost
@@ -45,6 +46,7 @@ class PoolForm(forms.ModelForm):  # type: ignore[type-arg]
     hardware_type = forms.ModelChoiceField(
         HardwareType.objects.all(),
         required=False,
+        widget=UnfoldAdminSelectWidget,
         help_text="Reference hardware of the first price, an uncalibrated default from model size and hardware.",
     )
 

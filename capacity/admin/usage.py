@@ -25,7 +25,6 @@ class UsageRecordAdmin(HistoryAdmin):
         "mu",
         "ttft_ms",
         "duration_ms",
-        "service_class",
     )
     list_filter = ("outcome", TenantIdFilter, "model", "service_class", "lower_bound")
     search_fields = ("id", "client_request_id", "key_id", "replica_id")

@@ -11,7 +11,7 @@ class HardwareType(Identified):
     slug = models.SlugField(max_length=60, unique=True)
     name = models.CharField(max_length=120)
     is_cpu = models.BooleanField(default=False)
-    memory_bytes = models.BigIntegerField(default=0, help_text="Memory of one accelerator, in bytes.")
+    memory_bytes = models.BigIntegerField("memory (bytes)", default=0, help_text="Memory of one accelerator, in bytes.")
 
     class Meta:
         ordering = ("name",)
@@ -71,7 +71,7 @@ class Accelerator(Identified):
     index = models.PositiveSmallIntegerField()
     uuid = models.CharField(max_length=80)
     name = models.CharField(max_length=120)
-    memory_bytes = models.BigIntegerField()
+    memory_bytes = models.BigIntegerField("memory (bytes)")
     is_healthy = models.BooleanField(default=True)
 
     class Meta:

@@ -71,10 +71,12 @@ class Pool(Identified):
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="pools")
     is_public = models.BooleanField(default=True, help_text="Every tenant may use it; else only those listed.")
     tenants = models.ManyToManyField(Tenant, blank=True, related_name="pools")
-    ttft_objective_ms = models.PositiveIntegerField(default=1000)
-    tpot_objective_ms = models.PositiveIntegerField(default=50)
-    tolerable_wait_s = models.FloatField(default=5.0, help_text="A request may wait this long for admission.")
-    slo_share = models.FloatField(default=0.01, help_text="Share of requests that may wait longer (0..1).")
+    ttft_objective_ms = models.PositiveIntegerField("TTFT objective (ms)", default=1000)
+    tpot_objective_ms = models.PositiveIntegerField("TPOT objective (ms)", default=50)
+    tolerable_wait_s = models.FloatField(
+        "tolerable wait (s)", default=5.0, help_text="A request may wait this long for admission."
+    )
+    slo_share = models.FloatField("SLO share", default=0.01, help_text="Share of requests that may wait longer (0..1).")
     oversell_factor = models.FloatField(default=1.0, help_text="MU/min sold per MU/min had.")
     keep_spare = models.BooleanField(default=True, help_text="N−1: keep the promise with one replica lost.")
     version = models.BigIntegerField(default=1, editable=False)
@@ -137,7 +139,7 @@ class CostProfile(WrittenOnce, Identified):
     cached_factor = models.FloatField(default=0.1, help_text="Share of alpha charged for a cached input token.")
     modalities = models.JSONField(default=dict, blank=True, help_text="MU per unit, by modality.")
     long_input_tiers = models.JSONField(default=list, blank=True, help_text="Pairs [from input tokens, factor].")
-    replica_mu_per_min = models.FloatField(default=100.0)
+    replica_mu_per_min = models.FloatField("MU/min per replica", default=100.0)
     notes = models.TextField(blank=True)
 
     class Meta:
@@ -228,7 +230,7 @@ class Reservation(Identified):
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="reservations")
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="reservations")
     profile = models.ForeignKey(CostProfile, on_delete=models.PROTECT, related_name="reservations")
-    mu_per_min = models.FloatField()
+    mu_per_min = models.FloatField("MU/min")
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField(null=True, blank=True)
     state = models.CharField(max_length=10, choices=State.choices, default=State.DRAFT)

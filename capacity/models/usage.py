@@ -31,8 +31,8 @@ class UsageRecord(WrittenOnce):
     service_class = models.CharField(max_length=12)
     stream = models.BooleanField(default=False)
     profile_version = models.PositiveIntegerField()
-    estimated_mu = models.FloatField()
-    actual_mu = models.FloatField()
+    estimated_mu = models.FloatField("estimated MU")
+    actual_mu = models.FloatField("actual MU")
     estimated_input_tokens = models.BigIntegerField(default=0)
     estimated_output_tokens = models.BigIntegerField(default=0)
     input_tokens = models.BigIntegerField(default=0)
@@ -123,14 +123,15 @@ class UsageRollup(models.Model):
     input_tokens = models.BigIntegerField(default=0)
     cached_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
-    mu = models.FloatField(default=0.0)
-    ttft_ms_sum = models.FloatField(default=0.0)
-    ttft_count = models.BigIntegerField(default=0)
-    duration_ms_sum = models.FloatField(default=0.0)
+    mu = models.FloatField("MU", default=0.0)
+    ttft_ms_sum = models.FloatField("sum of TTFT (ms)", default=0.0)
+    ttft_count = models.BigIntegerField("requests with TTFT", default=0)
+    duration_ms_sum = models.FloatField("sum of durations (ms)", default=0.0)
     is_final = models.BooleanField(default=False, help_text="Every gateway's watermark has passed its end.")
 
     class Meta:
         ordering = ("-starts_at",)
+        verbose_name = "usage roll-up"
         constraints = (
             models.UniqueConstraint(
                 fields=("period", "starts_at", "tenant_id", "key_id", "pool_id", "deployment_id", "service_class"),

@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
+from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
 
 from serving.models import Deployment, Replica, Revision
 from serving.services import (
@@ -47,9 +48,24 @@ class ReplicaInline(LookInline):
 
 
 class DeploymentForm(forms.ModelForm):  # type: ignore[type-arg]
-    runtime = forms.ChoiceField(choices=Revision.Runtime.choices, required=False, help_text="Of the first revision.")
-    options = forms.JSONField(required=False, help_text="Runtime options of the first revision, as JSON.")
-    target_concurrency = forms.IntegerField(min_value=1, initial=16, required=False, help_text="Requests per replica.")
+    runtime = forms.ChoiceField(
+        choices=Revision.Runtime.choices,
+        required=False,
+        widget=UnfoldAdminSelectWidget,
+        help_text="Of the first revision.",
+    )
+    options = forms.JSONField(
+        required=False,
+        widget=UnfoldAdminTextareaWidget,
+        help_text="Runtime options of the first revision, as JSON.",
+    )
+    target_concurrency = forms.IntegerField(
+        min_value=1,
+        initial=16,
+        required=False,
+        widget=UnfoldAdminIntegerFieldWidget,
+        help_text="Requests at once per replica.",
+    )
 
     class Meta:
         model = Deployment

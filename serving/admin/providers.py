@@ -5,6 +5,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest
+from unfold.widgets import UnfoldAdminPasswordWidget
 
 from serving.models import ProviderCredential
 from serving.services import provider_credential_remove, provider_credential_set
@@ -15,7 +16,7 @@ class ProviderCredentialForm(forms.ModelForm):  # type: ignore[type-arg]
     new_secret = forms.CharField(
         required=False,
         strip=True,
-        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password"}),
+        widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
         help_text="Never shown again. Empty: the stored one stays.",
     )
 

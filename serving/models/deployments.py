@@ -20,7 +20,7 @@ class Deployment(Identified):
     max_replicas = models.PositiveIntegerField(default=1)
     desired_replicas = models.PositiveIntegerField(default=1)
     pinned_replicas = models.PositiveIntegerField(null=True, blank=True, help_text="Set: no autoscaling.")
-    cold_start_s = models.FloatField(default=60.0, help_text="Launch to ready, measured (EWMA).")
+    cold_start_s = models.FloatField("cold start (s)", default=60.0, help_text="Launch to ready, measured (EWMA).")
     retry_attempt = models.PositiveIntegerField(default=0, help_text="Raised by retry: failed replicas start again.")
 
     class Meta:
@@ -129,13 +129,13 @@ class Replica(Identified):
     progress = models.JSONField(default=dict, blank=True)
     address = models.CharField(max_length=200, blank=True)
     engine_version = models.CharField(max_length=60, blank=True)
-    max_model_len = models.PositiveIntegerField(null=True, blank=True)
-    pid = models.PositiveIntegerField(null=True, blank=True)
+    max_model_len = models.PositiveIntegerField("context length (tokens)", null=True, blank=True)
+    pid = models.PositiveIntegerField("PID", null=True, blank=True)
     kill = models.BooleanField(default=False, help_text="Hanging: stop it with SIGKILL and keep evidence.")
     attempt = models.PositiveIntegerField(default=0)
     launched_at = models.DateTimeField(null=True, blank=True)
     ready_at = models.DateTimeField(null=True, blank=True)
-    supply_mu_per_min = models.FloatField(default=100.0)
+    supply_mu_per_min = models.FloatField("supply (MU/min)", default=100.0)
 
     class Meta:
         ordering = ("deployment", "created_at")

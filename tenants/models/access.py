@@ -22,14 +22,19 @@ class ApiKey(Identified):
     digest = models.CharField(max_length=64, editable=False)
     pepper = models.PositiveSmallIntegerField(editable=False)
     scopes = models.JSONField(default=list, help_text="What the key may do: inference, usage, manage.")
-    models_allowed = models.JSONField(default=list, blank=True, help_text="Served model names; empty means all.")
-    allowed_ips = models.JSONField(default=list, blank=True, help_text="Networks in CIDR form; empty means all.")
+    models_allowed = models.JSONField(
+        "allowed models", default=list, blank=True, help_text="Served model names; empty means all."
+    )
+    allowed_ips = models.JSONField(
+        "allowed networks", default=list, blank=True, help_text="Networks in CIDR form; empty means all."
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ("tenant", "name")
+        verbose_name = "API key"
         constraints = (
             models.CheckConstraint(
                 condition=models.Q(expires_at__isnull=True) | models.Q(expires_at__gt=models.F("created_at")),
@@ -133,6 +138,7 @@ class SignInLink(Identified):
 
     class Meta:
         ordering = ("-created_at",)
+        verbose_name = "sign-in link"
         constraints = (
             models.CheckConstraint(
                 condition=models.Q(expires_at__gt=models.F("created_at")),
@@ -157,6 +163,7 @@ class SignInAttempt(models.Model):
 
     class Meta:
         ordering = ("-at",)
+        verbose_name = "sign-in attempt"
         indexes = (
             models.Index(fields=("account", "at"), name="tenants_attempt_account"),
             models.Index(fields=("address", "at"), name="tenants_attempt_address"),

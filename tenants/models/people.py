@@ -54,6 +54,10 @@ class User(Identified, AbstractBaseUser, PermissionsMixin):
     def __str__(self) -> str:
         return self.name or self.email
 
+    def get_full_name(self) -> str:
+        """The admin's theme asks for this name."""
+        return self.name or self.email
+
     @property
     def is_staff(self) -> bool:
         """Django's admin asks for this name."""
