@@ -91,5 +91,7 @@ class Agent:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(supervisor.give_orders, orders)
 
+        # The first look must know the orders: a stopped replica that is ordered to run would else be told as stopped.
+        supervisor.orders = self.inbox.orders
         self.inbox.listen(give)
         await supervisor.run(self._stop)

@@ -53,9 +53,13 @@ class Engines:
         env = processes.engine_environment(os.environ, plan.env | marks)
         state.plan, state.launched_at, state.is_light = plan, now, is_light
         save_state(self.config.replicas, state)
+        log_path = self.log_path(state.replica_id)
         try:
+            # A log of its own: the last words of an earlier launch must not explain this one.
+            if log_path.exists():
+                log_path.replace(log_path.with_name("engine.log.1"))
             cwd = Path(plan.cwd) if plan.cwd else folder
-            popen = processes.launch(plan.argv, env=env, cwd=cwd, log=self.log_path(state.replica_id))
+            popen = processes.launch(plan.argv, env=env, cwd=cwd, log=log_path)
         except OSError:
             state.plan = None
             raise

@@ -374,13 +374,15 @@ class Supervisor:
 
     # ------------------------------------------------------------------ report
     def _report(self, now: float) -> HostReport:
+        """Without orders it speaks of no replica: what an earlier agent left says nothing about what is wanted."""
+        states = self.states.values() if self.orders is not None else ()
         return build_report(
             config=self.config,
             generation=self.orders.generation if self.orders is not None else 0,
             host=self._host,
             accelerators=self._accelerators,
             environments=self._preparation.environment_reports(),
-            replicas=[(state, self._view(state, now)) for state in self.states.values()],
+            replicas=[(state, self._view(state, now)) for state in states],
             now=now,
         )
 

@@ -153,6 +153,8 @@ def test_an_unexpected_exit_with_code_0_is_a_failure_until_the_attempt_rises(age
     agent.give(order("r1", attempt=1))
     again = agent.wait_replica("r1", "ready", attempt=1)
     assert again.pid != ready.pid
+    folder = agent.folder / "replicas" / "r1"
+    assert (folder / "engine.log.1").read_text() == (folder / "engine.log").read_text() == "listening\n"
 
 
 def test_failures_say_why(agent: AgentUnderTest) -> None:
@@ -227,8 +229,16 @@ def test_stop_engines_ends_everything_when_the_agent_is_dead(agent: AgentUnderTe
     assert agent.processes() == []
     agent.reports()
     agent.start()
-    again = agent.wait_replica("r1", "ready")
-    assert again.pid != first.pid, "stopped on purpose is no failure: orders start it again"
+    phases: dict[str, int | None] = {}
+
+    def ask() -> bool:
+        for report in agent.reports():
+            phases.update({each.phase: each.pid for each in report.replicas if each.replica_id == "r1"})
+        return "ready" in phases
+
+    wait_for("the next agent to start it again", ask)
+    assert phases["ready"] != first.pid
+    assert not {"stopped", "failed"} & set(phases), "stopped on purpose is no failure, not even for a moment"
 
 
 def test_drain_leaves_the_engine_alone_and_tells_what_is_left(agent: AgentUnderTest) -> None:
