@@ -53,8 +53,8 @@ class Engine:
             if self.phase == "failed":
                 self.reason = "out of memory: lower the context length"
 
-    def report(self) -> ReplicaReport:
-        address = Address(host="127.0.0.1", port=20000 + int(self.order.replica_id[-3:], 16))
+    def report(self, address: Address | None = None) -> ReplicaReport:
+        address = address or Address(host="127.0.0.1", port=20000 + int(self.order.replica_id[-3:], 16))
         return ReplicaReport(
             replica_id=self.order.replica_id,
             phase=self.phase,  # type: ignore[arg-type]
@@ -84,6 +84,8 @@ class ScriptedAgent:
         self.orders = HostOrders(host_id=host_id, generation=0, replicas=())
         self.engines: dict[str, Engine] = {}
         self.behaviour: Callable[[ReplicaOrder], Sequence[str]] = lambda order: HEALTHY
+        self.address: Address | None = None
+        """Where all its engines listen; None: a port each, on which nobody answers."""
         self.accelerators: tuple[AcceleratorReport, ...] = ()
 
     def restart(self) -> None:
@@ -125,7 +127,7 @@ class ScriptedAgent:
             memory_available_bytes=30 << 30,
             load_1m=0.5,
             accelerators=self.accelerators,
-            replicas=tuple(engine.report() for engine in self.engines.values()),
+            replicas=tuple(engine.report(self.address) for engine in self.engines.values()),
             sent_at=now,
         )
 
