@@ -335,7 +335,7 @@ def test_draining_replicas_get_nothing_new(model: Model) -> None:
 
 
 def test_load_spreads_over_replicas_by_mu(model: Model) -> None:
-    threads = [threading.Thread(target=model.post, args=({"first_ms": 500},)) for _ in range(8)]
+    threads = [threading.Thread(target=model.post, args=({"first_ms": 2500},)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
