@@ -1,6 +1,7 @@
 """What ``penstock setup`` does to the database: migrate, enrol this host, and on request seed the demo."""
 
 import datetime
+from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
@@ -12,6 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.urls import reverse
 
 from penstock import demo
+from penstock.status import deployment_states
 from tenants.models import User
 from tenants.services import sign_in_link_create, user_create
 
@@ -29,7 +31,8 @@ def prepare(*, demo_engine: demo.Engine | None, model: str | None) -> dict[str, 
 
     ``demo_engine`` (``vllm`` or ``simulated``) seeds the demo on an empty database; None never does. Returns the number
     of ``migrations`` applied, the ``host``, whether there ``is_demo`` data, a fresh ``sign_in_url`` for an operator
-    who has no password yet (else empty), and the ``tenants`` made now with their keys. Raises SetupError.
+    who has no password yet (else empty), the ``tenants`` made now with their keys, and the state of all ``models``.
+    Raises SetupError.
     """
     messages = run_checks(tags=["penstock"], include_deployment_checks=True)
     errors = [f"{message.msg} {message.hint}" for message in messages if isinstance(message, Error)]
@@ -45,6 +48,7 @@ def prepare(*, demo_engine: demo.Engine | None, model: str | None) -> dict[str, 
             "is_demo": User.objects.filter(email=demo.OPERATOR).exists(),
             "sign_in_url": _sign_in_url(),
             "tenants": tenants,
+            "models": [asdict(state) for state in deployment_states()],
         }
     except DatabaseError as error:
         raise SetupError(f"the database refused: {str(error).strip()}") from error

@@ -21,7 +21,6 @@ from penstock.status_client import StatusClient, StatusError
 from penstock.supervisor import Supervisor, sweep
 
 _STATE_READY_S = 20.0
-_WEB_READY_S = 60.0
 _FIRST_ANSWER_S = 14.0
 """How long the welcome waits for the simulated deployment, so that its curl line streams at once."""
 _STOP_BY = {roles.STAGE_GATEWAY: 0.40, roles.STAGE_CONTROL: 0.55, roles.STAGE_LOOPS: 0.90, roles.STAGE_STATE: 0.97}
@@ -97,6 +96,7 @@ class Installation:
             is_demo=bool(outcome["is_demo"]),
         )
         self._write_quickstart(content)
+        self._show([Model.of(raw) for raw in outcome["models"]])
 
     async def _wait_for_state(self) -> None:
         end = time.monotonic() + _STATE_READY_S
@@ -185,8 +185,9 @@ class Installation:
             usable = sorted(set(ready) & set(listed), key=ready.index)
             if usable:
                 return usable[0], True
-            if time.monotonic() > end and (self._models or time.monotonic() > self._began + _WEB_READY_S):
-                return next((model["name"] for model in self.quickstart["models"]), ""), False
+            if time.monotonic() > end:
+                rest = sorted((m for m in self._models.values() if m.state != "disabled"), key=lambda m: not m.label)
+                return (rest[0].name if rest else ""), False
             await asyncio.sleep(0.1)
 
     # ------------------------------------------------------------------- stop
@@ -194,14 +195,14 @@ class Installation:
         """Stop everything in order within the bound. Returns what had to be killed, for people."""
         self._terminal.status("")
         began = time.monotonic()
-        for stage in self.supervisor.stages():
+        for stage in sorted(_STOP_BY, reverse=True):
             await self.supervisor.stop_stage(stage, deadline=began + _STOP_BY[stage] * self._stop_within_s)
             if stage == roles.STAGE_CONTROL:
                 await self._stop_engines(deadline=began + _ENGINES_STOP_BY * self._stop_within_s)
         return await self._end()
 
     async def _stop_engines(self, *, deadline: float) -> None:
-        if not self.options.agent_config.exists():
+        if not await asyncio.to_thread(roles.agent_processes, self.options.data):
             return
         role = roles.stop_engines_role(self.options)
         try:
