@@ -159,6 +159,31 @@ def test_leases_of_several_gateways_never_break_the_bound(arbiter, seed):
     assert worst_excess(uses, capacity) <= 1e-3
 
 
+def test_what_others_have_leased_is_not_granted(arbiter):
+    arbiter.clear()
+    now = BEGIN_MS
+    arbiter.exchange(now, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [])
+    leased = arbiter.exchange(now, "a", ["r", 6000.0, 0.0, 0.0, [], 700.0, 0.0], [])[4][0][2]
+    assert leased == 700.0
+    admitted = 0
+    while (answer := arbiter.exchange(now, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [[[1, 50]]]))[5][0] == 0:
+        admitted += 50
+    assert admitted == 5300
+    assert answer[5][0][3] == 700.0, "the refusal says that leases stand in the way"
+    arbiter.exchange(now, "a", ["r", 6000.0, 100.0, 0.0, [], 0.0, 0.0], [])
+    assert arbiter.exchange(now, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [[[1, 100]]])[5] == [0]
+    assert arbiter.exchange(now, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [[[1, 50]]])[5] != [0]
+
+
+def test_a_dead_gateways_lease_counts_as_used(arbiter):
+    arbiter.clear()
+    arbiter.exchange(BEGIN_MS, "a", ["r", 6000.0, 0.0, 0.0, [], 700.0, 0.0], [])
+    level = arbiter.exchange(BEGIN_MS + 2500, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [])[4][0][0]
+    assert level == pytest.approx(700.0)
+    level = arbiter.exchange(BEGIN_MS + 3500, "b", ["r", 6000.0, 0.0, 0.0, [], 0.0, 0.0], [])[4][0][0]
+    assert level == pytest.approx(600.0)
+
+
 TEAM = """
 import asyncio, sys
 from serving.gateway.grants import Demand, Granted, Grants

@@ -219,10 +219,34 @@ async def test_an_adopter_trusts_only_an_acknowledgement_that_is_newer_than_the_
     books.client.set(f"penstock:usage:ack:{segment.name}", 40)
     segment.release()
     async with gateway(state_url, tmp_path):
+        # Only the adopter's first, empty batch is taken; the acknowledgement it brings is about others.
+        await until(lambda: books.write(1) * 0 + (books.sequence[segment.name] == 40 and books.batches == 2))
+        await asyncio.sleep(0.3)
+        assert segment.path.exists()
+        assert books.rows == {}
         await until(lambda: books.write() * 0 + (segment.name in books.closed))
         assert len(books.rows) == 900
         assert books.gaps == 0
         await until(lambda: not segment.path.exists())
+
+
+async def test_a_lost_request_ends_after_every_watermark_of_its_segment(state_url, tmp_path, books, quick, monkeypatch):
+    """Else it would fall into a minute that is final already."""
+    monkeypatch.setattr(shipper_module, "_HEARTBEAT_S", 0.1)
+    async with gateway(state_url, tmp_path, "dead") as (journal, shipper):
+        (segment,) = journal.segments
+        journal.admit(admit("1"))
+        admitted_at = time.time()
+        await until(lambda: books.write() * 0 + books.watermark.get(segment.name, 0) > admitted_at + 0.2)
+        for task in shipper._tasks:
+            task.cancel()
+        books.write()
+        segment.release()
+        journal.retire(segment)
+        shipper._shipments.clear()
+        async with gateway(state_url, tmp_path, "heir"):
+            await until(lambda: books.write() * 0 + len(books.rows))
+    assert admitted_at + 0.2 < books.rows["1"][1]["at"] <= time.time()
 
 
 async def test_a_damaged_segment_is_kept_aside(state_url, tmp_path, quick):
