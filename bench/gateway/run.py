@@ -40,7 +40,7 @@ ABOUT = {
 COLUMNS = ("requests_per_s", "chunks_per_s", "cpu_us_per_request", "cpu_us_per_chunk", "cpu_cores")
 TIMES = ("latency_ms_p50", "latency_ms_p99", "ttft_ms_p50", "ttft_ms_p99")
 NGINX = """
-worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+worker_processes 1; worker_rlimit_nofile 65536; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};

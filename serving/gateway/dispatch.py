@@ -18,9 +18,14 @@ SUSPECT_S = 2.0
 class LoadView(Protocol):
     """A replica's merged load, as ``serving.gateway.loads`` keeps it."""
 
-    n: int
-    w: float
-    d: float
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def w(self) -> float: ...
+
+    @property
+    def d(self) -> float: ...
 
 
 class TicketLike(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import resource
 import signal
 import socket
 import sys
@@ -66,7 +67,12 @@ class Application:
         await services.start()
         self.gateway = Gateway(services)
         tune_garbage_collector()
-        self.log.info("serving", **self.config.shown(), snapshot_version=services.store.view.version)
+        self.log.info(
+            "serving",
+            **self.config.shown(),
+            snapshot_version=services.store.view.version,
+            file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        )
 
     async def _stop(self) -> None:
         if self.gateway is None:
@@ -86,6 +92,14 @@ def tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+def raise_file_limit() -> None:
+    """Allow as many descriptors as the system lets this process have (a stream takes two)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -164,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{arguments.host}:{arguments.port}"
         print(f"gateway: cannot listen on {where}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
+    raise_file_limit()
     log, sink = logs.configure(config.name)
     # uvicorn raises the signal again after an orderly stop: that must be a clean exit.
     signal.signal(signal.SIGTERM, _leave)
