@@ -251,3 +251,18 @@ def test_drain_leaves_the_engine_alone_and_tells_what_is_left(agent: AgentUnderT
     assert health(ready) == 200
     agent.give(order("r1"))
     assert agent.wait_replica("r1", "ready").pid == ready.pid
+
+
+def test_the_simulated_engine_is_launched_like_any_other(agent: AgentUnderTest) -> None:
+    agent.give(order("s1", runtime="simulated"))
+    agent.start()
+    ready = agent.wait_replica("s1", "ready")
+    assert ready.address is not None
+    body = json.dumps({"model": "demo", "prompt": "hi", "max_tokens": 5, "ignore_eos": True}).encode()
+    url = f"http://{ready.address.host}:{ready.address.port}/v1/completions"
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 5
+    assert ready.engine_version
+    agent.give(order("s1", intent="stop"))
+    assert agent.wait_replica("s1", "stopped").reason == "stopped by order"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 import urllib.error
@@ -71,7 +72,9 @@ def engine(house: AgentUnderTest) -> ReplicaReport:
 
     ready = wait_for("a ready vLLM", ask, seconds=600)
     print(f"phases at seconds {seen}; launch to ready {ready.ready_at - ready.launched_at:.1f} s")  # type: ignore[operator]
-    assert {"weights", "starting", "warming", "ready"} <= set(seen)
+    # A phase that lasts a moment may share a report with the next one; the agent's log has them all.
+    lived = re.findall(r"replica shared \(demo\): (\w+),", house.log.read_text())
+    assert lived == ["weights", "starting", "warming", "ready"]
     return ready
 
 
