@@ -39,7 +39,7 @@ def test_a_new_deployment_gets_its_minimum_ready(world: World) -> None:
 def test_a_settled_platform_stands_still(world: World) -> None:
     world.run(20)
     generation, changes = world.host().generation, Change.objects.count()
-    world.run(60)
+    world.run(30)
     assert (world.host().generation, Change.objects.count()) == (generation, changes)
 
 
@@ -145,7 +145,7 @@ def test_a_crash_is_replaced_at_once_and_its_incident_closes(world: World) -> No
 
 def test_a_crash_loop_backs_off_and_ends_in_a_clear_reason(world: World) -> None:
     world.agent.behaviour = lambda order: BROKEN
-    world.run(300)
+    world.run(60)
     assert counts(world) == {"failed": PATIENCE.limit}
     made = [replica.state_since.timestamp() for replica in world.replicas("failed")]
     gaps = [after - before for before, after in itertools.pairwise(made)]
@@ -159,7 +159,7 @@ def test_a_crash_loop_backs_off_and_ends_in_a_clear_reason(world: World) -> None
 
 def test_retry_starts_again_and_closes_the_incidents(world: World) -> None:
     world.agent.behaviour = lambda order: BROKEN
-    world.run(300)
+    world.run(60)
     world.agent.behaviour = lambda order: HEALTHY
     world.run(30)
     assert world.replicas("ready") == []
@@ -173,7 +173,7 @@ def test_retry_starts_again_and_closes_the_incidents(world: World) -> None:
 
 def test_what_heals_by_itself_is_found_out_within_the_hour(world: World) -> None:
     world.agent.behaviour = lambda order: BROKEN
-    world.run(300)
+    world.run(60)
     world.agent.behaviour = lambda order: HEALTHY
     world.now += PATIENCE.forget_s
     world.run(20)
@@ -198,9 +198,9 @@ def test_a_silent_host_is_lost_and_its_replicas_fail_over(world: World) -> None:
 
 def test_a_lost_host_is_no_reason_to_back_off(world: World) -> None:
     world.run(20)
-    for _ in range(4):
+    for _ in range(2):
         world.run(22, silent=(world.agent,))
-        world.run(20)
+        world.run(14)
     assert len(world.replicas("ready")) == 1
     assert not Incident.objects.exclude(kind="host_lost").exists()
 

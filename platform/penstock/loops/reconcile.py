@@ -6,7 +6,7 @@ incidents close when a replacement serves.
 
 import datetime
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,22 +163,23 @@ def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> p
     )
 
 
-def failures(deployment: Deployment, revision: Revision) -> list[policy.Failure]:
-    """What broke under the current revision since the last retry. A lost host is not the replica's failure."""
+def failures(deployment: Deployment, revision: Revision) -> Iterator[policy.Failure]:
+    """What broke under the current revision since the last retry. A lost host is not the replica's failure.
+
+    Lazy: a deployment that has what it wants asks nothing.
+    """
     attempts = {
         replica.pk: replica
         for replica in Replica.objects.filter(
             deployment=deployment, revision=revision, attempt__gte=deployment.retry_attempt
         ).only("pk", "ready_at")
     }
-    found = []
     incidents = Incident.objects.filter(deployment_id=deployment.pk, kind__in=_BROKEN, replica_id__isnull=False)
     for incident in incidents.order_by("-opened_at")[:_FAILURES_READ]:
         replica = attempts.get(incident.replica_id) if incident.replica_id else None
         if replica is not None:
             served_s = (incident.opened_at - replica.ready_at).total_seconds() if replica.ready_at else 0.0
-            found.append(policy.Failure(incident.opened_at.timestamp(), incident.summary, max(0.0, served_s)))
-    return found
+            yield policy.Failure(incident.opened_at.timestamp(), incident.summary, max(0.0, served_s))
 
 
 def _last_stable_at(replicas: Collection[Replica], now: float) -> float | None:
