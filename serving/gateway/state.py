@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import random
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -272,11 +271,6 @@ def policy_state_read(client: redis.Redis, loop: str, object_id: str) -> dict[st
 def policy_state_write(client: redis.Redis, loop: str, object_id: str, value: Mapping[str, Any]) -> None:
     """Keep a loop's policy state for a week: longer than any look-back, shorter than for ever."""
     client.set(f"penstock:policy:{loop}:{object_id}", msgspec.json.encode(value), ex=7 * 86400)
-
-
-def monotonic_ms() -> float:
-    """This process's monotonic clock in milliseconds."""
-    return time.monotonic() * 1000
 
 
 def _place(url: str) -> str:

@@ -308,7 +308,7 @@ def follow(state, tmp_path):
     made = []
 
     def start(name="snapshot.json"):
-        made.append(Follower(state.connection_pool.connection_kwargs and publish.settings.REDIS_URL, tmp_path / name))
+        made.append(Follower(publish.settings.REDIS_URL, tmp_path / name))
         return made[-1]
 
     yield start
@@ -387,3 +387,33 @@ def test_connection_errors_are_not_swallowed_by_the_tick(settings, db):
     settings.REDIS_URL = "unix:///nowhere/at/all.sock"
     with pytest.raises(redis.ConnectionError):
         publish.publish_pending()
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_keys_are_read_once_and_not_each_second(state, served, follow):
+    tenant = make_tenant()
+    ApiKey.objects.bulk_create(
+        (
+            ApiKey(tenant=tenant, name="k", public_id=f"id{i}", digest="0" * 64, pepper=1, scopes=["inference"])
+            for i in range(100_000)
+        ),
+        batch_size=2000,
+    )
+    times = {}
+
+    def timed(name, work):
+        began = time.perf_counter()
+        result = work()
+        times[name] = round(time.perf_counter() - began, 3)
+        return result
+
+    timed("publish all", publish.publish_all)
+    follower = timed("gateway starts", follow)
+    assert len(follower.view.keys) == 100_000
+    timed("quiet tick", publish.publish_pending)
+    make_key(tenant)
+    timed("one key", publish.publish_pending)
+    wait_until(lambda: "abc" in follower.view.keys)
+    print(times)
+    assert times["quiet tick"] < 0.1
+    assert times["one key"] < 0.2
