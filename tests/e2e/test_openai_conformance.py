@@ -74,7 +74,8 @@ CALLS: dict[str, Call] = {
     "chat stream": chat(stream=True),
     "chat stream with usage": chat(stream=True, stream_options={"include_usage": True}),
     "chat stop": chat(stop=["e"], max_tokens=32),
-    "chat n": chat(n=2),
+    "chat n": chat(n=2, temperature=0.5),
+    "chat n, greedy": refused(chat(n=2)),
     "chat logprobs": chat(logprobs=True, top_logprobs=2),
     "chat max_completion_tokens": chat(max_tokens=None, max_completion_tokens=5),
     "chat json schema": chat(
@@ -103,8 +104,8 @@ JUSTIFIED: dict[str, str] = {
     r"^models\.data$": "Penstock lists every model the tenant may use, not one engine's.",
     r".*\.system_fingerprint$": "Names the engine process.",
     r".*\.cached_tokens$": "Prefix caches are separate per tenant (cache_salt), so hits differ.",
-    r"^(unknown model|prompt over context|.*wrong type|negative max_tokens)\.body\..*": (
-        "Refused before the engine: the message says what to do in OpenAI's words; status and exception are the same."
+    r"^(unknown model|prompt over context|.*wrong type|negative max_tokens|chat n, greedy)\.body\..*": (
+        "Error bodies carry OpenAI's type and code and say what to do; status and exception are the same."
     ),
 }
 
