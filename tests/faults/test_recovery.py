@@ -51,6 +51,23 @@ def complete(stack: Stack, model: str, **fields: Any) -> httpx.Response:
     )
 
 
+def test_replicas_are_added_while_load_rises(fragile: Stack) -> None:
+    fragile.manage(
+        """
+from serving.models import Deployment
+from serving import services
+services.deployment_update(
+    deployment=Deployment.objects.get(name="demo-sim"), actor="test", min_replicas=1, max_replicas=3
+)
+"""
+    )
+    before = wanted(fragile)
+    deadline = time.monotonic() + 150
+    grown = asyncio.run(load_until(fragile, lambda: wanted(fragile) > before, deadline))
+    assert grown, "no replica was added under load"
+    wait_for("more replicas serving", lambda: len(replicas(fragile, "demo-sim")) > before, seconds=60)
+
+
 def test_killed_agent_leaves_engines_serving_and_adopts_them(fragile: Stack) -> None:
     before = {row["id"]: row["pid"] for row in replicas(fragile, "demo-sim")}
     assert before
@@ -152,7 +169,7 @@ def test_frozen_core_of_real_vllm_is_found_and_replaced(fragile: Stack) -> None:
     print(f"frozen core: found in {found_s:.1f} s, serving again after {time.monotonic() - started:.1f} s")
     assert new["id"] != old["id"]
     evidence = wait_for("evidence", lambda: evidence_of(fragile, incident["id"]), seconds=30)
-    assert {"log_tail", "metrics"} <= set(evidence)
+    assert {"log_tail", "processes", "metrics"} <= set(evidence["agent"])
     assert time.monotonic() - started < 300
 
 
@@ -168,33 +185,7 @@ def core_of(pid: int) -> psutil.Process:
 
 def evidence_of(stack: Stack, incident: str) -> dict[str, Any] | None:
     evidence = json.loads(stack.rows("select evidence from serving_incident where id = ?", incident)[0]["evidence"])
-    return evidence if "log_tail" in evidence else None
-
-
-def test_replicas_follow_a_load_that_rises_and_falls(fragile: Stack) -> None:
-    fragile.manage(
-        """
-from serving.models import Deployment
-from serving import services
-services.deployment_update(
-    deployment=Deployment.objects.get(name="demo-sim"), actor="test", min_replicas=1, max_replicas=3
-)
-"""
-    )
-    before = wanted(fragile)
-    deadline = time.monotonic() + 150
-    grown = asyncio.run(load_until(fragile, lambda: wanted(fragile) > before, deadline))
-    assert grown, "no replica was added under load"
-    wait_for("more replicas serving", lambda: len(replicas(fragile, "demo-sim")) > before, seconds=60)
-    # Half of the last two hours' peak stays, whatever the load: traffic that vanishes tends to come back at once.
-    wait_for("replicas released when idle", lambda: wanted(fragile) < highest(fragile), seconds=420, every=1.0)
-    decisions = fragile.rows("select * from serving_scalingdecision where deployment_name = 'demo-sim' order by at")
-    changes = [row for row in decisions if row["before"] != row["after"]]
-    for row in changes:
-        print(f"{row['at']}: {row['before']} -> {row['after']}: {row['reason']}")
-    assert any(row["after"] > row["before"] for row in changes)
-    assert any(row["after"] < row["before"] for row in changes)
-    assert all(row["reason"] and json.loads(row["inputs"]) for row in changes)
+    return evidence if "agent" in evidence else None
 
 
 def highest(stack: Stack) -> int:
@@ -229,3 +220,16 @@ async def load_until(stack: Stack, done: Any, deadline: float) -> bool:
         over.set()
         await asyncio.gather(*clients)
     return bool(done())
+
+
+def test_replicas_are_released_when_the_load_has_gone(fragile: Stack) -> None:
+    """Runs last: the load of the first test has gone meanwhile, and release is slow on purpose."""
+    # Half of the last two hours' peak stays, whatever the load: traffic that vanishes tends to come back at once.
+    wait_for("replicas released when idle", lambda: wanted(fragile) < highest(fragile), seconds=420, every=1.0)
+    decisions = fragile.rows("select * from serving_scalingdecision where deployment_name = 'demo-sim' order by at")
+    changes = [row for row in decisions if row["before"] != row["after"]]
+    for row in changes:
+        print(f"{row['at']}: {row['before']} -> {row['after']}: {row['reason']}")
+    assert any(row["after"] > row["before"] for row in changes)
+    assert any(row["after"] < row["before"] for row in changes)
+    assert all(row["reason"] and json.loads(row["inputs"]) for row in changes)
