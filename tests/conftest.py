@@ -84,7 +84,9 @@ def state_url(valkey_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def django_db_modify_db_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+def django_db_modify_db_settings(
+    tmp_path_factory: pytest.TempPathFactory, django_db_modify_db_settings_parallel_suffix: None
+) -> None:
     """SQLite in a file, as in production: threads that race each other need connections of their own."""
     default = connections.databases["default"]
     if "sqlite" in default["ENGINE"]:

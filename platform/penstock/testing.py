@@ -1,17 +1,29 @@
 """A pytest plugin: fast tests first, and nothing is skipped silently. ``penstock test`` loads it.
 
-Under ``CI=true`` a skipped test fails the run unless its reason matches ``--allow-skip``.
+Under ``CI=true`` a skipped test fails the run unless its reason matches ``--allow-skip``. ``-p penstock.testing`` takes
+its settings from the environment, so that processes that share a round have them too.
 """
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
+ONLY_DATABASE, ALLOW_SKIP, SUMMARY = "PENSTOCK_TEST_ONLY_DATABASE", "PENSTOCK_TEST_ALLOW_SKIP", "PENSTOCK_TEST_SUMMARY"
+"""Environment of a round: "1" for the tests that use the database; JSON list of patterns; file for the summary."""
+
 _ORDER = ("browser", "postgres", "e2e", "vllm", "faults")
 """Markers from the cheapest to the most expensive; a test runs in the place of its most expensive one."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """``-p penstock.testing``."""
+    allowed = json.loads(os.environ.get(ALLOW_SKIP, "[]"))
+    config.pluginmanager.register(Plugin(allowed=allowed, only_database=os.environ.get(ONLY_DATABASE) == "1"))
 
 
 def rank(markers: Iterable[str]) -> int:
@@ -51,6 +63,8 @@ class Plugin:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if exitstatus == pytest.ExitCode.OK and in_ci() and unlawful(self.skipped, self.allowed):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if (summary := os.environ.get(SUMMARY)) and not hasattr(session.config, "workerinput"):
+            Path(summary).write_text("\n".join(self.summary()), encoding="utf-8")
 
     def _note(self, longrepr: object) -> None:
         reason = str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)

@@ -120,6 +120,9 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         "--gateways", type=positive, default=1, metavar="N", help="gateway processes that share the API port"
     )
     _add_demo(parser)
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show every line of the roles, not only warnings (log/ has all)"
+    )
     parser.add_argument("--no-demo", action="store_true", help="set up an empty installation with one operator")
     parser.add_argument(
         "--allow-remote-demo",
@@ -174,11 +177,11 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Run the tests on SQLite, then those that use the database on PostgreSQL."
+    parser.description = "Run all tests; those that use the database run on SQLite and on PostgreSQL."
     parser.add_argument(
         "--database",
         choices=("sqlite", "postgresql", "both"),
-        help="run one of the two rounds (default: both, or sqlite when pytest is told which tests)",
+        help="keep to one database (default: both, or sqlite when pytest is told which tests)",
     )
     parser.add_argument(
         "--allow-skip",

