@@ -99,6 +99,7 @@ class Traffic:
             estimated=Usage(input_tokens=90, output_tokens=30),
             service_class=fields.pop("service_class", "best_effort"),
             client_request_id=fields.pop("client_request_id", ""),
+            stream=fields.pop("stream", True),
         )
         replica_id = str(uuid.UUID(int=9))
         end = EndLine(

@@ -65,7 +65,7 @@ class UsageRecordAdmin(HistoryAdmin):
 
     @column("TTFT (ms)")
     def ttft_ms(self, record: UsageRecord) -> str:
-        if record.first_byte_at is None:
+        if record.first_byte_at is None or not record.stream:
             return "–"
         return f"{(record.first_byte_at - record.admitted_at).total_seconds() * 1000:,.0f}"
 

@@ -136,7 +136,8 @@ class Sums:
         self.output_tokens += record.output_tokens
         self._mu.append(record.actual_mu)
         self._duration_ms.append((record.ended_at - record.admitted_at).total_seconds() * 1000)
-        if record.first_byte_at is not None:
+        # The first byte of an answer in one piece comes with its last: that is its duration.
+        if record.stream and record.first_byte_at is not None:
             self.ttft_count += 1
             ttft_s = (record.first_byte_at - record.admitted_at).total_seconds()
             self._ttft_ms.append(max(0.0, ttft_s * 1000))

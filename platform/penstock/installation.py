@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock import quickstart, roles
 from penstock.check_run import check
+from penstock.loglines import Sieve
 from penstock.logs import RoleLog, Terminal
 from penstock.quickstart import Model
 from penstock.roles import Options
@@ -33,7 +34,10 @@ class StartError(RuntimeError):
 
 
 class Installation:
-    """``demo_engine``: ``vllm`` or ``simulated`` for the demo on an empty database, None for no demo."""
+    """``demo_engine``: ``vllm`` or ``simulated`` for the demo on an empty database, None for no demo.
+
+    With ``is_verbose`` the terminal shows every line of the roles, else what a person needs.
+    """
 
     def __init__(
         self,
@@ -44,12 +48,16 @@ class Installation:
         model: str | None,
         stop_within_s: float,
         began: float,
+        is_verbose: bool = False,
     ) -> None:
         self._token = secrets.token_urlsafe(32)
         self.options = options
         self.demo_engine, self.model_source = demo_engine, model
         self._terminal, self._stop_within_s, self._began = terminal, stop_within_s, began
+        self._is_verbose = is_verbose
         self._logs: dict[str, RoleLog] = {}
+        self._sieves: dict[str, Sieve] = {}
+        self._promised = ""
         self._pids_file = options.data / "run" / "pids.json"
         self.supervisor = Supervisor(on_line=self._line, say=terminal.line, pids_file=self._pids_file)
         self.status = StatusClient(options.console_url, self._token)
@@ -147,6 +155,10 @@ class Installation:
                 self._terminal.line(line, source="models")
         if self._terminal.is_tty:
             self._terminal.status("   ".join(model.line() for model in under_way))
+        promised = self._models.get(self._promised)
+        if promised is not None and promised.state == "ready":
+            self._terminal.line(f"{self._promised} answers now: the curl line above streams", source="models")
+            self._promised = ""
         if moved:
             self._write_quickstart(quickstart.with_models(self.quickstart, models))
 
@@ -171,8 +183,10 @@ class Installation:
         if key and first:
             say(f"    try it      {quickstart.curl_line(self.options.api_url, key, first)}")
             if not is_ready:
-                say(f"                once {first} is ready, which is told below; until then it answers 503")
+                self._promised = first
+                say(f"                as soon as {first} is ready, which is told below; until then it answers 503")
         say(f"    keys        {quickstart.quickstart_path(self.options.data)}")
+        say(f"    logs        {self.options.data / 'log'}")
         say("    stop        Ctrl-C")
         say()
 
@@ -229,8 +243,11 @@ class Installation:
     def _line(self, role: str, text: str) -> None:
         if role not in self._logs:
             self._logs[role] = RoleLog(self.options.data / "log" / f"{role}.log")
+            self._sieves[role] = Sieve()
         self._logs[role].write(text)
-        self._terminal.line(text, source=role)
+        shown = text if self._is_verbose else self._sieves[role].shown(text)
+        if shown:
+            self._terminal.line(shown, source=role)
 
 
 def _answers_ping(path: str) -> bool:

@@ -6,6 +6,8 @@ Importing this module never writes: secrets come from the environment or from ``
 from pathlib import Path
 from typing import Any
 
+from django.templatetags.static import static
+
 from penstock import env, paths
 from penstock.databases import database_settings
 from penstock.secrets import load_secrets
@@ -109,7 +111,8 @@ UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Penstock admin",
     "SITE_HEADER": "Penstock",
     "SITE_SUBHEADER": "Everything, as it is stored",
-    "SITE_SYMBOL": "water",
+    "SITE_ICON": lambda request: static("img/favicon.svg"),
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("img/favicon.svg")}],
     "SITE_URL": "/",
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,

@@ -63,7 +63,7 @@ def summarise(replicas: Sequence[ReplicaView]) -> Summary:
     """The best that any of a deployment's replicas has reached."""
     if any(replica.state == Replica.State.READY for replica in replicas):
         return Summary("ready")
-    under_way = [r for r in replicas if r.state == Replica.State.STARTING and r.phase in _PHASES]
+    under_way = [r for r in replicas if r.state == Replica.State.STARTING and _is_under_way(r)]
     if under_way:
         best = max(under_way, key=lambda replica: _PHASES.index(replica.phase))
         step, share = str(best.progress.get("step") or ""), best.progress.get("share")
@@ -78,6 +78,11 @@ def summarise(replicas: Sequence[ReplicaView]) -> Summary:
         return Summary("failed", detail=failed[-1].reason)
     waiting = [replica for replica in replicas if replica.state in (Replica.State.PENDING, Replica.State.STARTING)]
     return Summary("pending", detail=waiting[-1].reason if waiting else "")
+
+
+def _is_under_way(replica: ReplicaView) -> bool:
+    """An agent that has only just been told begins with the environment, also for engines that need none."""
+    return replica.phase in _PHASES and (replica.phase != _PHASES[0] or bool(replica.progress))
 
 
 def deployment_states() -> list[DeploymentState]:

@@ -33,7 +33,7 @@ HELD: frozenset[State] = frozenset({"starting", "ready", "draining", "stopping"}
 """States in which a placed replica occupies its host: cores, memory and accelerators."""
 
 _STARTING_WORDS: Mapping[str, str] = {
-    "environment": "the engine's environment is being built",
+    "environment": "the engine's environment is being prepared",
     "weights": "the weights are being fetched",
     "starting": "the engine is starting",
     "warming": "the engine is warming up",

@@ -29,6 +29,7 @@ def view(state: str, phase: str = "", reason: str = "", **progress: Any) -> Repl
         ([view("starting", "environment"), view("starting", "warming", step="warming")], Summary("warming")),
         ([view("starting", "warming"), view("ready")], Summary("ready")),
         ([view("failed", reason="disk full"), view("starting", "weights")], Summary("weights")),
+        ([view("starting", "environment")], Summary("pending")),
         ([view("failed", reason="old"), view("failed", reason="disk full")], Summary("failed", detail="disk full")),
         ([view("stopped"), view("draining")], Summary("pending")),
     ],

@@ -104,6 +104,7 @@ def _run_all(arguments: argparse.Namespace, options: Options) -> int:
             model=arguments.model,
             stop_within_s=arguments.stop_within,
             began=began,
+            is_verbose=arguments.verbose,
         )
         check_s = arguments.check_timeout if arguments.check else None
         return asyncio.run(_foreground(installation, terminal, check_s))

@@ -153,9 +153,9 @@ def used_now(now: datetime) -> dict[UUID, float]:
 
 
 def ttft_p95_ms(now: datetime) -> dict[UUID, float | None]:
-    """TTFT p95 of each deployment, from the newest requests of the last five minutes."""
+    """TTFT p95 of each deployment, from the newest streams of the last five minutes."""
     rows = (
-        UsageRecord.objects.filter(ended_at__gte=now - TTFT_WINDOW, first_byte_at__isnull=False)
+        UsageRecord.objects.filter(stream=True, ended_at__gte=now - TTFT_WINDOW, first_byte_at__isnull=False)
         .order_by("-ended_at")
         .values_list("deployment_id", "admitted_at", "first_byte_at")[:TTFT_ROWS]
     )
@@ -201,7 +201,7 @@ def _replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
         steps=start_steps(replica.state, replica.phase, progress),
         share=float(share) if isinstance(share, int | float) else None,
         supply_mu_per_min=replica.supply_mu_per_min,
-        in_flight=None if engine is None or engine.running is None else engine.running + (engine.waiting or 0.0),
+        in_flight=live.in_flight.get(str(replica.pk), 0) if live.has_gateways else None,
         target=replica.revision.target_concurrency,
         kv_share=None if engine is None else engine.kv_usage,
         engine=replica.engine_version or replica.revision.get_runtime_display(),
@@ -240,9 +240,14 @@ def _host_rows(replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
 
 
 def _decisions() -> list[ScalingDecision]:
-    """The newest decisions; those that changed something go before the minute's unchanged looks."""
+    """The newest decisions that changed something, filled up with each deployment's last unchanged look."""
     changes = list(ScalingDecision.objects.exclude(before=F("after")).order_by("-at")[: FEED_ROWS - 1])
-    holds = ScalingDecision.objects.filter(before=F("after")).order_by("-at")[: FEED_ROWS - len(changes)]
+    newest = (
+        ScalingDecision.objects.filter(before=F("after"), deployment_id=OuterRef("deployment_id"))
+        .order_by("-at")
+        .values("pk")[:1]
+    )
+    holds = ScalingDecision.objects.filter(pk=Subquery(newest)).order_by("-at")[: FEED_ROWS - len(changes)]
     return sorted([*changes, *holds], key=lambda row: row.at, reverse=True)
 
 

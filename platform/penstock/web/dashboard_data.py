@@ -231,7 +231,8 @@ def _name(names: dict[UUID, str], identifier: UUID) -> str:
 
 
 def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:
-    ttft_s = None if record.first_byte_at is None else figures.seconds_between(record.admitted_at, record.first_byte_at)
+    first_byte_at = record.first_byte_at if record.stream else None
+    ttft_s = None if first_byte_at is None else figures.seconds_between(record.admitted_at, first_byte_at)
     return RequestRow(
         record=record,
         key=_name(keys, record.key_id),

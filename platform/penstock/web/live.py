@@ -10,6 +10,7 @@ import msgspec
 import redis
 from django.conf import settings
 
+from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import deployment_ring, replica_ring
 
 WINDOW_S = 30
@@ -56,9 +57,14 @@ class Now:
 
 @dataclass(frozen=True)
 class Live:
-    """What the shared state told. ``problem`` is empty when it answered."""
+    """What the shared state told. ``problem`` is empty when it answered.
+
+    ``in_flight``: requests at each replica, by the gateways' own beats; only those that have any are named.
+    """
 
     problem: str = ""
+    has_gateways: bool = False
+    in_flight: dict[str, int] = field(default_factory=dict)
     deployments: dict[str, Now] = field(default_factory=dict)
     engines: dict[str, EngineSample] = field(default_factory=dict)
 
@@ -116,7 +122,7 @@ def summarise(samples: Sequence[DeploymentSample]) -> Now | None:
 
 
 def read_live(deployment_ids: Sequence[str], replica_ids: Sequence[str]) -> Live:
-    """Rings of the given deployments and replicas in one exchange. Never raises for a state that is down."""
+    """Rings of the given deployments and replicas, and the gateways' beats. Never raises for a state that is down."""
     started = time.monotonic()
     try:
         pipe = state_client().pipeline(transaction=False)
@@ -125,6 +131,7 @@ def read_live(deployment_ids: Sequence[str], replica_ids: Sequence[str]) -> Live
         for identifier in replica_ids:
             pipe.lrange(replica_ring(identifier), 0, 0)
         answers = cast(list[list[bytes]], pipe.execute())
+        beats = read_beats(state_client())
     except (redis.RedisError, OSError) as error:
         waited_ms = (time.monotonic() - started) * 1000
         return Live(problem=f"{type(error).__name__} after {waited_ms:.0f} ms")
@@ -137,7 +144,18 @@ def read_live(deployment_ids: Sequence[str], replica_ids: Sequence[str]) -> Live
     for identifier, rows in zip(replica_ids, answers[len(deployment_ids) :], strict=True):
         if rows and (sample := _engine_sample(rows[0])) is not None:
             engines[identifier] = sample
-    return Live(deployments=deployments, engines=engines)
+    return Live(
+        has_gateways=bool(beats), in_flight=requests_by_replica(beats), deployments=deployments, engines=engines
+    )
+
+
+def requests_by_replica(beats: Iterable[GatewayBeat]) -> dict[str, int]:
+    """Requests in flight at each replica, over all living gateways."""
+    sums: dict[str, int] = {}
+    for beat in beats:
+        for replica_id, load in beat.replicas.items():
+            sums[replica_id] = sums.get(replica_id, 0) + load.n
+    return sums
 
 
 def _engine_sample(row: bytes) -> EngineSample | None:

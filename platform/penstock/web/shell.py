@@ -61,9 +61,10 @@ def build_shell(user: User, *, current: str, tenant: Tenant | None) -> Shell:
         nav = [
             NavItem("Capacity", reverse("console"), "capacity", current == "console"),
             NavItem("Tenants", reverse("tenants"), "people", current == "tenants"),
-            NavItem("Style guide", reverse("style-guide"), "code", current == "style-guide"),
             NavItem("Admin", reverse("admin:index"), "settings", False),
         ]
+        if current == "style-guide":
+            nav.append(NavItem("Style guide", reverse("style-guide"), "code", True))
     else:
         nav = [NavItem("Tenants", reverse("tenants"), "people", current == "tenants")]
     return Shell(user=user, nav=nav, switch=_switch(user, tenant))
