@@ -137,6 +137,9 @@ class Gateway:
                 code="journal_unavailable",
                 retry_after_s=5.0,
             ) from error
+        except BaseException:
+            self._give_back(granted)
+            raise
         services.loads.offered(deployment.id, estimate.mu)
         await Exchange(services, request, books).run()
 
@@ -213,13 +216,16 @@ class Gateway:
             replica = min(replicas, key=lambda r: (services.loads.replica(r.id).n, r.id))
             body = dialect.engine_body(parsed, priority=0, cache_salt="")
             try:
-                async with asyncio.timeout(TOKENIZE_S):
-                    connection = await services.call_replica(replica, dialect.engine_path, body, request.id)
-                    answer = await connection.read_all(services.config.max_answer)
+                status, answer = await services.ask_replica(
+                    replica,
+                    dialect.engine_path,
+                    body,
+                    request.id,
+                    seconds=TOKENIZE_S,
+                    limit=services.config.max_answer,
+                )
             except (UpstreamError, TimeoutError) as error:
                 raise ApiError(502, "The engine did not answer.", code="engine_lost", type=errors.SERVER) from error
-            status = connection.status
-            connection.release()
         finally:
             if granted is not None:
                 services.grants.settle(granted, {})

@@ -7,6 +7,7 @@ settled, and a gateway killed a moment later has the whole request in its journa
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -30,6 +31,8 @@ WATCH_AFTER_S = 0.02
 """A request that is over before needs no abort watcher; a client that has left meanwhile is seen then."""
 TICK_S = 5.0
 PROGRESS_S = 1.0
+LAST_WORD_S = 2.0
+"""How long a client that must be told of a stopped request may take to hear it."""
 MAX_ATTEMPTS = 2
 BUSY_RETRY_S = 1.0
 
@@ -84,6 +87,8 @@ class Exchange:
             await self._answer_error(error)
         except Exception:
             self.books.settle("engine_error", 500, "internal error of the gateway")
+            failed = ApiError(500, "The gateway failed on this request.", code="internal_error", type=errors.SERVER)
+            await self._answer_error(failed)
             raise
         finally:
             self._drop()
@@ -264,7 +269,10 @@ class Exchange:
         else:
             error = errors.unavailable("The gateway is stopping.", code="gateway_stopping", retry_after_s=1.0)
             self.books.settle("timeout", 503, error.code or "")
-        await self._answer_error(error)
+        # No clock watches over this any more, and the client may not be reading.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._answer_error(error)
 
     def _watch(self) -> None:
         self.watcher = asyncio.get_running_loop().create_task(self._next_message())
@@ -286,7 +294,7 @@ class Exchange:
         elif self.has_started and now - self.heard >= config.idle_s:
             # A client that reads nothing for as long is as good as gone.
             self._stop("client_closed" if self.is_sending else "idle")
-        else:
+        if not self.stopped:
             pause = min(TICK_S, config.idle_s, max(0.01, self.request.arrived + config.total_s - now))
             self.timer = asyncio.get_running_loop().call_later(pause, self._tick)
 

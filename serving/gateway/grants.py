@@ -12,9 +12,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from serving.gateway.limits import Limit, Share
 from serving.gateway.records import LimitRecord
@@ -117,7 +119,7 @@ class Grants:
         while (self._dirty or self._urgent) and self.mode == "shared":
             self._is_due = True
             await self._exchange()
-        with suppress(StateUnavailable):
+        with suppress(StateUnavailable, ResponseError):
             await self._state.call("ZREM", GATEWAYS, self._id)
 
     async def acquire(self, demands: Sequence[Demand]) -> Granted | Refused:
@@ -240,7 +242,7 @@ class Grants:
                 order.setdefault(self._limits[demand.limit.id], len(order) + 1)
         asked = len(order)
         for waiting in (self._urgent, self._dirty if self._is_due else ()):
-            for limit in list(waiting)[: max(0, _LIMITS_PER_EXCHANGE - len(order))]:
+            for limit in islice(waiting, max(0, _LIMITS_PER_EXCHANGE - len(order))):
                 order.setdefault(limit, len(order) + 1)
         self._urgent.difference_update(order)
         self._dirty.difference_update(order)
@@ -259,7 +261,7 @@ class Grants:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
-        except (StateUnavailable, TimeoutError) as error:
+        except (StateUnavailable, ResponseError, TimeoutError) as error:
             for limit in order:
                 limit.report_lost()
                 self._dirty.add(limit)

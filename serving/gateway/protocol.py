@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.gateway.errors import INVALID, error_body
 
@@ -13,6 +14,8 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """A refused body is read on for a while, so that the client gets to read the answer; but not for ever."""
+LINGER_S = 5.0
+"""What is still to be sent when a connection is closed must be taken by then."""
 
 
 class HeadCork:
@@ -41,6 +44,9 @@ class HeadCork:
 
     def close(self) -> None:
         self._flush()
+        if not self._transport.is_closing() and self._transport.get_write_buffer_size():
+            # An orderly close waits for the buffer, and a client that never reads would keep it for ever.
+            self._loop.call_later(LINGER_S, self._transport.abort)
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -62,6 +68,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._unread_bytes = 0
+        self._running: RequestResponseCycle | None = None
+        self._is_offer = False
+        self._body_left = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,6 +80,35 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_came()
         super().connection_lost(exc)
+        running = self._running
+        if running is not None and not running.response_complete:
+            # The server tells the newest request alone; one that is answered while others wait must know too.
+            running.disconnected = True
+            running.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_offer:
+            self._take_offered_body(data)
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+            return
+        except httptools.HttpParserUpgrade as offer:
+            self._take_offered_body(data[offer.args[0] :])
+            return
+        # The keep-alive clock has just been stopped. Bytes that begin no request (line ends, the body of a
+        # refused one) must not keep the connection.
+        is_idle = self.cycle is not None and self.cycle.response_complete
+        if is_idle and self._header_timer is None and not self.transport.is_closing():
+            self._await_headers()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _await_headers(self) -> None:
         self._headers_came()
@@ -110,6 +148,30 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._headers_came()
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self._read_plainly()
+
+    def _read_plainly(self) -> None:
+        """The request offers another protocol, which nobody takes up. The parser takes what follows its head for that
+        protocol; it is the request's body, of the stated length, and the last that is read of this connection."""
+        headers = dict(self.headers)
+        if b"transfer-encoding" in headers:
+            raise ValueError("an offer to upgrade needs a body of a stated length")
+        self._is_offer = True
+        self._body_left = int(headers.get(b"content-length", b"0"))
+        self.cycle.keep_alive = False
+
+    def _take_offered_body(self, data: bytes) -> None:
+        part = data[: self._body_left]
+        self._body_left -= len(part)
+        if part:
+            self.on_body(part)
+            if not self._body_left:
+                self.on_message_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._body_left:
+            super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.cycle.response_complete:

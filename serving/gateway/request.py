@@ -47,17 +47,16 @@ class Request:
         stated = self.headers.get(b"content-length", b"")
         if stated.isdigit() and int(stated) > limit:
             raise _too_large(limit)
-        message = await self.receive()
-        if not message.get("more_body"):
-            return self._part(message, limit, 0)
-        parts = [self._part(message, limit, 0)]
-        size = len(parts[0])
+        parts: list[bytes] = []
+        size = 0
         try:
             async with asyncio.timeout(seconds):
-                while message.get("more_body"):
+                more = True
+                while more:
                     message = await self.receive()
                     parts.append(self._part(message, limit, size))
                     size += len(parts[-1])
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(
                 408,
@@ -65,7 +64,7 @@ class Request:
                 code="timeout",
                 headers=[(b"connection", b"close")],
             ) from None
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @staticmethod
     def _part(message: Message, limit: int, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -10,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from capacity.policy.cost import CostProfile, request_cost
+from serving.gateway.calibration import Calibration
 from serving.gateway.config import Config
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.grants import Grants
@@ -42,6 +44,7 @@ class Services:
             self._replicas, self.loads, policy, queue_s=config.queue_s, queue_max=config.queue_max
         )
         self.learned = Learned()
+        self.calibration = Calibration(self)
         self.metrics = Metrics(self._gauges)
         self.in_flight = 0
         self.started_at = time.time()
@@ -56,9 +59,11 @@ class Services:
         await self.loads.start()
         await self.journal.start()
         await self.shipper.start()
+        await self.calibration.start()
 
     async def stop(self) -> None:
         """In the order that loses nothing: no new figures after the loads, the journal's end shipped last."""
+        await self.calibration.stop()
         self.upstream.close()
         await self.grants.stop()
         await self.loads.stop()
@@ -120,6 +125,25 @@ class Services:
             )
         full = b"%s%s\r\ncontent-length: %d\r\n\r\n" % (head, request_id.encode(), len(body))
         return await self.upstream.exchange(replica.address, full, body)
+
+    async def ask_replica(
+        self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str, *, seconds: float, limit: int
+    ) -> tuple[int, bytes]:
+        """``call_replica`` and the whole answer, of at most ``limit`` bytes: its status and body.
+
+        Raises UpstreamError or TimeoutError; the connection is then closed.
+        """
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(seconds):
+                connection = await self.call_replica(replica, path, body, request_id)
+                answer = await connection.read_all(limit)
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        connection.release()
+        return connection.status, answer
 
     def _gauges(self) -> dict[str, float]:
         return {

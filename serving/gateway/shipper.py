@@ -72,7 +72,11 @@ class Shipper:
 
     async def _ship_on(self) -> None:
         while True:
-            await self._ship_all()
+            try:
+                await self._ship_all()
+            except Exception:
+                # Whatever it is, the other segments and the next look must not wait for a restart.
+                logger.exception("journal: shipping failed; it is tried again")
             await asyncio.sleep(_PERIOD_S)
 
     async def _ship_all(self) -> None:
@@ -159,7 +163,7 @@ class Shipper:
         self._journal.retire(segment)
         with suppress(OSError):
             segment.delete()
-        with suppress(StateUnavailable):
+        with suppress(StateUnavailable, ResponseError):
             await self._state.call("DEL", ack_key(segment.name))
 
     def _set_aside(self, shipments: dict[str, Shipment], shipment: Shipment, error: SegmentDamaged) -> None:
@@ -178,12 +182,18 @@ class Shipper:
 
     async def _adopt_on(self) -> None:
         while True:
-            held = {segment.path for segment in self._journal.segments}
-            held.update(shipment.segment.path for shipment in self._adopted.values())
-            for path in sorted(self._journal.directory.glob(f"*{SUFFIX}")):
-                if path not in held:
-                    await self._adopt(path)
+            try:
+                await self._adopt_all()
+            except Exception:
+                logger.exception("journal: looking for segments of dead gateways failed; it is tried again")
             await asyncio.sleep(_ADOPT_EVERY_S)
+
+    async def _adopt_all(self) -> None:
+        held = {segment.path for segment in self._journal.segments}
+        held.update(shipment.segment.path for shipment in self._adopted.values())
+        for path in sorted(self._journal.directory.glob(f"*{SUFFIX}")):
+            if path not in held:
+                await self._adopt(path)
 
     async def _adopt(self, path: Path) -> None:
         """Take a segment that nobody holds, close its open requests and ship it."""

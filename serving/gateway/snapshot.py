@@ -192,7 +192,11 @@ class SnapshotStore:
     async def _follow_on(self) -> None:
         while True:
             await asyncio.sleep(_POLL_S)
-            await self._follow()
+            try:
+                await self._follow()
+            except Exception:
+                # A view that stands still would keep revoked keys alive.
+                logger.exception("snapshot: it cannot be followed now; it is tried again")
 
     async def _follow(self) -> bool:
         """Bring the view up to date; whether that was possible."""

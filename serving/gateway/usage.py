@@ -6,6 +6,9 @@ import msgspec
 
 from serving.gateway.records import Usage
 
+MAX_TOKENS = 2**53
+"""What the books and a float hold exactly; an engine that says more is broken, and its price must not overflow."""
+
 
 class PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
@@ -20,11 +23,11 @@ class EngineUsage(msgspec.Struct):
         """As the journal keeps it. Cached tokens never exceed input tokens, whatever the engine says."""
         details = self.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details is not None else 0
-        prompt = max(0, self.prompt_tokens)
+        prompt = min(max(0, self.prompt_tokens), MAX_TOKENS)
         return Usage(
             input_tokens=prompt,
             cached_tokens=min(max(0, cached), prompt),
-            output_tokens=max(0, self.completion_tokens or 0),
+            output_tokens=min(max(0, self.completion_tokens or 0), MAX_TOKENS),
         )
 
 

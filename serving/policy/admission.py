@@ -90,6 +90,15 @@ class Learned:
             return habit.bytes_per_token
         return self._bytes_per_token.get(deployment) or DEFAULT_BYTES_PER_TOKEN
 
+    def knows(self, deployment: str) -> bool:
+        """Whether the deployment's bytes per token have been measured or seen."""
+        return deployment in self._bytes_per_token
+
+    def seed(self, deployment: str, bytes_per_token: float) -> None:
+        """Take a measured ratio for a deployment of which nothing is known yet."""
+        ratio = min(MAX_BYTES_PER_TOKEN, max(MIN_BYTES_PER_TOKEN, bytes_per_token))
+        self._bytes_per_token.setdefault(deployment, ratio)
+
     def note(
         self, key: str, deployment: str, ask: Ask, *, input_tokens: int, cached_tokens: int, output_tokens: int
     ) -> None:

@@ -66,6 +66,7 @@ class Shared:
         """A third gateway, with very little patience."""
         if self._strict is None:
             seconds = {"HEADER_S": "0.5", "BODY_S": "0.5", "TOTAL_S": "1", "IDLE_S": "0.4", "DRAIN_S": "1"}
+            seconds["KEEP_ALIVE_S"] = "1"
             self._strict = self.cluster.gateway(
                 "gateway-3", **{f"PENSTOCK_GATEWAY_{name}": value for name, value in seconds.items()}
             )

@@ -2,7 +2,8 @@
 
 Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` field may hold a JSON script
 ``{"delay_ms", "first_ms", "fail", "at", "pad"}``; ``POST /control`` sets the default for all. ``GET /log`` tells
-every request it got and what became of it. Prompt tokens: UTF-8 bytes / 4 rounded up, and 4 per message.
+every request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
+message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONNECTIONS: set[int] = set()
 
 
 def tokens_of(text: str) -> int:
-    return math.ceil(len(text.encode()) / 4)
+    return math.ceil(len(text.encode()) / float(CONTROL.get("bytes_per_token", 4)))
 
 
 def prompt_tokens(body: dict[str, Any]) -> list[int]:
@@ -182,12 +183,16 @@ async def stream(
 
 async def tokenize(request: web.Request) -> web.Response:
     body = await request.json()
+    if CONTROL.get("fail") == "tokenize":
+        CONTROL["tokenize_failures"] = CONTROL.get("tokenize_failures", 0) + 1
+        return error(500, "not yet")
+    CONTROL.setdefault("tokenized", []).append(body.get("model"))
     count = sum(prompt_tokens(body))
     return web.json_response({"count": count, "max_model_len": CONTEXT, "tokens": list(range(count))})
 
 
 async def log(_: web.Request) -> web.Response:
-    return web.json_response({"requests": LOG, "connections": len(CONNECTIONS)})
+    return web.json_response({"requests": LOG, "connections": len(CONNECTIONS), "control": CONTROL})
 
 
 async def control(request: web.Request) -> web.Response:

@@ -14,6 +14,8 @@ from serving.policy.admission import Ask
 
 MAX_CHOICES = 128
 """Sequences that one request may generate: n × prompts, or best_of × prompts."""
+MAX_OUTPUT_TOKENS = 2**31 - 1
+"""Beyond every context; more would overflow what is estimated and kept of a request."""
 
 SAMPLING = frozenset(
     {
@@ -155,7 +157,9 @@ def require_range(name: str, value: int | None, low: int, high: int | None = Non
         return
     if value < low or (high is not None and value > high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise errors.bad_request(f"'{name}' must be {bound}, not {value}.", param=name, code="invalid_value")
+        # A client may have written thousands of digits.
+        shown = str(value)[:24]
+        raise errors.bad_request(f"'{name}' must be {bound}, not {shown}.", param=name, code="invalid_value")
 
 
 def require_choices(choices: int, *, param: str) -> None:
@@ -171,8 +175,7 @@ def generating_body(parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
     """The engine request of a generating dialect: usage on every event, and the fields only the gateway sets."""
     members: dict[str, Any] = dict(parsed.members)
     if parsed.is_stream:
-        options = msgspec.json.decode(members["stream_options"]) if "stream_options" in members else None
-        members["stream_options"] = {**(options or {}), "include_usage": True, "continuous_usage_stats": True}
+        members["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     members["priority"] = priority
     members["cache_salt"] = cache_salt
     return msgspec.json.encode(members)

@@ -89,8 +89,8 @@ class Chat:
         fields = base.read_fields(_decoder, body)
         n = fields.n or 1
         base.require_range("n", fields.n, 1, base.MAX_CHOICES)
-        base.require_range("max_tokens", fields.max_tokens, 1)
-        base.require_range("max_completion_tokens", fields.max_completion_tokens, 1)
+        base.require_range("max_tokens", fields.max_tokens, 1, base.MAX_OUTPUT_TOKENS)
+        base.require_range("max_completion_tokens", fields.max_completion_tokens, 1, base.MAX_OUTPUT_TOKENS)
         if not fields.messages:
             raise errors.bad_request("'messages' must hold at least one message.", param="messages", code="empty_array")
         base.require_range("messages", len(fields.messages), 1, MAX_MESSAGES)

@@ -45,7 +45,7 @@ class Completions:
         base.require_range("n", fields.n, 1, base.MAX_CHOICES)
         base.require_range("best_of", fields.best_of, n, base.MAX_CHOICES)
         # With echo and without output, a completion only scores its prompt.
-        base.require_range("max_tokens", fields.max_tokens, 0 if fields.echo else 1)
+        base.require_range("max_tokens", fields.max_tokens, 0 if fields.echo else 1, base.MAX_OUTPUT_TOKENS)
         if fields.best_of and fields.best_of > n and fields.stream:
             raise errors.bad_request(
                 "'best_of' above 'n' cannot be streamed.", param="best_of", code="unsupported_parameter"
