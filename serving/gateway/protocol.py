@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.gateway.cycle import Cycle
 from serving.gateway.errors import INVALID, error_body
+from serving.gateway.request import WHOLE
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -18,44 +21,22 @@ LINGER_S = 5.0
 """What is still to be sent when a connection is closed must be taken by then."""
 
 
-class HeadCork:
-    """A transport that holds an answer's head back for the body's first write: one system call, one packet, not two.
+class Closing:
+    """A transport whose orderly close comes to an end, read or not."""
 
-    The server writes the two apart; uvloop would send each at once. A head that nothing follows goes out on the
-    loop's next turn.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
+    __slots__ = ("_loop", "_transport", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
+        self.write = transport.write
+        self.is_closing = transport.is_closing
 
     def close(self) -> None:
-        self._flush()
         if not self._transport.is_closing() and self._transport.get_write_buffer_size():
             # An orderly close waits for the buffer, and a client that never reads would keep it for ever.
             self._loop.call_later(LINGER_S, self._transport.abort)
         self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -69,12 +50,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unread_bytes = 0
         self._running: RequestResponseCycle | None = None
+        self._is_in_headers = False
         self._is_offer = False
         self._body_left = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = HeadCork(transport, self.loop)  # type: ignore[assignment]
+        self.transport = Closing(transport, self.loop)  # type: ignore[assignment]
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,10 +82,10 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._take_offered_body(data[offer.args[0] :])
             return
-        # The keep-alive clock has just been stopped. Bytes that begin no request (line ends, the body of a
-        # refused one) must not keep the connection.
+        # Headers nearly always come whole: only others get a clock. The keep-alive clock has just been stopped, and
+        # bytes that begin no request (line ends, the body of a refused one) must not keep the connection.
         is_idle = self.cycle is not None and self.cycle.response_complete
-        if is_idle and self._header_timer is None and not self.transport.is_closing():
+        if (is_idle or self._is_in_headers) and self._header_timer is None and not self.transport.is_closing():
             self._await_headers()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -128,12 +110,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._header_bytes = 0
         self._unread_bytes = 0
-        if self._header_timer is None:
-            self._await_headers()
+        self._is_in_headers = True
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
-        super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
@@ -146,8 +127,37 @@ class BoundedProtocol(HttpToolsProtocol):
             raise ValueError("request headers are too large")
 
     def on_headers_complete(self) -> None:
+        """As uvicorn's, which has no limit of concurrency and no WebSocket here, with a cycle of our own."""
+        self._is_in_headers = False
         self._headers_came()
-        super().on_headers_complete()
+        version = self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        cycle = self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
         if self.parser.should_upgrade():
             self._read_plainly()
 
@@ -171,6 +181,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._body_left:
+            self.scope["extensions"] = {WHOLE: {}}
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
