@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import time
 from typing import Any
@@ -42,7 +41,7 @@ class Gateway:
         self.is_stopping = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send, asyncio.get_running_loop().time())
+        request = Request(scope, receive, send, time.monotonic())
         services = self.services
         services.in_flight += 1
         try:

@@ -5,7 +5,6 @@ Nothing here awaits, so that a cancelled request settles like any other.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ _UNMEASURED: frozenset[Outcome] = frozenset({"completed", "client_closed", "time
 
 
 class Books:
-    """``arrived`` and ``progressed`` are the loop's clock; times in lines are UNIX seconds."""
+    """``arrived`` and ``progressed`` are on the monotonic clock; times in lines are UNIX seconds."""
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class Books:
         """The client is about to get its first bytes."""
         if not self.first_byte_at:
             self.first_byte_at = time.time()
-            self.ttft_s = asyncio.get_running_loop().time() - self.arrived
+            self.ttft_s = time.monotonic() - self.arrived
             if self.placement is not None:
                 self.placement.ticket.first_token()
 
@@ -201,7 +200,7 @@ class Books:
 
     def _observe(self, outcome: str, status: int, usage: Usage, mu: float, replica: str, error: str) -> None:
         services, model = self.services, self.deployment.name
-        duration_s = asyncio.get_running_loop().time() - self.arrived
+        duration_s = time.monotonic() - self.arrived
         metrics = services.metrics
         metrics.requests[(model, outcome, str(status))] += 1
         metrics.duration[model].observe(duration_s)
@@ -214,24 +213,25 @@ class Books:
         if self.relay is not None:
             metrics.events += self.relay.events
         if services.config.access_log or outcome != "completed":
-            services.log.info(
-                "request",
-                request_id=self.request_id,
-                client_request_id=self.client_id,
-                tenant=self.principal.tenant.id,
-                key=self.principal.key.uuid,
-                model=model,
-                dialect=self.dialect.name,
-                stream=self.parsed.is_stream,
-                replica=replica,
-                attempts=len(self.attempts),
-                outcome=outcome,
-                status=status,
-                input_tokens=usage.input_tokens,
-                cached_tokens=usage.cached_tokens,
-                output_tokens=usage.output_tokens,
-                mu=round(mu, 6),
-                ttft_ms=round(self.ttft_s * 1000, 1),
-                duration_ms=round(duration_s * 1000, 1),
-                error=error,
+            services.request_log.write(
+                {
+                    "request_id": self.request_id,
+                    "client_request_id": self.client_id,
+                    "tenant": self.principal.tenant.id,
+                    "key": self.principal.key.uuid,
+                    "model": model,
+                    "dialect": self.dialect.name,
+                    "stream": self.parsed.is_stream,
+                    "replica": replica,
+                    "attempts": len(self.attempts),
+                    "outcome": outcome,
+                    "status": status,
+                    "input_tokens": usage.input_tokens,
+                    "cached_tokens": usage.cached_tokens,
+                    "output_tokens": usage.output_tokens,
+                    "mu": round(mu, 6),
+                    "ttft_ms": round(self.ttft_s * 1000, 1),
+                    "duration_ms": round(duration_s * 1000, 1),
+                    "error": error,
+                }
             )

@@ -7,6 +7,7 @@ settled, and a gateway killed a moment later has the whole request in its journa
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -185,7 +186,7 @@ class Exchange:
             choices=parsed.ask.choices,
             prompts=parsed.ask.prompts,
         )
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         while not relay.is_over:
             data = connection.take()
             if not data:
@@ -287,7 +288,7 @@ class Exchange:
             self._stop("client_closed")
 
     def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         config = self.services.config
         if now - self.request.arrived >= config.total_s:
             self._stop("timeout")

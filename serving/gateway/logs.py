@@ -9,10 +9,13 @@ import asyncio
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import structlog
+
+RequestFields = dict[str, str | int | float | bool]
 
 _GATHER_S = 0.05
 _GATHER_BYTES = 64 * 1024
@@ -78,6 +81,21 @@ class _Bridge(logging.Handler):
 
 def _serialise(value: Any, **_: Any) -> bytes:
     return msgspec.json.encode(value, enc_hook=str)
+
+
+class RequestLog:
+    """One line per ended request, of the same kind as structlog's, which would take three times as long for it."""
+
+    def __init__(self, sink: Sink, gateway: str) -> None:
+        self._sink = sink
+        self._gateway = gateway
+
+    def write(self, fields: RequestFields) -> None:
+        """``fields``: what the line says after the gateway's name. They are added to."""
+        fields["event"] = "request"
+        fields["level"] = "info"
+        line = {"gateway": self._gateway, **fields, "at": datetime.now(UTC)}
+        self._sink.write(msgspec.json.encode(line) + b"\n")
 
 
 def configure(gateway: str) -> tuple[Any, Sink]:

@@ -63,7 +63,7 @@ class Application:
 
     async def _start(self) -> None:
         self.sink.gather(asyncio.get_running_loop())
-        services = Services(self.config, self.log)
+        services = Services(self.config, self.log, self.sink)
         await services.start()
         self.gateway = Gateway(services)
         tune_garbage_collector()

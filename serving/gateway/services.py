@@ -17,6 +17,7 @@ from serving.gateway.dispatch import Dispatcher
 from serving.gateway.grants import Grants
 from serving.gateway.journal import Journal
 from serving.gateway.loads import Loads
+from serving.gateway.logs import RequestLog, Sink
 from serving.gateway.metrics import Metrics
 from serving.gateway.records import AdmitLine, PoolRecord, ProfileRecord, ReplicaRecord, Usage
 from serving.gateway.shipper import Shipper
@@ -30,9 +31,10 @@ from serving.policy.routing import RoutingPolicy, least_mu
 class Services:
     """Owner of the process's parts; ``start`` and ``stop`` bracket their lives. Made inside a running loop."""
 
-    def __init__(self, config: Config, log: Any, *, policy: RoutingPolicy = least_mu) -> None:
+    def __init__(self, config: Config, log: Any, sink: Sink, *, policy: RoutingPolicy = least_mu) -> None:
         self.config = config
         self.log = log
+        self.request_log = RequestLog(sink, config.name)
         self.state = State(config.state_url)
         self.store = SnapshotStore(self.state, config.data / "snapshot.json")
         self.grants = Grants(self.state, config.name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
 from contextlib import suppress
 from typing import Any, cast
@@ -322,7 +323,7 @@ class UpstreamPool:
         idle = self._idle.get(address)
         if not idle:
             return None
-        oldest = asyncio.get_running_loop().time() - self._keep_alive_s
+        oldest = time.monotonic() - self._keep_alive_s
         while idle:
             connection = idle.pop()
             if connection.is_open and connection.idle_since > oldest:
@@ -333,13 +334,13 @@ class UpstreamPool:
 
     def keep(self, connection: Connection) -> None:
         self._lingering.pop(connection, None)
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = time.monotonic()
         self._idle.setdefault(connection.address, deque()).append(connection)
         self._schedule()
 
     def await_end(self, connection: Connection) -> None:
         """Close a lingering connection that has not ended within a second."""
-        self._lingering[connection] = asyncio.get_running_loop().time() + 1.0
+        self._lingering[connection] = time.monotonic() + 1.0
         self._schedule()
 
     def _schedule(self) -> None:
@@ -348,14 +349,14 @@ class UpstreamPool:
 
     def _reap(self) -> None:
         self._reaper = None
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - self._keep_alive_s
+        now = time.monotonic()
+        oldest = now - self._keep_alive_s
         for address, idle in list(self._idle.items()):
             while idle and (not idle[0].is_open or idle[0].idle_since <= oldest):
                 idle.popleft().abort()
             if not idle:
                 del self._idle[address]
-        for connection in [c for c, deadline in self._lingering.items() if deadline <= loop.time()]:
+        for connection in [c for c, deadline in self._lingering.items() if deadline <= now]:
             connection.abort()
         if self._idle or self._lingering:
             self._schedule()
