@@ -28,6 +28,7 @@ from capacity.services import (
 from penstock.bundled_state import agent_url, socket_path
 from penstock.doctor import accelerator_names
 from penstock.loops.broker import broker_url
+from penstock.model_source import local_folder
 from serving.services import deployment_create
 from tenants.crypto import DecryptionError, decrypt
 from tenants.models import Membership, Tenant, User
@@ -182,11 +183,10 @@ def artifact_of(model: str) -> Artifact:
     """``""`` is the built-in tiny model; a path or an existing folder is local weights, anything else a hub id."""
     if not model:
         return Artifact("tiny", "", TINY)
-    folder = Path(model).expanduser()
-    is_path = model.startswith((".", "/", "~")) or folder.is_dir()
-    value = str(folder.resolve()) if is_path else model
+    folder = local_folder(model)
+    value = str(folder or model)
     name = re.sub(r"[^a-z0-9._-]+", "-", value.rstrip("/").rpartition("/")[2].lower()).strip("-.") or "model"
-    return Artifact("path" if is_path else "hub", value, name)
+    return Artifact("path" if folder else "hub", value, name)
 
 
 def this_hardware() -> HardwareType:

@@ -24,6 +24,7 @@ from penstock.supervisor import Supervisor, sweep
 _STATE_READY_S = 20.0
 _FIRST_ANSWER_S = 14.0
 """How long the welcome waits for the simulated deployment, so that its curl line streams at once."""
+_PENDING_TOLD_S = 5.0
 _STOP_BY = {roles.STAGE_GATEWAY: 0.40, roles.STAGE_CONTROL: 0.55, roles.STAGE_LOOPS: 0.90, roles.STAGE_STATE: 0.97}
 """By which share of the stop's bound each stage is over, killed if need be."""
 _ENGINES_STOP_BY = 0.78
@@ -62,6 +63,8 @@ class Installation:
         self.supervisor = Supervisor(on_line=self._line, say=terminal.line, pids_file=self._pids_file)
         self.status = StatusClient(options.console_url, self._token)
         self._models: dict[str, Model] = {}
+        self._told: dict[str, Model] = {}
+        self._stands: dict[str, tuple[tuple[str, str, str, int], float]] = {}
         self.quickstart: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ start
@@ -129,6 +132,9 @@ class Installation:
         if outcome["tenants"]:
             names = ", ".join(tenant["slug"] for tenant in outcome["tenants"])
             self._terminal.line(f"demo made: tenants {names}", source="setup")
+        elif self.model_source:
+            advice = "deploy it in the console's admin, or start with another --data"
+            self._terminal.line(f"--model is for the first start only, and is not used: {advice}", source="setup")
         return outcome
 
     # ----------------------------------------------------------------- follow
@@ -141,15 +147,10 @@ class Installation:
             await asyncio.sleep(2.0 if settled else 0.5)
 
     def _show(self, models: list[Model]) -> None:
-        changed = [text for model in models if (text := quickstart.change_line(self._models.get(model.name), model))]
+        changed = [text for model in models if (text := self._news(model))]
         moved = [m for m in models if self._models.get(m.name) != m]
-        states_before = {name: model.state for name, model in self._models.items()}
         self._models = {model.name: model for model in models}
         under_way = [model for model in models if model.state in ("environment", "weights", "starting", "warming")]
-        if self._terminal.is_tty:
-            changed = [
-                quickstart.change_line(None, model) for model in moved if states_before.get(model.name) != model.state
-            ]
         for text in changed:
             for line in text.splitlines():
                 self._terminal.line(line, source="models")
@@ -161,6 +162,21 @@ class Installation:
             self._promised = ""
         if moved:
             self._write_quickstart(quickstart.with_models(self.quickstart, models))
+
+    def _news(self, model: Model) -> str:
+        """What to print of a model. On a terminal the status line shows what moves within a state."""
+        told, now = self._told.get(model.name), time.monotonic()
+        milestone, since = self._stands.get(model.name, (model.milestone, now))
+        since = since if milestone == model.milestone else now
+        self._stands[model.name] = (model.milestone, since)
+        # Every start waits for a moment; only a wait that lasts is news.
+        is_passing = model.state == "pending" and now - since < _PENDING_TOLD_S
+        if is_passing or (self._terminal.is_tty and told is not None and told.state == model.state):
+            return ""
+        text = quickstart.change_line(None if self._terminal.is_tty else told, model)
+        if text:
+            self._told[model.name] = model
+        return text
 
     def model(self, name: str) -> Model | None:
         """How far a model was when it was last looked at."""

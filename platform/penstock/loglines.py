@@ -13,14 +13,16 @@ _LEVELS = {
 }
 _EXPECTED = (
     "Memory overcommit must be enabled",
+    "Valkey is now ready to exit",
+    "worker: Warm shutdown",
     "snapshot: neither the state nor a file has one",
 )
-"""What every first start says. The former is for the system's administrator, and `penstock doctor` tells of it."""
+"""What every start or stop says; none of it asks for anything to be done."""
 
 _CELERY = re.compile(r"^\[[\d\- :,]+: (?P<level>[A-Z]+)/[^\]]+\] (?P<text>.*)$")
 _LOOPS = re.compile(r"^\d\d:\d\d:\d\d (?P<level>[A-Z]+) (?P<text>.*)$")
 _UVICORN = re.compile(r"^(?P<level>TRACE|DEBUG|INFO|WARNING|ERROR|CRITICAL):\s+(?P<text>.*)$")
-_VALKEY = re.compile(r"^\d+:[A-Z] \d\d \w{3} \d{4} [\d:.]+ (?P<mark>[.\-*#]) (?P<text>.*)$")
+_VALKEY = re.compile(r"^\d+:(?:[A-Z] \d\d \w{3} \d{4} [\d:.]+ (?P<mark>[.\-*#])|signal-handler \(\d+\)) (?P<text>.*)$")
 
 
 class Sieve:
@@ -32,6 +34,8 @@ class Sieve:
     def shown(self, line: str) -> str:
         """``line`` as the terminal shows it; empty for what only the log file needs."""
         event = _event(line)
+        if event is None and line.startswith(_EXPECTED):
+            return ""
         if event is None:
             # A crash writes past every logger: what is not indented is news.
             self._is_shown = self._is_shown or bool(line[:1].strip())

@@ -73,7 +73,8 @@ class Model:
             return f"{self.title}: ready"
         share = f"{self.share * 100:.0f} %" if self.share is not None else ""
         words = ", ".join(part for part in (self.step, self.detail) if part)
-        return " ".join(part for part in (f"{self.title}: {self.state}", share, words) if part)
+        colon = ":" if words and self.state in ("failed", "pending") else ""
+        return " ".join(part for part in (f"{self.title}: {self.state}{colon}", share, words) if part)
 
     @property
     def milestone(self) -> tuple[str, str, str, int]:

@@ -14,23 +14,30 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
+from django.utils import timezone
 
 from capacity.models import UsageRecord
 from serving.models import Deployment, Replica, Revision
 
 PATH = "/-/status"
 TOKEN_VARIABLE = "PENSTOCK_STATUS_TOKEN"  # noqa: S105  (the name of a variable)
+_STARTED_AT = timezone.now()
 _PHASES = ("environment", "weights", "starting", "warming")
 
 
 @dataclass(frozen=True)
 class ReplicaView:
-    """What is known of one replica; ``progress`` as ``worker.spec.Progress`` in a dict."""
+    """What is known of one replica; ``progress`` as ``worker.spec.Progress`` in a dict.
+
+    ``is_current``: its host has reported since this process started, or it has none. What is known from before may
+    have ended with the last stop.
+    """
 
     state: str
     phase: str
     reason: str
     progress: dict[str, Any]
+    is_current: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Summary:
 
 def summarise(replicas: Sequence[ReplicaView]) -> Summary:
     """The best that any of a deployment's replicas has reached."""
-    if any(replica.state == Replica.State.READY for replica in replicas):
+    ready = [replica for replica in replicas if replica.state == Replica.State.READY]
+    if any(replica.is_current for replica in ready):
         return Summary("ready")
     under_way = [r for r in replicas if r.state == Replica.State.STARTING and _is_under_way(r)]
     if under_way:
@@ -73,10 +81,12 @@ def summarise(replicas: Sequence[ReplicaView]) -> Summary:
             str(best.progress.get("detail") or ""),
             float(share) if isinstance(share, int | float) else None,
         )
+    if ready:
+        return Summary("pending", detail="its host has not reported yet")
     failed = [replica for replica in replicas if replica.state == Replica.State.FAILED]
     if failed:
         return Summary("failed", detail=failed[-1].reason)
-    waiting = [replica for replica in replicas if replica.state in (Replica.State.PENDING, Replica.State.STARTING)]
+    waiting = [replica for replica in replicas if replica.state == Replica.State.PENDING]
     return Summary("pending", detail=waiting[-1].reason if waiting else "")
 
 
@@ -86,8 +96,8 @@ def _is_under_way(replica: ReplicaView) -> bool:
 
 
 def deployment_states() -> list[DeploymentState]:
-    """Every deployment by name, with the state of its living replicas (two queries)."""
-    rows = Deployment.objects.prefetch_related("replicas", "revisions").order_by("name")
+    """Every deployment by name, with the state of its living replicas, in a fixed number of queries."""
+    rows = Deployment.objects.prefetch_related("replicas__host", "revisions").order_by("name")
     return [_state_of(deployment) for deployment in rows]
 
 
@@ -98,9 +108,14 @@ def _state_of(deployment: Deployment) -> DeploymentState:
     if not deployment.is_enabled:
         return DeploymentState(deployment.name, engine, label, "disabled")
     living = sorted(deployment.replicas.all(), key=lambda replica: replica.created_at)
-    views = [ReplicaView(r.state, r.phase, r.reason, r.progress or {}) for r in living]
+    views = [ReplicaView(r.state, r.phase, r.reason, r.progress or {}, _is_current(r)) for r in living]
     found = summarise(views)
     return DeploymentState(deployment.name, engine, label, found.state, found.step, found.detail, found.share)
+
+
+def _is_current(replica: Replica) -> bool:
+    heard_at = replica.host.last_report_at if replica.host else None
+    return replica.host is None or (heard_at is not None and heard_at >= _STARTED_AT)
 
 
 def usage_of(ids: Sequence[str]) -> list[dict[str, Any]]:

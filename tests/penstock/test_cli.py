@@ -38,6 +38,17 @@ def refused(data: Path, *arguments: str) -> str:
     return str(caught.value)
 
 
+def test_a_model_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert f"{missing} is not a folder" in refused(tmp_path, "--model", str(missing))
+    missing.mkdir()
+    assert "has no config.json" in refused(tmp_path, "--model", str(missing))
+    (missing / "config.json").write_text("{}")
+    for model in (str(missing), "org/name"):
+        parsed = build_parser().parse_args(["up", "--data", str(tmp_path), "--model", model])
+        refuse_contradictions(parsed, Options(data=tmp_path))
+
+
 def test_without_a_command_it_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "penstock up" in capsys.readouterr().out

@@ -11,6 +11,9 @@ QUIET = [
     '{"gateway":"gateway-1","event":"snapshot: neither the state nor a file has one; nothing","level":"warning"}',
     "[2026-11-20 14:05:20,006: INFO/MainProcess] orders of generation 1 for 2 replicas",
     "14:05:21 INFO serving.agents.reports demo-sim c007d9: starting → ready (the engine answers)",
+    "10764:M 20 Nov 2026 14:18:22.736 # Valkey is now ready to exit, bye bye...",
+    "27803:signal-handler (1795184786) Received SIGTERM scheduling shutdown...",
+    "worker: Warm shutdown (MainProcess)",
     "INFO:     127.0.0.1:50220 - GET / HTTP/1.1 200",
 ]
 SHOWN = [

@@ -17,6 +17,9 @@ def view(state: str, phase: str = "", reason: str = "", **progress: Any) -> Repl
     return ReplicaView(state, phase, reason, progress)
 
 
+STALE = ReplicaView("ready", "ready", "the engine answers", {}, is_current=False)
+
+
 @pytest.mark.parametrize(
     ("replicas", "expected"),
     [
@@ -30,6 +33,9 @@ def view(state: str, phase: str = "", reason: str = "", **progress: Any) -> Repl
         ([view("starting", "warming"), view("ready")], Summary("ready")),
         ([view("failed", reason="disk full"), view("starting", "weights")], Summary("weights")),
         ([view("starting", "environment")], Summary("pending")),
+        ([STALE], Summary("pending", detail="its host has not reported yet")),
+        ([STALE, view("starting", "weights")], Summary("weights")),
+        ([STALE, view("ready")], Summary("ready")),
         ([view("failed", reason="old"), view("failed", reason="disk full")], Summary("failed", detail="disk full")),
         ([view("stopped"), view("draining")], Summary("pending")),
     ],

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from penstock import doctor, env, quickstart
+from penstock import doctor, env, model_source, quickstart
 from penstock.cli.doctor import lines as finding_lines
 from penstock.installation import Installation, StartError
 from penstock.logs import Terminal, wants_colour
@@ -54,6 +54,9 @@ def refuse_contradictions(arguments: argparse.Namespace, options: Options) -> No
         raise UsageError("--check asks the demo's deployments: leave --no-demo out")
     if options.port == options.api_port:
         raise UsageError("the console and the gateway need a port each: --port and --api-port are the same")
+    wrong = model_source.problem(arguments.model) if arguments.model else ""
+    if wrong:
+        raise UsageError(wrong)
     has_demo = not arguments.no_demo or bool(quickstart.read(options.data).get("demo"))
     if has_demo and not is_loopback(options.host) and not arguments.allow_remote_demo:
         raise UsageError(

@@ -38,6 +38,7 @@ def gather(now: datetime) -> Console:
         .select_related("host", "revision", "deployment")
         .order_by("deployment__name", "created_at")
     )
+    replicas = without_replaced(replicas)
     live = read_live([str(row.pk) for row in deployments], [str(row.pk) for row in replicas])
     rows = _deployment_rows(deployments, replicas, live, now)
     shown = sorted((_replica_row(row, live, now) for row in replicas), key=_replica_order)
@@ -55,6 +56,21 @@ def gather(now: datetime) -> Console:
         live=live,
         feed_age_s=live.feed_age_s(now.timestamp()),
     )
+
+
+def without_replaced(replicas: Sequence[Replica]) -> list[Replica]:
+    """``replicas`` without the failed ones that a younger, ready one has replaced: the incident tells of them."""
+    youngest: dict[UUID, datetime] = {}
+    for row in replicas:
+        if row.state == Replica.State.READY:
+            youngest[row.deployment_id] = max(row.created_at, youngest.get(row.deployment_id, row.created_at))
+    return [
+        row
+        for row in replicas
+        if row.state != Replica.State.FAILED
+        or row.deployment_id not in youngest
+        or youngest[row.deployment_id] < row.state_since
+    ]
 
 
 def _deployment_rows(
@@ -255,7 +271,8 @@ def _incident_row(incident: Incident) -> IncidentRow:
     timeline = incident.timeline if isinstance(incident.timeline, list) else []
     last = timeline[-1] if timeline and isinstance(timeline[-1], dict) else {}
     open_s = None if incident.closed_at is None else (incident.closed_at - incident.opened_at).total_seconds()
-    return IncidentRow(incident=incident, open_s=open_s, last_step=str(last.get("what", "")))
+    step = str(last.get("what", ""))
+    return IncidentRow(incident=incident, open_s=open_s, last_step="" if step in incident.summary else step)
 
 
 def total(rows: Sequence[DeploymentRow]) -> Totals:
