@@ -279,12 +279,12 @@ class Gateway:
         await request.answer(200 if is_ready else 503, msgspec.json.encode(body))
 
     def _require_scraper(self, request: Request) -> None:
-        """Metrics name tenants' models: only this machine, not through a proxy, or whoever knows the token."""
+        """Metrics name tenants' models: whoever knows the token, or, where none is set, this machine, not by proxy."""
         token = self.services.config.metrics_token
-        if token and auth.is_same_token(request.headers.get(b"authorization"), token):
-            return
-        is_direct = not any(name in request.headers for name in _FORWARDED)
-        if is_direct and _is_loopback(request.peer):
+        if token:
+            if auth.is_same_token(request.headers.get(b"authorization"), token):
+                return
+        elif _is_loopback(request.peer) and not any(name in request.headers for name in _FORWARDED):
             return
         raise errors.forbidden("Metrics are served on loopback, or with the metrics token.", code="metrics_forbidden")
 

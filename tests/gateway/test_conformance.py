@@ -269,12 +269,13 @@ def test_readiness_health_and_metrics(shared: Shared) -> None:
     assert ready["journal"]["writable"]
     assert ready["snapshot"]["version"] >= 1
     shared.client().completions.create(model="alpha", prompt="a", max_tokens=1)
-    text = httpx.get(f"{shared.url}/metrics").text
+    token = {"authorization": "Bearer scrape"}
+    text = httpx.get(f"{shared.url}/metrics", headers=token).text
     assert "penstock_gateway_requests_total{" in text or "penstock_gateway_in_flight" in text
+    # With a token set, being on the same machine is not enough: a proxy may be there too.
+    assert httpx.get(f"{shared.url}/metrics").status_code == 403
     through_proxy = {"x-forwarded-for": "203.0.113.9"}
-    assert httpx.get(f"{shared.url}/metrics", headers=through_proxy).status_code == 403
-    token = {**through_proxy, "authorization": "Bearer scrape"}
-    assert httpx.get(f"{shared.url}/metrics", headers=token).status_code == 200
+    assert httpx.get(f"{shared.url}/metrics", headers=through_proxy | token).status_code == 200
 
 
 def test_logs_hold_ids_but_neither_prompt_nor_key(shared: Shared) -> None:
