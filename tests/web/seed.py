@@ -85,9 +85,12 @@ def replica(
     defaults: dict[str, object] = {"state_since": now - timedelta(hours=19), "supply_mu_per_min": 100.0}
     if state == "ready":
         defaults |= {"address": "http://127.0.0.1:9000", "phase": "ready", "engine_version": "vLLM 0.11.2"}
-    return Replica.objects.create(
+    made = Replica.objects.create(
         deployment=deployment, revision=revision, host=host, state=state, **(defaults | fields)
     )
+    made.created_at = now - timedelta(hours=20)
+    made.save(update_fields=("created_at",))
+    return made
 
 
 def host(name: str, hardware: HardwareType, now: datetime, *, accelerators: int) -> Host:
@@ -398,3 +401,15 @@ def rings(
     for index, one in enumerate(replicas):
         sample = {"at": newest, "running": running[index], "waiting": 0, "kv_usage": 0.31 + 0.09 * index}
         client.rpush(f"penstock:ring:replica:{one.pk}", json.dumps(sample))
+    # Two gateways' heartbeats, which live longer than real ones: nobody renews them.
+    for number, shares in enumerate(((8, 5, 6, 5, 1), (4, 6, 5, 0, 3))):
+        beat = {
+            "gateway": f"gateway-{number}",
+            "pid": 1,
+            "sequence": 1,
+            "at": newest,
+            "started_at": newest,
+            "replicas": {str(one.pk): {"n": share} for one, share in zip(replicas, shares, strict=True)},
+        }
+        client.set(f"penstock:gw:gateway-{number}", json.dumps(beat), ex=3600)
+        client.zadd("penstock:gws", {f"gateway-{number}": newest * 1000})

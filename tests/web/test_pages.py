@@ -10,7 +10,7 @@ from django.urls import URLResolver, get_resolver
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from capacity.models import Host
+from capacity.models import Host, UsageRecord
 from penstock.web.csp import POLICY
 from serving.models import Deployment, Replica
 from tenants.models import AuditEntry, Tenant, User
@@ -166,6 +166,44 @@ def test_live_figures_come_from_the_rings(as_operator: Client, platform: Seeded,
     assert row.offered_share == pytest.approx(0.4)
 
 
+def test_requests_in_flight_are_those_that_the_gateways_hold(
+    as_operator: Client, platform: Seeded, state: redis.Redis
+) -> None:
+    rows = as_operator.get("/console/").context["console"].replicas
+    held = [row.in_flight for row in rows if row.deployment == platform.chat and row.state == "ready"]
+    assert sorted(held) == [11, 11, 12]
+    state.delete("penstock:gw:gateway-1")
+    rows = as_operator.get("/console/").context["console"].replicas
+    assert sum(row.in_flight for row in rows if row.deployment == platform.chat and row.state == "ready") == 19
+    state.delete("penstock:gw:gateway-0")
+    rows = as_operator.get("/console/").context["console"].replicas
+    assert {row.in_flight for row in rows} == {None}
+
+
+def test_a_failed_replica_is_shown_until_a_younger_one_is_ready(as_operator: Client, platform: Seeded) -> None:
+    failed = Replica.objects.filter(state="failed").first()
+    assert failed is not None
+    shown = {row.id for row in as_operator.get("/console/").context["console"].replicas}
+    assert failed.pk in shown
+    younger = Replica.objects.filter(deployment=failed.deployment).exclude(pk=failed.pk).first()
+    younger = younger or Replica.objects.exclude(pk=failed.pk).first()
+    assert younger is not None
+    created_at = failed.state_since + timedelta(seconds=1)
+    Replica.objects.filter(pk=younger.pk).update(deployment=failed.deployment, state="ready", created_at=created_at)
+    shown = {row.id for row in as_operator.get("/console/").context["console"].replicas}
+    assert failed.pk not in shown
+    assert younger.pk in shown
+
+
+def test_only_streams_have_a_time_to_the_first_token(as_operator: Client, platform: Seeded) -> None:
+    before = as_operator.get("/console/").context["console"].deployments
+    assert any(row.ttft_p95_ms is not None for row in before)
+    UsageRecord.objects.update(stream=False)
+    assert {row.ttft_p95_ms for row in as_operator.get("/console/").context["console"].deployments} == {None}
+    latest = as_operator.get("/t/northwind/").context["data"].latest
+    assert {row.ttft_ms for row in latest} == {None}
+
+
 def test_the_console_is_useful_with_the_state_down(as_operator: Client, no_state: None) -> None:
     answer = as_operator.get("/console/")
     page = answer.content.decode()
@@ -183,7 +221,10 @@ def test_the_console_says_that_the_observe_loop_has_stopped(
     for row in (platform.chat, platform.sim):
         state.delete(f"penstock:ring:deployment:{row.pk}")
         state.lpush(f"penstock:ring:deployment:{row.pk}", f'{{"at": {old}}}')
-    assert "Loads are 34 s old" in as_operator.get("/console/").content.decode()
+    Host.objects.update(last_report_at=timezone.now() - timedelta(seconds=34))
+    page = as_operator.get("/console/").content.decode()
+    assert "Loads are 34 s old" in page
+    assert "is silent" not in page
 
 
 def test_a_silent_host_is_called_out(as_operator: Client) -> None:
