@@ -5,12 +5,13 @@ from datetime import timedelta
 
 import pytest
 import redis
+from django.db import connection
 from django.test import Client
 from django.urls import URLResolver, get_resolver
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from capacity.models import Host, UsageRecord
+from capacity.models import Host
 from penstock.web.csp import POLICY
 from serving.models import Deployment, Replica
 from tenants.models import AuditEntry, Tenant, User
@@ -198,7 +199,8 @@ def test_a_failed_replica_is_shown_until_a_younger_one_is_ready(as_operator: Cli
 def test_only_streams_have_a_time_to_the_first_token(as_operator: Client, platform: Seeded) -> None:
     before = as_operator.get("/console/").context["console"].deployments
     assert any(row.ttft_p95_ms is not None for row in before)
-    UsageRecord.objects.update(stream=False)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE capacity_usagerecord SET stream = %s", [False])
     assert {row.ttft_p95_ms for row in as_operator.get("/console/").context["console"].deployments} == {None}
     latest = as_operator.get("/t/northwind/").context["data"].latest
     assert {row.ttft_ms for row in latest} == {None}
@@ -262,7 +264,6 @@ def test_above_twenty_replicas_the_cards_become_a_table(as_operator: Client, pla
 def test_the_console_asks_the_database_as_often_for_many_as_for_few(
     as_operator: Client, platform: Seeded, django_assert_num_queries: DjangoAssertNumQueries, path: str
 ) -> None:
-    from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(
