@@ -16,7 +16,7 @@ SHOWN_TO_CLIENTS = {"PENSTOCK_API_KEY"}
 
 
 def read_by_the_code() -> set[str]:
-    """Every string in the code that is the name of a variable, and what the launcher asks for; families are told as one."""
+    """Each string in the code that names a variable, and what the launcher asks for; families count as one."""
     found = set()
     for folder in ("platform", "tenants", "capacity", "serving", "worker"):
         for path in (ROOT / folder).rglob("*.py"):
