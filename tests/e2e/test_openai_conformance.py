@@ -100,8 +100,7 @@ CALLS: dict[str, Call] = {
 JUSTIFIED: dict[str, str] = {
     r".*\.id$": "Penstock makes the request id, so that one id leads from the client to the engine's log.",
     r".*\.created$": "The two calls are made at different times.",
-    r"^models\.data\[\d+\].*": "Penstock lists the tenant's models as its own, labelled where simulated.",
-    r"^models\.data$": "Penstock lists every model the tenant may use, not one engine's.",
+    r"^models\.data$": "Penstock lists every model the tenant may use, not one engine's, labelled where simulated.",
     r".*\.system_fingerprint$": "Names the engine process.",
     r".*\.cached_tokens$": "Prefix caches are separate per tenant (cache_salt), so hits differ.",
     r"^(unknown model|prompt over context|.*wrong type|negative max_tokens|chat n, greedy)\.body\..*": (
