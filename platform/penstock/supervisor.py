@@ -20,8 +20,8 @@ from pathlib import Path
 
 import psutil
 
-HEALTHY_AFTER_S = 60.0
-"""A child that ran this long starts its back-off anew when it dies."""
+HEALTHY_AFTER_S = 10.0
+"""A child that ran this long starts its back-off anew when it dies: what loops dies while it starts."""
 _KILL_RESERVE_S = 2.0
 """Kept back of a stop's bound, so that what does not stop can still be killed and reaped within it."""
 _PR_SET_PDEATHSIG = 1
@@ -43,8 +43,8 @@ class Role:
 
 
 def restart_delay_s(failures: int) -> float:
-    """Seconds to wait before start number ``failures`` + 1 in a row: 0.5, 1, 2 … at most 30."""
-    return min(30.0, 0.5 * 2.0 ** max(0, failures - 1))
+    """Seconds to wait before start number ``failures`` + 1 in a row: 0.5, 1, 2 … at most 8."""
+    return min(8.0, 0.5 * 2.0 ** max(0, failures - 1))
 
 
 def describe_exit(code: int) -> str:
