@@ -62,7 +62,7 @@ services.deployment_update(
 """
     )
     before = wanted(fragile)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 200
     grown = asyncio.run(load_until(fragile, lambda: wanted(fragile) > before, deadline))
     assert grown, "no replica was added under load"
     wait_for("more replicas serving", lambda: len(replicas(fragile, "demo-sim")) > before, seconds=60)
@@ -198,7 +198,7 @@ def wanted(stack: Stack) -> int:
 
 
 async def load_until(stack: Stack, done: Any, deadline: float) -> bool:
-    """Closed loop of 24 clients with long answers until ``done`` or the deadline."""
+    """Closed loop of four times as many clients as one replica takes, with long answers, until ``done``."""
     over = asyncio.Event()
 
     async def client(session: aiohttp.ClientSession, index: int) -> None:
@@ -214,7 +214,7 @@ async def load_until(stack: Stack, done: Any, deadline: float) -> bool:
             )
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
-        clients = [asyncio.ensure_future(client(session, index)) for index in range(24)]
+        clients = [asyncio.ensure_future(client(session, index)) for index in range(64)]
         while not done() and time.monotonic() < deadline:
             await asyncio.sleep(0.5)
         over.set()
