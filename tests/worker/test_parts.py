@@ -240,7 +240,8 @@ def write_config(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_the_configuration_is_read_and_its_secret_never_shown(tmp_path: Path) -> None:
+def test_the_configuration_is_read_and_its_secret_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PENSTOCK_ENVIRONMENTS_DIR", raising=False)
     config = load_config(write_config(tmp_path / "agent.json"))
     assert config.secret == bytes.fromhex("ab" * 32)
     assert (config.folder, config.environments) == (tmp_path, tmp_path / "environments")
