@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -19,21 +20,30 @@ RequestFields = dict[str, str | int | float | bool]
 
 _GATHER_S = 0.05
 _GATHER_BYTES = 64 * 1024
+_KEEP_BYTES = 1024 * 1024
 
 
 class Sink:
-    """What structlog takes for a binary file. Lines wait up to ``_GATHER_S`` while a loop runs, else go at once."""
+    """Where log lines go. They wait up to ``_GATHER_S`` while a loop runs, else go at once.
+
+    A reader that has stopped (a paused terminal) never stops the gateway: lines wait for it, and beyond
+    ``_KEEP_BYTES`` the newest are lost, and counted in ``lost``.
+    """
 
     def __init__(self, descriptor: int) -> None:
+        self.lost = 0
         self._descriptor = descriptor
         self._lines: list[bytes] = []
         self._size = 0
+        self._unsent = b""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def gather(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Gather lines on ``loop`` from now on; None: write each at once."""
         self._loop = loop
+        if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
+            os.set_blocking(self._descriptor, loop is None)
         self.drain()
 
     def write(self, line: bytes) -> int:
@@ -52,16 +62,27 @@ class Sink:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        data = b"".join(self._lines)
+        data = self._unsent + b"".join(self._lines)
         self._lines.clear()
         self._size = 0
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
             except BlockingIOError:
-                continue
+                break
             except OSError:  # nobody reads the log: serving goes on
-                return
+                data = b""
+        self._unsent = self._within_bounds(data)
+        if self._unsent and self._loop is not None:
+            self._timer = self._loop.call_later(_GATHER_S, self.drain)
+
+    def _within_bounds(self, data: bytes) -> bytes:
+        """``data`` cut after its last whole line within ``_KEEP_BYTES``: the first may have been sent in part."""
+        if len(data) <= _KEEP_BYTES:
+            return data
+        end = data.rfind(b"\n", 0, _KEEP_BYTES) + 1 or data.find(b"\n") + 1
+        self.lost += data.count(b"\n", end)
+        return data[:end]
 
 
 class _Bridge(logging.Handler):
