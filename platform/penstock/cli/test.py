@@ -58,7 +58,8 @@ def rounds_of(database: str | None, *, has_arguments: bool) -> list[Round]:
         return [Round("SQLite"), postgresql] if database == "both" else [Round("SQLite")]
     sqlite = [
         Round("SQLite", (*shared, "-m", f"not ({_PROCESSES})")),
-        Round("processes", ("-m", _PROCESSES, "--durations", "15")),
+        # Their output is evidence: seeds, moments, recovery times.
+        Round("processes", ("-m", _PROCESSES, "--durations", "15", "-raP")),
     ]
     return sqlite if database == "sqlite" else [sqlite[0], postgresql, sqlite[1]]
 
