@@ -198,7 +198,7 @@ def wanted(stack: Stack) -> int:
 
 
 async def load_until(stack: Stack, done: Any, deadline: float) -> bool:
-    """Closed loop of four times as many clients as one replica takes, with long answers, until ``done``."""
+    """Closed loop of twice as many clients as one replica takes, with long answers, until ``done``."""
     over = asyncio.Event()
 
     async def client(session: aiohttp.ClientSession, index: int) -> None:
