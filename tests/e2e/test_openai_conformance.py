@@ -2,6 +2,10 @@
 
 Bodies must be equal but for the differences listed here, each with its reason. A difference that is not listed fails,
 and so does a listed one that no longer occurs.
+
+The engine does not repeat itself to the letter: the words of random weights hang on the last bit of a logit, which
+changes with what else is in the batch and what is cached, and events are merged when the machine is busy. So a pair
+that differs is asked for again. A gateway that changed something would change it every time.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 import pytest
@@ -19,6 +23,7 @@ from tests.e2e.stack import Stack, wait_for
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MODEL = "demo-tiny"
+TRIES = 5
 MESSAGES: list[Any] = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Say hello."}]
 SCHEMA = {
     "type": "object",
@@ -121,6 +126,24 @@ def differences(path: str, left: Any, right: Any) -> Iterator[str]:
         yield path
 
 
+class Comparison(NamedTuple):
+    """``justified``: paths by the pattern that allows them; ``unexpected``: both values by path."""
+
+    justified: dict[str, list[str]]
+    unexpected: dict[str, tuple[Any, Any]]
+
+
+def compare(name: str, left: Any, right: Any) -> Comparison:
+    found = Comparison({}, {})
+    for path in differences(name, left, right):
+        reason = next((pattern for pattern in JUSTIFIED if re.match(pattern, path)), None)
+        if reason is None:
+            found.unexpected[path] = (at(left, path[len(name) :]), at(right, path[len(name) :]))
+        else:
+            found.justified.setdefault(reason, []).append(path)
+    return found
+
+
 @pytest.fixture(scope="module")
 def tiny(stack: Stack) -> tuple[openai.OpenAI, openai.OpenAI]:
     """The client that talks to the engine itself, and the one that talks to Penstock."""
@@ -144,14 +167,15 @@ def test_bodies_are_equal_but_for_justified_differences(tiny: tuple[openai.OpenA
     unexpected: dict[str, tuple[Any, Any]] = {}
     used: set[str] = set()
     for name, call in CALLS.items():
-        left, right = call(direct), call(through)
-        for path in differences(name, left, right):
-            reason = next((pattern for pattern in JUSTIFIED if re.match(pattern, path)), None)
-            if reason is None:
-                unexpected[path] = (at(left, path[len(name) :]), at(right, path[len(name) :]))
-            else:
-                used.add(reason)
-                print(f"{path}: {JUSTIFIED[reason]}")
+        for tries in range(1, TRIES + 1):
+            found = compare(name, call(direct), call(through))
+            if not found.unexpected:
+                break
+            print(f"{name}, try {tries}: {json.dumps(found.unexpected, default=str)[:2000]}")
+        unexpected |= found.unexpected
+        used |= found.justified.keys()
+        for reason, paths in found.justified.items():
+            print(f"{', '.join(paths)}: {JUSTIFIED[reason]}")
     assert not unexpected, json.dumps(unexpected, indent=1, default=str)
     assert {"status", "class"}.isdisjoint(used)
     stale = set(JUSTIFIED) - used - {r".*\.cached_tokens$", r".*\.system_fingerprint$"}
