@@ -140,7 +140,7 @@ class Grants:
         for demand in local:
             limit = self._limits[demand.limit.id]
             limit.take(demand.amount)
-            self._dirty.add(limit)
+            self._note(limit)
         if not remote:
             return Granted(wanted, charged_at_ms=self._state_now_ms)
         ask = _Ask(wanted, local, remote)
@@ -161,8 +161,7 @@ class Grants:
         for demand in granted.demands:
             limit = self._limit(demand.limit)
             if limit.is_concurrency:
-                limit.held = max(0, limit.held - int(demand.amount))
-                self._urgent.add(limit)
+                self._put_back(limit, demand.amount)
                 continue
             difference = actual.get(demand.limit.id, demand.amount) - demand.amount
             if difference == 0.0:
@@ -174,6 +173,23 @@ class Grants:
             (self._urgent if limit.is_central(len(self._gateways)) else self._dirty).add(limit)
         if self._urgent and self.mode == "shared" and self._settle_timer is None:
             self._settle_timer = asyncio.get_running_loop().call_later(_SETTLE_WITHIN_S, self._kick)
+
+    def _note(self, limit: Limit) -> None:
+        """Something was admitted: it is to be reported, and seats are to be remembered."""
+        self._dirty.add(limit)
+        if limit.is_concurrency:
+            self._holding.add(limit)
+
+    def _put_back(self, limit: Limit, amount: float) -> None:
+        is_leased = self.mode == "shared" and not limit.is_central(len(self._gateways))
+        limit.put_back(amount, is_leased=is_leased)
+        (self._dirty if is_leased else self._urgent).add(limit)
+
+    def _drop_seats(self) -> None:
+        """The state may have given the free seats to others by now."""
+        for limit in self._limits.values():
+            if limit.is_concurrency:
+                limit.lease = 0.0
 
     def _limit(self, record: LimitRecord) -> Limit:
         limit = self._limits.get(record.id)
@@ -200,8 +216,11 @@ class Grants:
         """What was taken from leases for a request that was not admitted. As a refund: the lease may have moved on."""
         for demand in demands:
             limit = self._limits[demand.limit.id]
-            limit.settlements.append((-demand.amount, self._state_now_ms))
-            self._dirty.add(limit)
+            if limit.is_concurrency:
+                self._put_back(limit, demand.amount)
+            else:
+                limit.settlements.append((-demand.amount, self._state_now_ms))
+                self._dirty.add(limit)
 
     def _kick(self) -> None:
         if self._settle_timer is not None:
@@ -235,6 +254,8 @@ class Grants:
 
     async def _exchange(self) -> None:
         """One round trip: report, settle, ask, and take leases."""
+        if time.monotonic() - self._answered_at > _LEASE_LIFE_S:
+            self._drop_seats()
         asks, self._asks = self._asks, []
         order: dict[Limit, int] = {}
         for ask in asks:
@@ -314,11 +335,7 @@ class Grants:
         for demand in ask.remote:
             limit = self._limits[demand.limit.id]
             limit.note(demand.amount)
-            if limit.is_concurrency:
-                limit.held += int(demand.amount)
-                self._holding.add(limit)
-            else:
-                self._dirty.add(limit)
+            self._note(limit)
         granted = Granted(ask.demands, charged_at_ms=self._state_now_ms)
         if ask.answer.done():
             self._void(granted)
@@ -357,6 +374,7 @@ class Grants:
         if self.mode == "shared":
             self.mode = "alone"
             self._alone_since = time.monotonic()
+            self._drop_seats()
             logger.warning("limits: going on with shares of 1/%d: %s", len(self._gateways), why)
 
     def _come_back(self) -> None:

@@ -1,4 +1,7 @@
-"""What one gateway process keeps of one plain limit: its lease, what is to be reported, and its share while alone."""
+"""What one gateway process keeps of one plain limit: its lease, what is to be reported, and its share while alone.
+
+The lease of a concurrency limit is free seats: a request takes one, and its end puts it back.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ _LEASED_SHARE = 1 / 8
 _CENTRAL_REQUESTS = 32
 """A limit of fewer typical requests per gateway is decided in the state: a lease of it would be a few requests."""
 _HELD_AGAIN_S = 2.0
+_SEATS_AHEAD = 4.0
 
 
 class Limit:
@@ -61,7 +65,7 @@ class Limit:
 
     def is_central(self, gateways: int) -> bool:
         """Whether every request is decided in the state: too small for leases."""
-        return self.is_concurrency or self.record.value < _CENTRAL_REQUESTS * gateways * max(1.0, self.typical)
+        return self.record.value < _CENTRAL_REQUESTS * gateways * max(1.0, self.typical)
 
     def take(self, amount: float) -> None:
         """Use ``amount`` of the lease, which holds it."""
@@ -69,8 +73,17 @@ class Limit:
         self.note(amount)
 
     def note(self, amount: float) -> None:
+        """``amount`` was admitted."""
         self.taken += amount
+        if self.is_concurrency:
+            self.held += int(amount)
         self.typical = amount if self.typical == 0.0 else self.typical + 0.1 * (amount - self.typical)
+
+    def put_back(self, amount: float, *, is_leased: bool) -> None:
+        """Seats that a request has left: free ones of this gateway when ``is_leased``, else the state's."""
+        self.held = max(0, self.held - int(amount))
+        if is_leased:
+            self.lease += amount
 
     def is_due(self, now: float) -> bool:
         """Whether requests are held and the state must be reminded of them."""
@@ -83,7 +96,7 @@ class Limit:
         """The limit's entry in an exchange; what it says is not said again unless ``report_lost`` follows."""
         self.reported_at = time.monotonic()
         if self.is_concurrency:
-            return ["c", self.record.value, self.held]
+            return self._report_seats(is_asked, gateways)
         left, kept, wanted = self.lease, self.lease, 0.0
         if is_asked or self.is_idle or self.taken == 0.0:
             # Given up before the state decides: it must not be used meanwhile.
@@ -98,6 +111,19 @@ class Limit:
             elapsed_ms = time.monotonic() * 1000 - self.known_at_ms
             known = max(0.0, self.known_level - bucket.rate_per_ms(self.record.value) * elapsed_ms)
         return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known]
+
+    def _report_seats(self, is_asked: bool, gateways: int) -> list[Any]:
+        wanted = 0.0
+        if is_asked or self.is_idle or self.taken == 0.0 or self.is_central(gateways):
+            self.lease = 0.0
+        else:
+            # Seats come back, so that the fluctuation of one period is enough; what is beyond it goes back.
+            share = self.record.value * _LEASED_SHARE / gateways
+            target = float(int(min(max(_SEATS_AHEAD, 2 * self.taken), share)))
+            self.lease = min(self.lease, target)
+            wanted = target - self.lease
+        self.taken = 0.0
+        return ["c", self.record.value, self.held, self.lease, wanted]
 
     def report_lost(self) -> None:
         """It is unknown whether the state heard: debts are told again, refunds are not. Both err to the safe side."""

@@ -2,7 +2,7 @@
 -- KEYS: penstock:epoch, penstock:gws, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
 -- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, l={limit...}, a={ask...}}
 --   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level}
---          {'c', capacity, own requests in flight}
+--          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
 --   ask:   {{index of limit, amount}...}, all or nothing
 -- Answer: msgpack {now ms, epoch, live gateways, in grace, {{level, others' leases, lease given}...}, {ask answer...}}
 --   ask answer: 0 granted, 1 undecided (grace), or {index of limit, wait ms, remaining, others' leases}
@@ -103,20 +103,25 @@ local function save_rate(b)
   redis.call('PEXPIRE', b.key, string.format('%.0f', math.min(empty_in, 86400000) + 10000))
 end
 
-local function load_held(key, capacity, own)
-  local b = {key = key, capacity = capacity, held = own, others = 0, changed = true}
+-- Seats: field <gateway> holds its requests in flight, free:<gateway> the free seats leased to it.
+local function load_held(key, capacity, own, kept)
+  local b = {key = key, capacity = capacity, held = own, own = kept, taken = 0, others = 0, given = 0}
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
-    if fields[i] ~= me and is_live[fields[i]] then b.others = b.others + tonumber(fields[i + 1]) end
+    local name, count = fields[i], tonumber(fields[i + 1])
+    local leaser = string.match(name, '^free:(.*)$')
+    if leaser and leaser ~= me and is_live[leaser] then b.others = b.others + count
+    elseif name ~= me and is_live[name] then b.taken = b.taken + count end
   end
   return b
 end
 
+local function committed_seats(b) return b.held + b.own + b.taken + b.others end
+
 local function save_held(b)
-  if b.held > 0 then
-    redis.call('HSET', b.key, me, b.held)
-    redis.call('PEXPIRE', b.key, 10000)
-  else redis.call('HDEL', b.key, me) end
+  if b.held > 0 then redis.call('HSET', b.key, me, b.held) else redis.call('HDEL', b.key, me) end
+  if b.own > 0 then redis.call('HSET', b.key, 'free:' .. me, b.own) else redis.call('HDEL', b.key, 'free:' .. me) end
+  redis.call('PEXPIRE', b.key, 10000)
 end
 
 local limits = {}
@@ -124,15 +129,15 @@ for i, limit in ipairs(request.l) do
   if limit[1] == 'r' then
     limits[i] = load_rate(KEYS[i + 2], limit[2])
     report_rate(limits[i], limit[3], limit[4], limit[5], limit[7])
-  else limits[i] = load_held(KEYS[i + 2], limit[2], limit[3]) end
+  else limits[i] = load_held(KEYS[i + 2], limit[2], limit[3], limit[4]) end
 end
 
 local function obstacle(ask)
   for _, demand in ipairs(ask) do
     local b, amount = limits[demand[1]], demand[2]
     if b.held then
-      local taken = b.held + b.others
-      if taken + amount > b.capacity then return {demand[1], 1000, math.max(0, b.capacity - taken), 0} end
+      local taken = committed_seats(b)
+      if taken + amount > b.capacity then return {demand[1], 1000, math.max(0, b.capacity - taken), b.others} end
     else
       local committed, slack, capacity = b.level + b.own + b.others, TOLERANCE * b.capacity, b.capacity
       local fits
@@ -168,8 +173,13 @@ local reports = {}
 for i, limit in ipairs(request.l) do
   local b = limits[i]
   if b.held then
+    if limit[5] > 0 and not in_grace then
+      local room = b.capacity * 0.875 - committed_seats(b)
+      b.given = math.max(0, math.floor(math.min(limit[5], room / #gateways)))
+      b.own = b.own + b.given
+    end
     save_held(b)
-    reports[i] = {b.held + b.others, 0, 0}
+    reports[i] = {committed_seats(b), b.others, b.given}
   else
     if limit[6] > 0 and not in_grace then
       -- The last eighth is never leased: near the limit every decision is made here.
