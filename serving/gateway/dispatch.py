@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 from serving.gateway.records import ReplicaRecord
-from serving.policy.routing import Candidate, Decision, Load, RoutingPolicy
+from serving.policy.routing import Candidate, Decision, Load, ReplicaLoad, RoutingPolicy
 
 POLL_S = 0.05
 """How often a queue looks again: slots that other gateways free are only seen through their beats."""
 SUSPECT_S = 2.0
-
-
-class LoadView(Protocol):
-    """A replica's merged load, as ``serving.gateway.loads`` keeps it."""
-
-    @property
-    def n(self) -> int: ...
-
-    @property
-    def w(self) -> float: ...
-
-    @property
-    def d(self) -> float: ...
 
 
 class TicketLike(Protocol):
@@ -39,7 +26,10 @@ class TicketLike(Protocol):
 class LoadBook(Protocol):
     """``serving.gateway.loads.Loads``, as far as dispatching needs it."""
 
-    def replica(self, replica_id: str) -> LoadView: ...
+    generation: int
+    """Another number when loads have been forgotten, so that those which somebody keeps must be asked for again."""
+
+    def replica(self, replica_id: str) -> ReplicaLoad: ...
 
     def dispatched(self, replica_id: str, w_mu: float, d_mu: float) -> TicketLike: ...
 
@@ -59,7 +49,28 @@ class Placement(NamedTuple):
 
     replica: ReplicaRecord
     ticket: TicketLike
-    reason: str
+    decision: Decision
+
+
+class _Field:
+    """The candidates of one deployment, as long as its records and the loads stay the same."""
+
+    __slots__ = ("by_id", "candidates", "generation", "records")
+
+    def __init__(self, records: tuple[ReplicaRecord, ...], loads: LoadBook, suspects: Collection[str]) -> None:
+        self.records = records
+        self.generation = loads.generation
+        self.by_id = {record.id: record for record in records}
+        self.candidates = [
+            Candidate(
+                record.id,
+                record.state == "ready",
+                record.target_concurrency,
+                loads.replica(record.id),
+                record.id in suspects,
+            )
+            for record in records
+        ]
 
 
 class _Waiter(NamedTuple):
@@ -86,6 +97,7 @@ class Dispatcher:
         self._queue_s = queue_s
         self._queue_max = queue_max
         self._queues: dict[str, deque[_Waiter]] = {}
+        self._fields: dict[str, _Field] = {}
         self._suspects: dict[str, float] = {}
         self._poller: asyncio.TimerHandle | None = None
 
@@ -115,35 +127,41 @@ class Dispatcher:
 
     def suspect(self, replica: str) -> None:
         """The replica has just failed a request: others go first for a moment."""
-        now = asyncio.get_running_loop().time()
-        self._suspects = {known: until for known, until in self._suspects.items() if until > now}
-        self._suspects[replica] = now + SUSPECT_S
+        loop = asyncio.get_running_loop()
+        self._suspects[replica] = loop.time() + SUSPECT_S
+        self._mark(replica, True)
+        loop.call_later(SUSPECT_S + 0.001, self._forgive, replica)
+
+    def _forgive(self, replica: str) -> None:
+        if self._suspects.get(replica, 0.0) <= asyncio.get_running_loop().time():
+            self._suspects.pop(replica, None)
+            self._mark(replica, False)
+
+    def _mark(self, replica: str, is_suspect: bool) -> None:
+        for field in self._fields.values():
+            for candidate in field.candidates:
+                if candidate.id == replica:
+                    candidate.is_suspect = is_suspect
+
+    def _field(self, deployment: str) -> _Field:
+        records = self._replicas(deployment)
+        field = self._fields.get(deployment)
+        if field is None or field.records is not records or field.generation != self._loads.generation:
+            field = _Field(records, self._loads, self._suspects)
+            if records:
+                self._fields[deployment] = field
+            else:
+                self._fields.pop(deployment, None)
+        return field
 
     def _try(self, deployment: str, load: Load, tried: tuple[str, ...]) -> Placement | Decision:
-        records = self._replicas(deployment)
-        suspects = self._suspects
-        now = asyncio.get_running_loop().time() if suspects else 0.0
-        candidates = []
-        for record in records:
-            seen = self._loads.replica(record.id)
-            candidates.append(
-                Candidate(
-                    record.id,
-                    record.state == "ready",
-                    record.target_concurrency,
-                    seen.n,
-                    seen.w,
-                    seen.d,
-                    bool(suspects) and suspects.get(record.id, 0.0) > now,
-                )
-            )
-        decision = self._policy(candidates, load, tried)
+        field = self._field(deployment)
+        decision = self._policy(field.candidates, load, tried)
         if decision.verdict != "dispatch":
             return decision
         # Between decision and ticket nothing may await: the next decision must see this request.
-        chosen = next(record for record in records if record.id == decision.replica)
-        ticket = self._loads.dispatched(chosen.id, load.prefill_mu, load.decode_mu)
-        return Placement(chosen, ticket, decision.reason)
+        ticket = self._loads.dispatched(decision.replica, load.prefill_mu, load.decode_mu)
+        return Placement(field.by_id[decision.replica], ticket, decision)
 
     async def _wait(self, deployment: str, queue: deque[_Waiter], load: Load, tried: tuple[str, ...]) -> Placement:
         waiter = _Waiter(load, tried, asyncio.get_running_loop().create_future())

@@ -62,26 +62,22 @@ class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ReplicaLoad:
     """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU."""
 
-    __slots__ = ("_in_flight", "others_d", "others_n", "others_w", "own")
+    __slots__ = ("_in_flight", "d", "n", "others_d", "others_n", "others_w", "own", "w")
 
     def __init__(self) -> None:
         self.own = ReplicaBeat()
         self.others_n = 0
         self.others_w = 0.0
         self.others_d = 0.0
+        self.n = 0
+        self.w = self.d = 0.0
         self._in_flight: dict[Ticket, float] = {}
 
-    @property
-    def n(self) -> int:
-        return self.own.n + self.others_n
-
-    @property
-    def w(self) -> float:
-        return self.own.w + self.others_w
-
-    @property
-    def d(self) -> float:
-        return self.own.d + self.others_d
+    def merge(self) -> None:
+        """Own and others' numbers have changed."""
+        self.n = self.own.n + self.others_n
+        self.w = self.own.w + self.others_w
+        self.d = self.own.d + self.others_d
 
     def _enter(self, ticket: Ticket, now: float) -> None:
         self._in_flight[ticket] = now
@@ -91,6 +87,7 @@ class ReplicaLoad:
         own.d += ticket.d_mu
         if own.n == 1:
             own.oldest_in_flight_at = now
+        self.merge()
 
     def _leave(self, ticket: Ticket) -> None:
         del self._in_flight[ticket]
@@ -102,6 +99,7 @@ class ReplicaLoad:
             own.w = own.d = own.oldest_in_flight_at = 0.0
         else:
             own.oldest_in_flight_at = next(iter(self._in_flight.values()))
+        self.merge()
 
 
 class Ticket:
@@ -144,6 +142,7 @@ class Ticket:
         if self._waits_for_token:
             self._waits_for_token = False
             self._load.own.w -= self.w_mu
+            self._load.merge()
 
 
 class Loads:
@@ -157,6 +156,8 @@ class Loads:
         self._snapshot = snapshot or (lambda: (0, 0.0))
         self._started_at = time.time()
         self._sequence = 0
+        self.generation = 0
+        """Counts how often replicas were forgotten: a load that was kept since may be nobody's any more."""
         self._replicas: dict[str, ReplicaLoad] = {}
         self._deployments: dict[str, DeploymentBeat] = {}
         self._others: list[GatewayBeat] = []
@@ -258,11 +259,13 @@ class Loads:
 
     def _merge(self, others: list[GatewayBeat]) -> None:
         """Take over the other gateways' beats, in one go between two awaits."""
+        changed = []
         for beat in self._others:
             for replica_id in beat.replicas:
                 load = self._replicas.get(replica_id)
                 if load is not None:
                     load.others_n, load.others_w, load.others_d = 0, 0.0, 0.0
+                    changed.append(load)
         self._others = others
         for beat in others:
             for replica_id, theirs in beat.replicas.items():
@@ -270,6 +273,9 @@ class Loads:
                 load.others_n += theirs.n
                 load.others_w += theirs.w
                 load.others_d += theirs.d
+                changed.append(load)
+        for load in changed:
+            load.merge()
 
     def _forget(self) -> None:
         """Drop replicas that nobody has used for long: they are gone."""
@@ -278,6 +284,7 @@ class Loads:
             own = load.own
             if load.n == 0 and max(own.last_token_at, own.last_success_at, own.last_error_at) < oldest:
                 del self._replicas[replica_id]
+                self.generation += 1
 
 
 def read_beats(client: redis.Redis) -> list[GatewayBeat]:

@@ -6,23 +6,39 @@ A policy is any function of the type ``RoutingPolicy``; the gateway knows only t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 
-class Candidate(NamedTuple):
-    """A replica as the gateway sees it now, own requests and the other gateways' beats together.
+class ReplicaLoad(Protocol):
+    """What a replica is doing now, own requests and the other gateways' beats together.
 
-    ``requests`` in flight, ``pending_prefill_mu`` (W) and ``decode_mu`` (D) in MU; ``is_suspect``: it has just failed
-    a request here, so it is taken only when nothing else can.
+    ``n`` requests in flight, ``w`` pending prefill and ``d`` decode in flight, both in MU.
     """
 
-    id: str
-    is_ready: bool
-    target_concurrency: int
-    requests: int
-    pending_prefill_mu: float
-    decode_mu: float
-    is_suspect: bool = False
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def w(self) -> float: ...
+
+    @property
+    def d(self) -> float: ...
+
+
+class Candidate:
+    """A replica that may take a request. It lives on between decisions, and so does its ``load``: nothing is copied
+    per request. ``is_suspect``: it has just failed a request here, so it is taken only when nothing else can."""
+
+    __slots__ = ("id", "is_ready", "is_suspect", "load", "target_concurrency")
+
+    def __init__(
+        self, id: str, is_ready: bool, target_concurrency: int, load: ReplicaLoad, is_suspect: bool = False
+    ) -> None:
+        self.id = id
+        self.is_ready = is_ready
+        self.target_concurrency = target_concurrency
+        self.load = load
+        self.is_suspect = is_suspect
 
 
 class Load(NamedTuple):
@@ -34,11 +50,26 @@ class Load(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """``dispatch`` to ``replica``, ``wait`` for a slot, or ``none``: no replica can serve this at all."""
+    """``dispatch`` to ``replica``, ``wait`` for a slot, or ``none``: no replica can serve this at all.
+
+    Of ``candidates`` replicas ``able`` were ready and not tried before, and ``free`` of those below their target
+    concurrency; the chosen one had ``mu`` in flight.
+    """
 
     verdict: Literal["dispatch", "wait", "none"]
     replica: str
-    reason: str
+    candidates: int
+    able: int
+    free: int
+    mu: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        if self.verdict == "dispatch":
+            return f"fewest MU in flight: {self.mu:.3f} of {self.free} free"
+        if self.verdict == "wait":
+            return f"all {self.able} ready replicas are at their target concurrency"
+        return f"no replica is ready, or all that are were tried, of {self.candidates}"
 
 
 RoutingPolicy = Callable[[Sequence[Candidate], Load, Collection[str]], Decision]
@@ -50,18 +81,21 @@ def least_mu(candidates: Sequence[Candidate], load: Load, tried: Collection[str]
 
     MU are compared in millionths: sums of many floats must not decide between idle replicas.
     """
-    able = [c for c in candidates if c.is_ready and c.id not in tried]
-    if not able:
-        what = "every ready replica was tried" if tried else "no ready replica"
-        return Decision("none", "", f"{what} of {len(candidates)}")
-    free = [c for c in able if c.requests < c.target_concurrency]
-    if not free:
-        return Decision("wait", "", f"all {len(able)} ready replicas are at their target concurrency")
-    best = min(free, key=_score)
-    return Decision(
-        "dispatch", best.id, f"fewest MU in flight: {best.pending_prefill_mu + best.decode_mu:.3f} of {len(free)} free"
-    )
-
-
-def _score(c: Candidate) -> tuple[bool, int, int, str]:
-    return c.is_suspect, round((c.pending_prefill_mu + c.decode_mu) * 1e6), c.requests, c.id
+    able = free = 0
+    best: Candidate | None = None
+    least: tuple[bool, int, int, str] | None = None
+    for candidate in candidates:
+        if not candidate.is_ready or candidate.id in tried:
+            continue
+        able += 1
+        seen = candidate.load
+        requests = seen.n
+        if requests >= candidate.target_concurrency:
+            continue
+        free += 1
+        score = (candidate.is_suspect, round((seen.w + seen.d) * 1e6), requests, candidate.id)
+        if least is None or score < least:
+            best, least = candidate, score
+    if best is None:
+        return Decision("wait" if able else "none", "", len(candidates), able, free)
+    return Decision("dispatch", best.id, len(candidates), able, free, best.load.w + best.load.d)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,10 +12,16 @@ from serving.policy.routing import Candidate, Load, least_mu
 LOAD = Load("w", 1.0, 2.0)
 
 
+class Busy(NamedTuple):
+    n: int = 0
+    w: float = 0.0
+    d: float = 0.0
+
+
 def candidate(
     name: str, requests: int = 0, mu: float = 0.0, *, target: int = 4, ready: bool = True, suspect: bool = False
 ) -> Candidate:
-    return Candidate(name, ready, target, requests, mu / 2, mu / 2, suspect)
+    return Candidate(name, ready, target, Busy(requests, mu / 2, mu / 2), suspect)
 
 
 def test_fewest_mu_wins_over_fewest_requests() -> None:
@@ -48,9 +56,7 @@ CANDIDATES = st.lists(
         id=st.sampled_from("abcdefgh"),
         is_ready=st.booleans(),
         target_concurrency=st.integers(1, 6),
-        requests=st.integers(0, 8),
-        pending_prefill_mu=st.integers(0, 5).map(float),
-        decode_mu=st.integers(0, 5).map(float),
+        load=st.builds(Busy, st.integers(0, 8), st.integers(0, 5).map(float), st.integers(0, 5).map(float)),
         is_suspect=st.booleans(),
     ),
     unique_by=lambda c: c.id,
@@ -62,7 +68,7 @@ CANDIDATES = st.lists(
 def test_the_choice_is_what_a_walk_over_all_finds(candidates: list[Candidate], tried: set[str]) -> None:
     decision = least_mu(candidates, LOAD, tried)
     able = [c for c in candidates if c.is_ready and c.id not in tried]
-    free = [c for c in able if c.requests < c.target_concurrency]
+    free = [c for c in able if c.load.n < c.target_concurrency]
     assert decision.reason
     if not able:
         assert decision.verdict == "none"
@@ -75,14 +81,11 @@ def test_the_choice_is_what_a_walk_over_all_finds(candidates: list[Candidate], t
             if chosen.is_suspect and not other.is_suspect:
                 raise AssertionError("a suspect was preferred")
             if other.is_suspect == chosen.is_suspect:
-                mine = chosen.pending_prefill_mu + chosen.decode_mu
-                theirs = other.pending_prefill_mu + other.decode_mu
+                mine = chosen.load.w + chosen.load.d
+                theirs = other.load.w + other.load.d
                 assert mine < theirs or (
                     mine == theirs
-                    and (
-                        chosen.requests < other.requests
-                        or (chosen.requests == other.requests and chosen.id <= other.id)
-                    )
+                    and (chosen.load.n < other.load.n or (chosen.load.n == other.load.n and chosen.id <= other.id))
                 )
 
 
