@@ -35,6 +35,8 @@ class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     last_success_at: float = 0.0
     last_error_at: float = 0.0
     oldest_in_flight_at: float = 0.0
+    departed: int = 0
+    """Requests that have left the replica since the gateway's start, however they ended."""
 
 
 class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -93,6 +95,7 @@ class ReplicaLoad:
         del self._in_flight[ticket]
         own = self.own
         own.n -= 1
+        own.departed += 1
         own.d -= ticket.d_mu
         if own.n == 0:
             # Sums of floats drift; an idle replica has exactly nothing.

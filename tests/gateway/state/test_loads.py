@@ -68,6 +68,15 @@ async def test_whatever_the_order_nothing_stays(make):
     assert [figures(loads.replica(f"r{i}")) for i in range(3)] == [(0, 0.0, 0.0)] * 3
 
 
+async def test_whoever_leaves_is_counted_once_however_it_ended(make):
+    loads = await make("a")
+    tickets = [loads.dispatched("r", 1.0, 1.0) for _ in range(4)]
+    for ticket, ok in zip(tickets, (True, False, True), strict=False):
+        ticket.finished(ok)
+        ticket.finished(True)
+    assert (loads.replica("r").own.departed, loads.replica("r").n) == (3, 1)
+
+
 async def test_the_oldest_request_is_known(make):
     loads = await make("a")
     first = loads.dispatched("r", 1, 1)
