@@ -12,7 +12,7 @@ _django = get_asgi_application()
 from penstock import status  # noqa: E402  (models can be imported only after django.setup())
 from penstock.checks import refuse_unsafe_settings  # noqa: E402
 
-refuse_unsafe_settings()
+refuse_unsafe_settings("web")
 
 
 async def _http(scope: dict[str, Any], receive: Any, send: Any) -> None:

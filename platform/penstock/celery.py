@@ -68,6 +68,16 @@ def _logging(loglevel: int | str | None = None, **kwargs: Any) -> None:
     configure_logging(loglevel)
 
 
+class SafeSettings(bootsteps.Step):
+    """Refuses to work with settings that are not safe, before any other step begins."""
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        from penstock.checks import refuse_unsafe_settings  # the settings are complete only after django.setup()
+
+        refuse_unsafe_settings("loops")
+        super().__init__(parent, **kwargs)
+
+
 class Beat(bootsteps.StartStopStep):
     """Beat in a thread of the worker: a process of its own would cost 60 MB to send eight messages a second."""
 
@@ -114,5 +124,6 @@ class Reports(bootsteps.StartStopStep):
     terminate = stop
 
 
+app.steps["worker"].add(SafeSettings)
 app.steps["worker"].add(Beat)
 app.steps["worker"].add(Reports)

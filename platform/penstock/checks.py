@@ -6,10 +6,9 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
-from django.core.exceptions import ImproperlyConfigured
 
 from penstock.roles import is_loopback
-from penstock.secrets import is_placeholder, load_secrets
+from penstock.secrets import load_secrets, missing
 
 
 @register("penstock")
@@ -45,13 +44,14 @@ def check_databases(
 @register("penstock", deploy=True)
 def check_secrets(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Before the first ``penstock up`` there are placeholders, which must not sign anything."""
-    if not is_placeholder(load_secrets(settings.DATA)):
+    unset = missing(load_secrets(settings.DATA))
+    if not unset:
         return []
     return [
         Error(
-            f"The installation in {settings.DATA} has no secrets yet.",
-            hint="Run `penstock setup` (or `penstock up`) once with the same PENSTOCK_DATA, or set PENSTOCK_SECRET_KEY "
-            "and PENSTOCK_KEY_PEPPERS.",
+            f"The installation in {settings.DATA} has no secrets yet: {', '.join(unset)}.",
+            hint="Run `penstock setup` (or `penstock up`) once with the same PENSTOCK_DATA, or set each of "
+            "PENSTOCK_SECRET_KEY, PENSTOCK_KEY_PEPPERS and PENSTOCK_FIELD_KEYS to what the other roles have.",
             id="penstock.E003",
         )
     ]
@@ -73,9 +73,9 @@ def check_debug(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     ]
 
 
-def refuse_unsafe_settings() -> None:
-    """What a serving process calls at its start. Raises ImproperlyConfigured with every error and its hint."""
+def refuse_unsafe_settings(role: str) -> None:
+    """What a serving process calls at its start: SystemExit with every error and its hint, and no traceback."""
     messages = [*check_databases(None), *check_secrets(None), *check_debug(None)]
     errors = [f"{message.msg} {message.hint}" for message in messages if isinstance(message, Error)]
     if errors:
-        raise ImproperlyConfigured(" ".join(errors))
+        raise SystemExit(f"{role}: {' '.join(errors)}")

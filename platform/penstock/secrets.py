@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from penstock import env
+from penstock.env import SettingError
 
+VARIABLES = ("PENSTOCK_SECRET_KEY", "PENSTOCK_KEY_PEPPERS", "PENSTOCK_FIELD_KEYS")
 _UNSET = "not-set-up-yet-run-penstock-up"
+_FERNET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,23 @@ def secrets_path(data: Path) -> Path:
 
 
 def load_secrets(data: Path) -> Secrets:
-    """The secrets of the installation in ``data``; the environment goes first. Never writes.
+    """The secrets of the installation in ``data``; the environment goes first. Never writes. Raises SettingError.
 
     Before the first ``penstock up`` there are none: placeholders are returned that sign nothing of value, and
     ``penstock.checks`` refuses to serve with them.
     """
-    stored: dict[str, Any] = {}
-    if secrets_path(data).exists():
-        stored = json.loads(secrets_path(data).read_text(encoding="utf-8"))
+    path = secrets_path(data)
+    stored = _stored(path)
     peppers = env.text("PENSTOCK_KEY_PEPPERS")
-    pepper_map = json.loads(peppers) if peppers else stored.get("key_peppers") or {"0": _UNSET}
-    keys = env.words("PENSTOCK_FIELD_KEYS") or stored.get("field_keys") or [_placeholder_key()]
+    field_keys = env.words("PENSTOCK_FIELD_KEYS")
     return Secrets(
         django=env.text("PENSTOCK_SECRET_KEY") or str(stored.get("django") or _UNSET),
-        key_peppers={int(number): str(value) for number, value in pepper_map.items()},
-        field_keys=tuple(str(key) for key in keys),
+        key_peppers=_peppers(_parsed(peppers), "PENSTOCK_KEY_PEPPERS")
+        if peppers
+        else _peppers(stored.get("key_peppers") or {"0": _UNSET}, f"key_peppers in {path}"),
+        field_keys=_field_keys(field_keys, "PENSTOCK_FIELD_KEYS")
+        if field_keys
+        else _field_keys(stored.get("field_keys") or [_placeholder_key()], f"field_keys in {path}"),
     )
 
 
@@ -65,9 +70,63 @@ def ensure_secrets(data: Path) -> Secrets:
     return load_secrets(data)
 
 
-def is_placeholder(secrets: Secrets) -> bool:
-    return _UNSET in (secrets.django, *secrets.key_peppers.values())
+def missing(secrets: Secrets) -> list[str]:
+    """The variables of those secrets that are neither given nor stored: public placeholders stand for them."""
+    unset = (
+        secrets.django == _UNSET,
+        _UNSET in secrets.key_peppers.values(),
+        _placeholder_key() in secrets.field_keys,
+    )
+    return [name for name, is_unset in zip(VARIABLES, unset, strict=True) if is_unset]
 
 
 def _placeholder_key() -> str:
-    return base64.urlsafe_b64encode(b"\0" * 32).decode()
+    return base64.urlsafe_b64encode(b"\0" * _FERNET_BYTES).decode()
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        stored = _parsed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(stored, dict):
+        raise SettingError(f"{path} must hold a JSON object: put it back from a backup")
+    return stored
+
+
+def _parsed(text: str) -> Any:
+    """``text`` as JSON, None where it is none. The parser's error is dropped: it carries the text, which is secret."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _peppers(value: Any, name: str) -> dict[int, str]:
+    expected = f'{name} must be a JSON object of numbers and texts, for example {{"1": "a long random text"}}'
+    if not isinstance(value, dict) or not all(isinstance(pepper, str) and pepper for pepper in value.values()):
+        raise SettingError(expected)
+    try:
+        return {int(number): pepper for number, pepper in value.items()}
+    except ValueError:
+        raise SettingError(expected) from None
+
+
+def _field_keys(value: Any, name: str) -> tuple[str, ...]:
+    keys = value if isinstance(value, list) else [value]
+    for number, key in enumerate(keys, start=1):
+        if not _is_fernet_key(key):
+            raise SettingError(
+                f"{name} must be Fernet keys, 32 random bytes each in URL-safe base64: number {number} is none. "
+                "`openssl rand -base64 32 | tr +/ -_` makes one"
+            )
+    return tuple(keys)
+
+
+def _is_fernet_key(key: Any) -> bool:
+    try:
+        return isinstance(key, str) and len(base64.urlsafe_b64decode(key)) == _FERNET_BYTES
+    except ValueError:
+        return False

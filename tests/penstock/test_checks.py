@@ -5,13 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.checks import run_checks
-from django.core.exceptions import ImproperlyConfigured
 
 from penstock import checks
 from penstock.checks import refuse_unsafe_settings
 from penstock.databases import database_settings
-from penstock.secrets import ensure_secrets
+from penstock.secrets import VARIABLES, ensure_secrets
 
 
 class Settings(SimpleNamespace):
@@ -23,7 +23,7 @@ class Settings(SimpleNamespace):
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    for name in ("PENSTOCK_SECRET_KEY", "PENSTOCK_KEY_PEPPERS"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     made = Settings(DATA=tmp_path, DEBUG=False, PENSTOCK_WEB_HOST="127.0.0.1")
     made.use()
@@ -43,13 +43,22 @@ def ids() -> set[str | None]:
 
 def test_a_prepared_installation_passes(installed: Settings) -> None:
     assert ids() == set()
-    refuse_unsafe_settings()
+    refuse_unsafe_settings("web")
 
 
 def test_placeholder_secrets_do_not_serve(empty: Settings) -> None:
     assert ids() == {"penstock.E003"}
-    with pytest.raises(ImproperlyConfigured, match="penstock setup"):
-        refuse_unsafe_settings()
+    with pytest.raises(SystemExit, match=r"^web: .*`penstock setup`"):
+        refuse_unsafe_settings("web")
+
+
+def test_secrets_at_rest_are_not_kept_under_a_public_key(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_SECRET_KEY", "from the environment")
+    monkeypatch.setenv("PENSTOCK_KEY_PEPPERS", '{"1": "from the environment"}')
+    with pytest.raises(SystemExit, match=r"no secrets yet: PENSTOCK_FIELD_KEYS\. .* PENSTOCK_FIELD_KEYS"):
+        refuse_unsafe_settings("loops")
+    monkeypatch.setenv("PENSTOCK_FIELD_KEYS", Fernet.generate_key().decode())
+    refuse_unsafe_settings("loops")
 
 
 def test_before_the_set_up_everything_else_can_run(empty: Settings) -> None:
@@ -74,6 +83,6 @@ def test_postgresql_needs_no_immediate(installed: Settings) -> None:
 def test_debug_stays_on_this_machine(installed: Settings) -> None:
     installed.DEBUG = True
     assert ids() == {"penstock.W001"}
-    refuse_unsafe_settings()
+    refuse_unsafe_settings("web")
     installed.PENSTOCK_WEB_HOST = "0.0.0.0"
     assert ids() == {"penstock.E004"}

@@ -126,6 +126,31 @@ def test_a_role_that_is_not_set_up_says_so(tmp_path: Path) -> None:
         become("state", Options(data=tmp_path, redis_url="redis://elsewhere"), instance=1)
 
 
+@pytest.mark.parametrize("name", ["web", "loops"])
+def test_a_role_does_not_start_under_public_keys(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of its own, with two of the three secrets."""
+    monkeypatch.setenv("PENSTOCK_SECRET_KEY", "from the environment")
+    monkeypatch.setenv("PENSTOCK_KEY_PEPPERS", '{"1": "from the environment"}')
+    with pytest.raises(RoleError, match=r"not set up \(PENSTOCK_FIELD_KEYS\)"):
+        become(name, Options(data=tmp_path), instance=1)
+
+
+def test_the_loops_end_with_one_line_under_public_keys(tmp_path: Path) -> None:
+    """Also where a process manager starts Celery itself."""
+    done = subprocess.run(
+        roles.loops_role(Options(data=tmp_path)).argv,
+        env=os.environ | {"PENSTOCK_DATA": str(tmp_path), "DATABASE_URL": "", "REDIS_URL": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("loops: ")
+    assert "PENSTOCK_FIELD_KEYS" in line
+
+
 def test_one_role_replaces_the_process(tmp_path: Path) -> None:
     """The process that was started is the server itself: its pid answers, and a signal ends it."""
     data = tmp_path / "d"

@@ -16,9 +16,11 @@ from penstock.cli.doctor import lines as finding_lines
 from penstock.installation import Installation, StartError
 from penstock.logs import Terminal, wants_colour
 from penstock.roles import Options, RoleError, is_loopback, role_named
-from penstock.secrets import ensure_secrets
+from penstock.secrets import VARIABLES, ensure_secrets, load_secrets, missing
 
 _SAME_KEYSTROKE_S = 0.5
+_NEEDED = {"gateway": ("PENSTOCK_KEY_PEPPERS",), "web": VARIABLES, "loops": VARIABLES}
+"""Secrets that a role cannot do without, by role."""
 
 
 class UsageError(ValueError):
@@ -66,12 +68,13 @@ def refuse_contradictions(arguments: argparse.Namespace, options: Options) -> No
 
 
 def become(name: str, options: Options, *, instance: int) -> None:
-    """Replace this process by one role: what systemd and containers run. Raises RoleError."""
+    """Replace this process by one role: what systemd and containers run. Raises RoleError and SettingError."""
     role = role_named(name, options, instance=instance)
-    needs_secrets = name in ("gateway", "web", "loops")
-    if needs_secrets and not (options.data / "secrets.json").exists() and not env.text("PENSTOCK_SECRET_KEY"):
+    unset = [variable for variable in missing(load_secrets(options.data)) if variable in _NEEDED.get(name, ())]
+    if unset:
         raise RoleError(
-            f"{options.data} is not set up: run `penstock setup --data {options.data}` once before the roles"
+            f"{options.data} is not set up ({', '.join(unset)}): run `penstock setup --data {options.data}` once "
+            "before the roles, or set each of these to what the other roles have"
         )
     os.execve(role.argv[0], role.argv, {**os.environ, **role.env})  # noqa: S606  (that is the point)
 
