@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 PROTOCOL = 1
-"""Version of this exchange. An agent may be one version behind the control plane, never ahead."""
+"""Version of this exchange. Either side may be one version behind the other: what a version adds has defaults, and the
+other one ignores it."""
 
 Intent = Literal["run", "drain", "stop"]
 """What the control plane wants of a replica. ``stop`` is the only thing that ever ends an engine on purpose."""
@@ -162,7 +163,8 @@ METRICS = (
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """A signed message. ``mac`` is HMAC-SHA256 over ``protocol.kind.host_id.payload`` with the host's own secret."""
+    """A signed message. ``mac`` is HMAC-SHA256 over ``protocol.kind.host_id.payload`` with the host's own secret, where
+    ``protocol`` is the sender's version."""
 
     protocol: int
     kind: Literal["orders", "report"]
@@ -172,12 +174,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnvelopeError(ValueError):
-    """The message is not what its sender claims: wrong signature, host, kind or protocol."""
+    """The message is not what its sender claims: wrong signature, host, kind or protocol; or it is not a message."""
 
 
-def _mac(secret: bytes, kind: str, host_id: str, payload: str) -> str:
-    text = f"{PROTOCOL}.{kind}.{host_id}.{payload}"
-    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
+def _mac(secret: bytes, protocol: int, kind: str, host_id: str, payload: str) -> str:
+    text = f"{protocol}.{kind}.{host_id}.{payload}"
+    # JSON can carry half a surrogate pair, and whoever reaches the broker can send it: it must not match, not raise.
+    return hmac.new(secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def seal(message: HostOrders | HostReport, *, secret: bytes) -> dict[str, Any]:
@@ -189,46 +192,54 @@ def seal(message: HostOrders | HostReport, *, secret: bytes) -> dict[str, Any]:
         "kind": kind,
         "host_id": message.host_id,
         "payload": payload,
-        "mac": _mac(secret, kind, message.host_id, payload),
+        "mac": _mac(secret, PROTOCOL, kind, message.host_id, payload),
     }
 
 
 def open_orders(envelope: object, *, host_id: str, secret: bytes) -> HostOrders:
-    """Verify and decode orders for ``host_id``. Raises EnvelopeError."""
+    """Verify and decode orders for ``host_id``. Raises EnvelopeError, whatever ``envelope`` is."""
     return _open(envelope, "orders", HostOrders, host_id=host_id, secret=secret)
 
 
 def open_report(envelope: object, *, host_id: str, secret: bytes) -> HostReport:
-    """Verify and decode a report of ``host_id``. Raises EnvelopeError."""
+    """Verify and decode a report of ``host_id``. Raises EnvelopeError, whatever ``envelope`` is."""
     return _open(envelope, "report", HostReport, host_id=host_id, secret=secret)
 
 
 def envelope_host(envelope: object) -> str:
     """The host an envelope claims to speak for, before any verification. Raises EnvelopeError."""
+    return _envelope(envelope).host_id
+
+
+def _envelope(raw: object) -> Envelope:
     try:
-        return msgspec.convert(envelope, Envelope).host_id
-    except msgspec.ValidationError as error:
-        raise EnvelopeError(f"malformed envelope: {error}") from error
+        return msgspec.convert(raw, Envelope)
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise EnvelopeError(f"malformed envelope: {_plain(error)}") from error
+
+
+def _plain(foreign: object) -> str:
+    """Foreign text as it may go into a log: cut, on one line."""
+    return str(foreign)[:200].encode("unicode_escape").decode()
 
 
 _Message = TypeVar("_Message", HostOrders, HostReport)
 
 
 def _open(raw: object, kind: str, shape: type[_Message], *, host_id: str, secret: bytes) -> _Message:
-    try:
-        envelope = msgspec.convert(raw, Envelope)
-    except msgspec.ValidationError as error:
-        raise EnvelopeError(f"malformed envelope: {error}") from error
-    if envelope.protocol > PROTOCOL:
-        raise EnvelopeError(f"protocol {envelope.protocol} is newer than {PROTOCOL}")
+    envelope = _envelope(raw)
+    if abs(envelope.protocol - PROTOCOL) > 1:
+        older = "sender" if envelope.protocol < PROTOCOL else "receiver"
+        raise EnvelopeError(f"protocol {envelope.protocol} does not go with {PROTOCOL}: update the {older}")
     if envelope.kind != kind or envelope.host_id != host_id:
-        raise EnvelopeError(f"{envelope.kind} for host {envelope.host_id}, expected {kind} for {host_id}")
-    if not hmac.compare_digest(envelope.mac, _mac(secret, kind, host_id, envelope.payload)):
+        raise EnvelopeError(f"{envelope.kind} for host {_plain(envelope.host_id)}, expected {kind} for {host_id}")
+    expected = _mac(secret, envelope.protocol, kind, host_id, envelope.payload)
+    if not hmac.compare_digest(envelope.mac.encode("utf-8", "surrogatepass"), expected.encode()):
         raise EnvelopeError("signature does not match")
     try:
         message = msgspec.json.decode(envelope.payload, type=shape)
-    except msgspec.ValidationError as error:
-        raise EnvelopeError(f"malformed {kind}: {error}") from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise EnvelopeError(f"malformed {kind}: {_plain(error)}") from error
     if message.host_id != host_id:
-        raise EnvelopeError(f"{kind} of host {message.host_id} inside an envelope of {host_id}")
+        raise EnvelopeError(f"{kind} of host {_plain(message.host_id)} inside an envelope of {host_id}")
     return message
