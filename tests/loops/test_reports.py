@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.db import OperationalError, connection, connections
 
 from capacity.models import Accelerator, Host
 from capacity.services import host_secret_renew
+from penstock.loops.reports import ReportConsumer
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
 from serving.agents.reports import report_apply
 from serving.models import Incident, Replica
@@ -98,6 +103,85 @@ class TestTrust:
             secrets._kept[kept] = (read_at - 5.0, secret)
         assert report_verify(world.agent.envelope(world.now), secrets=secrets).sequence == 2
         assert self.reason(old, secrets) == "forged"
+
+
+def message(envelope: object) -> Any:
+    """An agent's ``serving.report`` call, as it comes from the broker."""
+    body = envelope if isinstance(envelope, bytes) else json.dumps([[envelope], {}, {}])
+    return SimpleNamespace(headers={"task": "serving.report"}, body=body)
+
+
+def counted(world: World) -> dict[str, int]:
+    found: dict[bytes, bytes] = world.client.hgetall("penstock:count:reports_rejected")  # type: ignore[assignment]
+    return {reason.decode(): int(number) for reason, number in found.items()}
+
+
+@pytest.mark.django_db(transaction=True)
+class TestReceiving:
+    def test_whatever_a_stranger_sends_the_next_report_is_received(self, world: World) -> None:
+        consumer = ReportConsumer()
+        good = world.agent.envelope(world.now)
+        bad = [
+            message({**good, "mac": "é" * 64}),
+            message({**good, "payload": "\ud800"}),
+            message(seal(world.agent.report(world.now), secret=world.agent.secret) | {"payload": "no json"}),
+            message(b"[" * 60_000),
+            message(b"\xff\xfe"),
+            message(None),
+        ]
+        for each in bad:
+            consumer._receive(each)
+        assert sum(counted(world).values()) == len(bad)
+        consumer._receive(message(good))
+        assert list(consumer._newest) == [world.agent.host_id]
+
+    def test_an_error_nobody_thought_of_is_a_malformed_report(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("penstock.loops.reports.report_verify", fail)
+        ReportConsumer()._receive(message(world.agent.envelope(world.now)))
+        assert counted(world) == {"malformed": 1}
+
+    def test_a_database_that_is_away_is_a_line_in_the_log_and_no_rejection(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise OperationalError("server closed the connection unexpectedly\n\tThis probably means")
+
+        consumer = ReportConsumer()
+        monkeypatch.setattr("penstock.loops.reports.report_verify", fail)
+        monkeypatch.setattr("penstock.loops.reports.report_apply", fail)
+        for _ in range(3):
+            consumer._receive(message(world.agent.envelope(world.now)))
+            consumer._apply(world.agent.report(world.now))
+        assert counted(world) == {}
+        (record,) = caplog.records
+        assert record.exc_info is None
+        assert "This probably means" not in caplog.text
+
+    def test_a_lost_connection_to_the_database_is_replaced(self, world: World) -> None:
+        """The server ends it, as a restart does. SQLite has no connection to lose."""
+        consumer = ReportConsumer()
+
+        def backend() -> int:
+            with connection.cursor() as cursor:
+                cursor.execute("select pg_backend_pid()")
+                return int(cursor.fetchone()[0])
+
+        with ThreadPoolExecutor(1) as receiver:
+            receiver.submit(consumer._receive, message(world.agent.envelope(world.now))).result()
+            assert consumer._newest.pop(world.agent.host_id)
+            if connection.vendor == "postgresql":
+                pid = receiver.submit(backend).result()
+                with connection.cursor() as cursor:
+                    cursor.execute("select pg_terminate_backend(%s, 5000)", [pid])
+            consumer._secrets._kept.clear()
+            receiver.submit(consumer._receive, message(world.agent.envelope(world.now))).result()
+            receiver.submit(connections.close_all).result()
+        assert list(consumer._newest) == [world.agent.host_id]
 
 
 class TestReplay:

@@ -14,6 +14,7 @@ from typing import Any
 
 import redis.exceptions
 from django.conf import settings
+from django.db import Error as DatabaseFailure
 from django.db import close_old_connections
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.message import Message
@@ -78,6 +79,11 @@ class ReportConsumer(ConsumerMixin):
         if self._is_news("broker"):
             log.warning("the agents' broker does not answer: %s", error)
 
+    def _complain_of_database(self, error: DatabaseFailure) -> None:
+        if self._is_news("database"):
+            words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("reports are passed over while the database does not answer: %s", words)
+
     def _stop_if_asked(self) -> None:
         if self.should_stop:
             raise _Stopped
@@ -95,10 +101,18 @@ class ReportConsumer(ConsumerMixin):
         close_old_connections()
 
     def _receive(self, message: Message) -> None:
+        # Django looks for lost connections at the start of a request; here a message is one.
+        close_old_connections()
         try:
             report = report_verify(_envelope(message), secrets=self._secrets)
         except ReportRejected as rejection:
             self._reject(rejection)
+            return
+        except DatabaseFailure as error:
+            self._complain_of_database(error)
+            return
+        except Exception as error:  # noqa: BLE001  (whatever a stranger sends must not end the consumer for all hosts)
+            self._reject(ReportRejected("malformed", f"it cannot be read ({type(error).__name__})"))
             return
         with self._arrived:
             waiting = self._newest.get(report.host_id)
@@ -125,6 +139,8 @@ class ReportConsumer(ConsumerMixin):
                 self._reject(ReportRejected("foreign_replica", message), applied.foreign)
         except ReportRejected as rejection:
             self._reject(rejection)
+        except DatabaseFailure as error:
+            self._complain_of_database(error)
         except Exception:
             log.exception("a report of host %s could not be applied; the next one says the same", report.host_id)
 
@@ -152,5 +168,5 @@ def _envelope(message: Message) -> object:
     try:
         arguments = json.loads(message.body or "")[0]
         return arguments[0]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ReportRejected("malformed", "a report is one envelope, as JSON") from error
