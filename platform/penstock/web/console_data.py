@@ -27,6 +27,9 @@ TTFT_WINDOW = timedelta(minutes=5)
 TTFT_ROWS = 2000
 FAILED_SHOWN = timedelta(hours=24)
 FEED_ROWS = 6
+CHANGES_SHOWN = timedelta(hours=24)
+HOLDS_SHOWN = timedelta(minutes=5)
+HOLDS_READ = 500
 
 
 def gather(now: datetime) -> Console:
@@ -50,7 +53,7 @@ def gather(now: datetime) -> Console:
         deployments=rows,
         replicas=shown,
         hosts=_host_rows(replicas, now),
-        decisions=_decisions(),
+        decisions=_decisions(now),
         incidents=[_incident_row(row) for row in Incident.objects.order_by("-opened_at")[:FEED_ROWS]],
         open_incidents=Incident.objects.filter(closed_at__isnull=True).count(),
         live=live,
@@ -255,16 +258,18 @@ def _host_rows(replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
     return rows
 
 
-def _decisions() -> list[ScalingDecision]:
-    """The newest decisions that changed something, filled up with each deployment's last unchanged look."""
-    changes = list(ScalingDecision.objects.exclude(before=F("after")).order_by("-at")[: FEED_ROWS - 1])
-    newest = (
-        ScalingDecision.objects.filter(before=F("after"), deployment_id=OuterRef("deployment_id"))
-        .order_by("-at")
-        .values("pk")[:1]
-    )
-    holds = ScalingDecision.objects.filter(pk=Subquery(newest)).order_by("-at")[: FEED_ROWS - len(changes)]
-    return sorted([*changes, *holds], key=lambda row: row.at, reverse=True)
+def _decisions(now: datetime) -> list[ScalingDecision]:
+    """The newest decisions that changed something, filled up with each deployment's last unchanged look.
+
+    Only recent ones are looked at: the page asks every two seconds, and a sample a minute is kept for weeks.
+    """
+    rows = ScalingDecision.objects.order_by("-at").defer("inputs")
+    changes = list(rows.filter(at__gte=now - CHANGES_SHOWN).exclude(before=F("after"))[: FEED_ROWS - 1])
+    holds: dict[UUID, ScalingDecision] = {}
+    for row in rows.filter(at__gte=now - HOLDS_SHOWN, before=F("after"))[:HOLDS_READ]:
+        holds.setdefault(row.deployment_id, row)
+    shown = [*changes, *list(holds.values())[: FEED_ROWS - len(changes)]]
+    return sorted(shown, key=lambda row: row.at, reverse=True)
 
 
 def _incident_row(incident: Incident) -> IncidentRow:
