@@ -146,6 +146,4 @@ class MembershipAdmin(ServiceAdmin):
 
     @confirmed(question="End these memberships? The people keep their accounts.", verb="Remove")
     def remove(self, request: HttpRequest, rows: list[Membership]) -> int:
-        for membership in rows:
-            membership_remove(membership=membership, actor=operator_of(request))
-        return len(rows)
+        return sum(membership_remove(membership=membership, actor=operator_of(request)) for membership in rows)

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import uuid_utils.compat
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
@@ -28,6 +28,16 @@ class Identified(models.Model):
 
     class Meta:
         abstract = True
+
+    def take_turn(self) -> Self:
+        """The row as it is stored, touched. Call it in a transaction, before anything that depends on the row is read.
+
+        Of two who change the row, or what belongs to it, the second waits here and then sees what the first wrote.
+        Raises DoesNotExist.
+        """
+        rows = type(self)._default_manager.filter(pk=self.pk)
+        rows.update(updated_at=timezone.now())
+        return rows.get()
 
     def validate_constraints(self, exclude: Iterable[str] | None = None) -> None:
         """As Django's, with each error at the field its code names. Raises ValidationError."""

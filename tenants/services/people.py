@@ -8,7 +8,7 @@ from django.utils.text import slugify
 
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
-from tenants.models import Membership, Tenant, User
+from tenants.models import Membership, SignInLink, Tenant, User
 
 
 @transaction.atomic
@@ -30,16 +30,20 @@ def user_create(
 
 @transaction.atomic
 def user_set_password(*, user: User, password: str, actor: Actor) -> None:
-    """Set a new password; every session of the user ends. Raises ValidationError for a weak one."""
+    """Set a new password; every session and open sign-in link of the user ends. Raises ValidationError if it is weak."""
     _check_password(password, user)
     user.set_password(password)
     user.save(update_fields=("password", "updated_at"))
+    _void_links(user)
     audit(actor=actor, action="user.set_password", target=user)
 
 
 @transaction.atomic
 def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
-    """Let a user in or keep them out. Returns False if it was so already. The last active operator stays."""
+    """Let a user in or keep them out, with an end to their open sign-in links. Returns False if it was so already.
+
+    The last active operator stays: raises ValidationError.
+    """
     # Touching the operators' rows makes two who deactivate each other take turns.
     User.objects.filter(is_operator=True).update(updated_at=timezone.now())
     if not is_active and user.is_operator and not _other_operators(user):
@@ -48,6 +52,8 @@ def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
         is_active=is_active, updated_at=timezone.now()
     )
     user.is_active = is_active
+    if not is_active:
+        _void_links(user)
     if changed:
         audit(actor=actor, action="user.activate" if is_active else "user.deactivate", target=user)
     return bool(changed)
@@ -71,17 +77,19 @@ def tenant_update(
     *, tenant: Tenant, actor: Actor, name: str | None = None, slug: str | None = None, is_active: bool | None = None
 ) -> Tenant:
     """Change what is given. An inactive tenant's keys are refused. Raises ValidationError by field."""
-    before = state_of(Tenant.objects.get(pk=tenant.pk))
     wanted = {"name": name, "slug": slug, "is_active": is_active}
-    for field, value in wanted.items():
-        if value is not None:
-            setattr(tenant, field, value)
-    tenant.full_clean()
-    tenant.save(update_fields=("name", "slug", "is_active", "updated_at"))
-    after = state_of(tenant)
+    given = {field: value for field, value in wanted.items() if value is not None}
+    stored = tenant.take_turn()
+    before = state_of(stored)
+    for field, value in given.items():
+        setattr(stored, field, value)
+    stored.full_clean()
+    stored.save(update_fields=(*given, "updated_at"))
+    after = state_of(stored)
     if before != after:
-        audit(actor=actor, action="tenant.update", target=tenant, tenant_id=tenant.pk, before=before, after=after)
-        record_change(kind="tenant", object_id=tenant.pk)
+        audit(actor=actor, action="tenant.update", target=stored, tenant_id=stored.pk, before=before, after=after)
+        record_change(kind="tenant", object_id=stored.pk)
+    tenant.refresh_from_db()
     return tenant
 
 
@@ -98,7 +106,7 @@ def membership_add(*, tenant: Tenant, user: User, actor: Actor, role: str = Memb
 @transaction.atomic
 def membership_change(*, membership: Membership, role: str, actor: Actor) -> Membership:
     """Give a member another role. The last owner stays an owner. Raises ValidationError by field."""
-    _take_turn(membership)
+    membership.tenant.take_turn()
     before = state_of(Membership.objects.get(pk=membership.pk))
     membership.role = role
     membership.full_clean()
@@ -118,19 +126,17 @@ def membership_change(*, membership: Membership, role: str, actor: Actor) -> Mem
 
 
 @transaction.atomic
-def membership_remove(*, membership: Membership, actor: Actor) -> None:
-    """End a membership. The last owner cannot leave. Raises ValidationError."""
-    _take_turn(membership)
-    before = state_of(membership)
-    audit(actor=actor, action="membership.remove", target=membership, tenant_id=membership.tenant_id, before=before)
-    tenant_id, role = membership.tenant_id, membership.role
-    membership.delete()
-    _require_owner(Membership(tenant_id=tenant_id), role)
-
-
-def _take_turn(membership: Membership) -> None:
-    """Touch the tenant's row: of two owners who leave at once the second waits, and sees the first gone."""
-    Tenant.objects.filter(pk=membership.tenant_id).update(updated_at=timezone.now())
+def membership_remove(*, membership: Membership, actor: Actor) -> bool:
+    """End a membership. Returns False if it had ended before. The last owner cannot leave: raises ValidationError."""
+    membership.tenant.take_turn()
+    stored = Membership.objects.select_related("tenant", "user").filter(pk=membership.pk).first()
+    if stored is None:
+        return False
+    before = state_of(stored)
+    audit(actor=actor, action="membership.remove", target=stored, tenant_id=stored.tenant_id, before=before)
+    Membership.objects.filter(pk=stored.pk).delete()
+    _require_owner(stored, stored.role)
+    return True
 
 
 def _require_owner(membership: Membership, role_before: str) -> None:
@@ -138,6 +144,12 @@ def _require_owner(membership: Membership, role_before: str) -> None:
         return
     if not Membership.objects.filter(tenant_id=membership.tenant_id, role=Membership.Role.OWNER).exists():
         raise ValidationError({"role": "A tenant keeps at least one owner: make another member owner first."})
+
+
+def _void_links(user: User) -> None:
+    """Use up the links that nobody has used: what let the user in before must not let them in now."""
+    now = timezone.now()
+    SignInLink.objects.filter(user=user, used_at=None).update(used_at=now, updated_at=now)
 
 
 def _other_operators(user: User) -> bool:
