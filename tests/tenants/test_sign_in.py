@@ -104,6 +104,15 @@ def test_no_address_and_no_e_mail_is_kept_in_clear() -> None:
     assert "192.0.2.77" not in kept
 
 
+@pytest.mark.django_db
+def test_addresses_cannot_be_found_by_trying_them_all(settings: Any) -> None:
+    """What is kept depends on a secret: without it, no digest of an address can be made to compare with."""
+    for settings.SECRET_KEY in ("one secret", "another secret"):
+        attempt("ada@example.org", "wrong", "192.0.2.77")
+    kept = list(SignInAttempt.objects.values_list("address", "account"))
+    assert len({text for row in kept for text in row}) == 4
+
+
 def test_higher_roles_cover_lower_ones() -> None:
     ladder = [ROLES[name] for name in ("viewer", "developer", "admin", "owner")]
     assert all(low < high for low, high in itertools.pairwise(ladder))

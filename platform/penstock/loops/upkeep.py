@@ -11,6 +11,7 @@ from capacity.models import Reservation
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
+from tenants.signin import attempts_delete_old
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def upkeep() -> None:
     usage_delete_old(before=now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS), actor=ACTOR)
     watermarks_delete_closed(before=now - _SEGMENTS_KEPT)
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
+    attempts_delete_old(now=now)
     Session.objects.filter(expire_date__lt=now).delete()
     reservations_end(now=now)
 
