@@ -84,7 +84,8 @@ def network_errors(networks: object) -> list[str]:
     found = []
     for network in networks:
         try:
-            ipaddress.ip_network(network)
+            # It would take a number for an address; gateways take texts only.
+            ipaddress.ip_network(network if isinstance(network, str) else "")
         except ValueError:
             found.append(f"{network!r} is not a network: write for example 192.0.2.0/24 or 2001:db8::/32.")
     return found

@@ -45,6 +45,7 @@ class ApiKeyAdmin(ServiceAdmin):
         "models_allowed",
         "allowed_ips",
         "expires_at",
+        "rotated_at",
         "revoked_at",
         "last_used_at",
         "created_by",
@@ -54,6 +55,7 @@ class ApiKeyAdmin(ServiceAdmin):
         "tenant",
         "public_part",
         "expires_at",
+        "rotated_at",
         "revoked_at",
         "last_used_at",
         "created_by",
@@ -125,9 +127,7 @@ class LimitAdmin(ServiceAdmin):
 
     @confirmed(question="Remove these limits? What they held back is free.", verb="Remove")
     def remove(self, request: HttpRequest, rows: list[Limit]) -> int:
-        for limit in rows:
-            limit_remove(limit=limit, actor=operator_of(request))
-        return len(rows)
+        return sum(limit_remove(limit=limit, actor=operator_of(request)) for limit in rows)
 
 
 @admin.register(SignInLink)

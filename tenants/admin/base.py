@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -195,7 +195,8 @@ def shown_once(
 def confirmed(*, question: str, verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """An action on selected rows that first names what will happen, and then runs on ``POST`` of that page.
 
-    The function takes ``(admin, request, rows)`` and returns how many rows changed, or a response.
+    The function takes ``(admin, request, rows)`` and returns how many rows changed, or a response. A ValidationError
+    undoes it for all of them.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,7 +216,9 @@ def confirmed(*, question: str, verb: str) -> Callable[[Callable[..., Any]], Cal
                 }
                 return TemplateResponse(request, "admin/penstock/confirm.html", context)
             try:
-                outcome = function(model_admin, request, rows)
+                # All rows or none: what a half-done action has made would never be shown.
+                with transaction.atomic():
+                    outcome = function(model_admin, request, rows)
             except ValidationError as error:
                 for message in error.messages:
                     messages.error(request, message)

@@ -30,6 +30,9 @@ class ApiKey(Identified):
     )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+    rotated_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="Another key has taken its place; it may live on for a while."
+    )
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
@@ -53,6 +56,12 @@ class ApiKey(Identified):
                 name="tenants_apikey_revoked_after_creation",
                 violation_error_code="revoked_at",
                 violation_error_message="A key cannot be revoked before it was made.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(rotated_at__isnull=True) | models.Q(rotated_at__gte=models.F("created_at")),
+                name="tenants_apikey_rotated_after_creation",
+                violation_error_code="rotated_at",
+                violation_error_message="A key cannot be rotated before it was made.",
             ),
         )
 
@@ -134,7 +143,9 @@ class SignInLink(Identified):
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="sign_in_links")
     digest = models.CharField(max_length=64, unique=True, editable=False)
     expires_at = models.DateTimeField()
-    used_at = models.DateTimeField(null=True, blank=True)
+    used_at = models.DateTimeField(
+        null=True, blank=True, help_text="Signed in with, or voided: its user was kept out or got a new password."
+    )
 
     class Meta:
         ordering = ("-created_at",)
@@ -153,7 +164,7 @@ class SignInLink(Identified):
 
 
 class SignInAttempt(models.Model):
-    """One try at a password, kept to slow down guessing. ``account`` and ``address`` are digests, not the values."""
+    """One try at a password, kept to slow down guessing. ``account`` and ``address`` are keyed digests."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     at = models.DateTimeField(default=timezone.now)

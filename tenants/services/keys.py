@@ -63,18 +63,23 @@ def api_key_update(
     allowed_ips: Sequence[str] | None = None,
 ) -> ApiKey:
     """Change what is given; the secret stays. Raises ValidationError by field."""
-    before = state_of(ApiKey.objects.get(pk=key.pk))
+    lists = {"scopes": scopes, "models_allowed": models_allowed, "allowed_ips": allowed_ips}
+    given: dict[str, object] = {field: list(value) for field, value in lists.items() if value is not None}
     if name is not None:
-        key.name = name.strip()
-    for field, value in (("scopes", scopes), ("models_allowed", models_allowed), ("allowed_ips", allowed_ips)):
-        if value is not None:
-            setattr(key, field, list(value))
-    key.full_clean()
-    key.save(update_fields=("name", "scopes", "models_allowed", "allowed_ips", "updated_at"))
-    after = state_of(key)
+        given["name"] = name.strip()
+    stored = key.take_turn()
+    before = state_of(stored)
+    for field, value in given.items():
+        setattr(stored, field, value)
+    stored.full_clean()
+    stored.save(update_fields=(*given, "updated_at"))
+    after = state_of(stored)
     if before != after:
-        audit(actor=actor, action="api_key.update", target=key, tenant_id=key.tenant_id, before=before, after=after)
-        record_change(kind="key", object_id=key.pk)
+        audit(
+            actor=actor, action="api_key.update", target=stored, tenant_id=stored.tenant_id, before=before, after=after
+        )
+        record_change(kind="key", object_id=stored.pk)
+    key.refresh_from_db()
     return key
 
 
@@ -96,40 +101,45 @@ def api_key_rotate(
 ) -> tuple[ApiKey, str]:
     """A new key with the scopes, networks and limits of ``key``, which expires after ``overlap``.
 
-    With no overlap ``key`` is revoked. Raises ValidationError if ``key`` is revoked, expired or being rotated already.
+    With no overlap ``key`` is revoked. Raises ValidationError if ``key`` is revoked, expired or rotated already.
     """
     now = timezone.now()
     if overlap < datetime.timedelta(0):
         raise ValidationError({"overlap": "The overlap cannot be negative."})
-    fresh = ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=now), pk=key.pk, revoked_at=None)
-    ends = min(key.expires_at, now + overlap) if key.expires_at else now + overlap
-    change = {"expires_at": ends} if overlap else {"revoked_at": now}
-    # The stored expiry is a part of the swap: of two rotations at once, one finds it moved and fails.
-    if not fresh.filter(expires_at=key.expires_at).update(**change, updated_at=now):
-        raise ValidationError("The key is revoked, expired or has just been rotated: reload it.")
-    new, text = api_key_create(
-        tenant=key.tenant,
-        name=key.name,
-        actor=actor,
-        scopes=key.scopes,
-        models_allowed=key.models_allowed,
-        allowed_ips=key.allowed_ips,
-        expires_at=key.expires_at,
+    fresh = ApiKey.objects.filter(
+        Q(expires_at=None) | Q(expires_at__gt=now), pk=key.pk, revoked_at=None, rotated_at=None
     )
-    for limit in key.limits.all():
+    if not fresh.update(rotated_at=now, updated_at=now):
+        raise ValidationError(
+            f"{key} is revoked, expired or rotated already: rotate the key that replaced it, or make a new one."
+        )
+    # Read after the swap: the new key gets what holds now, not what held when the caller looked.
+    stored = ApiKey.objects.select_related("tenant").get(pk=key.pk)
+    new, text = api_key_create(
+        tenant=stored.tenant,
+        name=stored.name,
+        actor=actor,
+        scopes=stored.scopes,
+        models_allowed=stored.models_allowed,
+        allowed_ips=stored.allowed_ips,
+        expires_at=stored.expires_at,
+    )
+    for limit in stored.limits.all():
         Limit.objects.create(
             tenant_id=limit.tenant_id, api_key=new, kind=limit.kind, model=limit.model, value=limit.value
         )
-    for field, value in change.items():
-        setattr(key, field, value)
+    ends = min(stored.expires_at, now + overlap) if stored.expires_at else now + overlap
+    change = {"expires_at": ends} if overlap else {"revoked_at": now}
+    ApiKey.objects.filter(pk=stored.pk).update(**change)
     audit(
         actor=actor,
         action="api_key.rotate",
-        target=key,
-        tenant_id=key.tenant_id,
+        target=stored,
+        tenant_id=stored.tenant_id,
         after={**change, "replaced_by": new.pk},
     )
-    record_change(kind="key", object_id=key.pk)
+    record_change(kind="key", object_id=stored.pk)
+    key.refresh_from_db()
     return new, text
 
 

@@ -15,6 +15,8 @@ def limit_set(
 
     Raises ValidationError by field.
     """
+    # Nobody can wait for a limit that does not exist yet: two who set the same one take turns on the tenant.
+    tenant.take_turn()
     limit = Limit.objects.filter(tenant=tenant, api_key=api_key, kind=kind, model=model).first()
     before = state_of(limit) if limit else None
     limit = limit or Limit(tenant=tenant, api_key=api_key, kind=kind, model=model)
@@ -27,11 +29,16 @@ def limit_set(
 
 
 @transaction.atomic
-def limit_remove(*, limit: Limit, actor: Actor) -> None:
-    """Remove the limit: what it held back is free."""
-    audit(actor=actor, action="limit.remove", target=limit, tenant_id=limit.tenant_id, before=state_of(limit))
-    _record(limit)
-    limit.delete()
+def limit_remove(*, limit: Limit, actor: Actor) -> bool:
+    """Remove the limit: what it held back is free. Returns False if it was removed before."""
+    limit.tenant.take_turn()
+    stored = Limit.objects.filter(pk=limit.pk).first()
+    if stored is None:
+        return False
+    audit(actor=actor, action="limit.remove", target=stored, tenant_id=stored.tenant_id, before=state_of(stored))
+    _record(stored)
+    Limit.objects.filter(pk=stored.pk).delete()
+    return True
 
 
 def _record(limit: Limit) -> None:

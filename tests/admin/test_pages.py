@@ -140,8 +140,8 @@ def test_members_who_are_no_operators_stay_out(db: None) -> None:
     assert "login" in response.headers["Location"]
 
 
-def act(client: Client, row: models.Model, action: str, *, confirmed: bool) -> Any:
-    data = {"action": action, "_selected_action": [str(row.pk)]}
+def act(client: Client, row: models.Model, action: str, *others: models.Model, confirmed: bool) -> Any:
+    data = {"action": action, "_selected_action": [str(each.pk) for each in (row, *others)]}
     return client.post(change_list(type(row)), {**data, "confirmed": "yes"} if confirmed else data)
 
 
@@ -155,6 +155,21 @@ def test_revoking_asks_first_and_goes_through_the_service(client: Client, operat
     key.refresh_from_db()
     assert key.revoked_at is not None
     assert AuditEntry.objects.get(action="api_key.revoke").actor == operator.email
+
+
+def test_an_action_on_several_rows_is_done_for_all_or_for_none(client: Client) -> None:
+    """A rotated key's new secret is shown on the answer's page only: without that page there must be no new key."""
+    good, _ = factories.api_key(name="a good one")
+    revoked, _ = factories.api_key(name="b revoked one")
+    act(client, revoked, "revoke", confirmed=True)
+    page = client.get(act(client, good, "rotate", revoked, confirmed=True).headers["Location"])
+    assert b"is revoked, expired or rotated already" in page.content
+    assert set(ApiKey.objects.all()) == {good, revoked}
+    good.refresh_from_db()
+    assert (good.expires_at, good.rotated_at) == (None, None)
+    shown = act(client, good, "rotate", confirmed=True)
+    assert b"mu_" in shown.content
+    assert ApiKey.objects.count() == 3
 
 
 def test_a_new_key_is_shown_once_and_works(client: Client) -> None:

@@ -14,11 +14,13 @@ from capacity.usage.writer import WriteResult, write_batch
 from penstock.demo import seed_demo
 from serving.models import Incident, Replica
 from serving.services import incident_open, replica_transition, revision_create
-from tenants.models import ApiKey, AuditEntry, Membership, Tenant, User
+from tenants.models import ApiKey, AuditEntry, Limit, Membership, Tenant, User
 from tenants.services import (
     SignInLinkError,
     api_key_revoke,
     api_key_rotate,
+    limit_remove,
+    limit_set,
     membership_add,
     membership_change,
     sign_in_link_create,
@@ -96,6 +98,22 @@ def test_two_owners_cannot_both_leave() -> None:
     )
     assert sum(isinstance(out, ValidationError) for out in outcomes) == 1, outcomes
     assert Membership.objects.filter(tenant=tenant, role="owner").count() == 1
+
+
+def test_a_limit_set_and_removed_by_many_is_one_limit() -> None:
+    tenant = factories.tenant()
+
+    def put(value: int) -> int:
+        return limit_set(tenant=tenant, kind="tokens_per_min", value=value, actor="t").value
+
+    outcomes = race(*[lambda v=value: put(v) for value in range(1, THREADS + 1)])  # type: ignore[misc]
+    assert sorted(outcomes, key=str) == list(range(1, THREADS + 1)), outcomes
+    limit = Limit.objects.get()
+    copies = [Limit.objects.get(pk=limit.pk) for _ in range(THREADS)]
+    removed = race(*[lambda c=copy: limit_remove(limit=c, actor="t") for copy in copies])  # type: ignore[misc]
+    assert removed.count(True) == 1, removed
+    assert removed.count(False) == THREADS - 1, removed
+    assert AuditEntry.objects.filter(action="limit.remove").count() == 1
 
 
 def test_guessing_at_once_does_not_slip_past_the_limit(settings: object) -> None:

@@ -52,5 +52,9 @@ def test_bad_lists_say_what_to_do() -> None:
     assert "192.0.2.0/24" in network_errors(["everywhere"])[0]
     assert network_errors(["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"]) == []
     assert network_errors(["10.0.0.1/8"])
+    assert network_errors([1, None]) == [
+        "1 is not a network: write for example 192.0.2.0/24 or 2001:db8::/32.",
+        "None is not a network: write for example 192.0.2.0/24 or 2001:db8::/32.",
+    ]
     assert name_errors("demo")
     assert name_errors(["demo"]) == []

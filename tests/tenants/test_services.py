@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from tenants.keys import key_digest, key_parse
-from tenants.models import ApiKey, AuditEntry, Change, Limit, SignInLink, User
+from tenants.models import ApiKey, AuditEntry, Change, Limit, Membership, SignInLink, Tenant, User
 from tenants.services import (
     SignInLinkError,
     api_key_create,
@@ -20,6 +20,7 @@ from tenants.services import (
     limit_remove,
     limit_set,
     membership_add,
+    membership_change,
     membership_remove,
     sign_in_link_create,
     sign_in_link_redeem,
@@ -102,6 +103,40 @@ def test_a_member_twice_is_an_error_at_the_user() -> None:
     assert not tenant.memberships.exists()
 
 
+def test_a_stale_look_does_not_remove_the_last_owner() -> None:
+    first = factories.user()
+    tenant = factories.tenant(owner=first)
+    heir = membership_add(tenant=tenant, user=factories.user(), actor="t")
+    stale = Membership.objects.get(pk=heir.pk)
+    membership_change(membership=heir, role="owner", actor="t")
+    membership_change(membership=Membership.objects.get(user=first), role="viewer", actor="t")
+    with pytest.raises(ValidationError, match="at least one owner"):
+        membership_remove(membership=stale, actor="t")
+    assert tenant.memberships.filter(role="owner").count() == 1
+
+
+def test_a_membership_ends_once() -> None:
+    membership = membership_add(tenant=factories.tenant(), user=factories.user(), actor="t")
+    stale = Membership.objects.get(pk=membership.pk)
+    assert membership_remove(membership=membership, actor="t")
+    assert not membership_remove(membership=stale, actor="t")
+    assert AuditEntry.objects.filter(action="membership.remove").count() == 1
+
+
+def test_a_change_from_a_stale_page_undoes_nothing() -> None:
+    key, _ = factories.api_key()
+    stale_key, stale_tenant = ApiKey.objects.get(pk=key.pk), Tenant.objects.get(pk=key.tenant_id)
+    tenant_update(tenant=Tenant.objects.get(pk=key.tenant_id), actor="t", is_active=False)
+    api_key_update(key=key, actor="t", scopes=["usage"], allowed_ips=["10.0.0.0/8"])
+    tenant_update(tenant=stale_tenant, actor="t", name="Renamed")
+    api_key_update(key=stale_key, actor="t", name="renamed")
+    tenant, key = Tenant.objects.get(), ApiKey.objects.get()
+    assert (tenant.name, tenant.is_active) == ("Renamed", False)
+    assert (key.name, key.scopes, key.allowed_ips) == ("renamed", ["usage"], ["10.0.0.0/8"])
+    assert (stale_tenant.is_active, stale_key.scopes) == (False, ["usage"]), "the caller sees what is stored"
+    assert AuditEntry.objects.filter(action="tenant.update").order_by("-at")[0].after == {"name": "Renamed"}
+
+
 def test_a_key_is_kept_as_a_digest_only(settings: Any) -> None:
     settings.PENSTOCK_KEY_PEPPERS = {1: "old pepper", 2: "new pepper"}
     key, text = api_key_create(tenant=factories.tenant(), name="ci", actor="t", allowed_ips=["10.0.0.0/8"])
@@ -121,6 +156,7 @@ def test_a_key_is_kept_as_a_digest_only(settings: Any) -> None:
         ({"scopes": ["root"]}, "scopes"),
         ({"scopes": []}, "scopes"),
         ({"allowed_ips": ["home"]}, "allowed_ips"),
+        ({"allowed_ips": [1]}, "allowed_ips"),
         ({"models_allowed": [3]}, "models_allowed"),
         ({"name": " "}, "name"),
         ({"expires_at": timezone.now() - datetime.timedelta(days=1)}, "expires_at"),
@@ -160,6 +196,25 @@ def test_rotation_overlaps_and_takes_the_limits_along() -> None:
     assert newest.is_usable
 
 
+def test_a_key_is_rotated_once_however_late_one_looks() -> None:
+    key, _ = factories.api_key()
+    new, _ = api_key_rotate(key=key, actor="t")
+    again = ApiKey.objects.get(pk=key.pk)
+    assert again.is_usable, "its overlap has not ended"
+    with pytest.raises(ValidationError, match="rotated already"):
+        api_key_rotate(key=again, actor="t")
+    assert set(ApiKey.objects.all()) == {key, new}
+    assert api_key_rotate(key=new, actor="t")[0].expires_at is None
+
+
+def test_a_new_key_gets_what_holds_at_its_making() -> None:
+    key, _ = factories.api_key(scopes=["inference", "manage"])
+    stale = ApiKey.objects.get(pk=key.pk)
+    api_key_update(key=key, actor="t", scopes=["inference"])
+    new, _ = api_key_rotate(key=stale, actor="t")
+    assert new.scopes == ["inference"]
+
+
 def test_a_key_is_changed_without_its_secret() -> None:
     key, _ = factories.api_key()
     digest = key.digest
@@ -178,6 +233,8 @@ def test_a_limit_is_set_moved_and_removed() -> None:
     assert sorted(Limit.objects.values_list("value", flat=True)) == [50, 200]
     limit_remove(limit=mine, actor="t")
     assert told() == ["tenant", "tenant", "key", "key"]
+    assert not limit_remove(limit=Limit(pk=mine.pk, tenant=key.tenant, api_key=key), actor="t")
+    assert AuditEntry.objects.filter(action="limit.remove").count() == 1
     changed = AuditEntry.objects.filter(action="limit.set").order_by("at")[1]
     assert (changed.before, changed.after) == ({"value": 100}, {"value": 200})
 
@@ -212,14 +269,30 @@ def test_a_link_signs_in_once_and_in_time() -> None:
         sign_in_link_create(user=person, actor="t", valid_for=datetime.timedelta(0))
 
 
-def test_a_link_of_somebody_kept_out_is_refused_and_not_used_up() -> None:
+def test_a_link_ends_with_whom_it_let_in() -> None:
+    person, other = factories.user(), factories.user()
+    token, others = sign_in_link_create(user=person, actor="t"), sign_in_link_create(user=other, actor="t")
+    user_set_active(user=person, is_active=False, actor="t")
+    user_set_active(user=person, is_active=True, actor="t")
+    with pytest.raises(SignInLinkError, match="used or has expired"):
+        sign_in_link_redeem(token)
+    assert sign_in_link_redeem(others) == other
+
+
+def test_a_new_password_ends_open_links() -> None:
     person = factories.user()
     token = sign_in_link_create(user=person, actor="t")
+    user_set_password(user=person, password="a fine long one", actor=person)
+    with pytest.raises(SignInLinkError, match="used or has expired"):
+        sign_in_link_redeem(token)
+
+
+def test_a_link_made_for_somebody_kept_out_does_not_let_them_in() -> None:
+    person = factories.user()
     user_set_active(user=person, is_active=False, actor="t")
+    token = sign_in_link_create(user=person, actor="t")
     with pytest.raises(SignInLinkError, match="may not sign in"):
         sign_in_link_redeem(token)
-    user_set_active(user=person, is_active=True, actor="t")
-    assert sign_in_link_redeem(token) == person
 
 
 def test_a_failed_write_leaves_no_trace() -> None:
