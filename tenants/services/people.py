@@ -30,7 +30,7 @@ def user_create(
 
 @transaction.atomic
 def user_set_password(*, user: User, password: str, actor: Actor) -> None:
-    """Set a new password; every session and open sign-in link of the user ends. Raises ValidationError if it is weak."""
+    """Set a new password; every session and open sign-in link of the user ends. Raises ValidationError if weak."""
     _check_password(password, user)
     user.set_password(password)
     user.save(update_fields=("password", "updated_at"))
