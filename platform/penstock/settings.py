@@ -105,6 +105,21 @@ PENSTOCK_HISTORY_DAYS = env.integer("PENSTOCK_HISTORY_DAYS", 30)
 PENSTOCK_USAGE_DAYS = env.integer("PENSTOCK_USAGE_DAYS", 400)
 """Usage records of final minutes are kept for so long; the roll-ups stay."""
 
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"()": "penstock.web.log.LineFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        # Without handlers of its own: by default it would send e-mail, of which there is none.
+        "django": {"handlers": [], "level": "WARNING"},
+        # A page that is not there or not theirs is for the visitor to read, and anybody can ask for a thousand.
+        "django.request": {"level": "ERROR"},
+    },
+}
+"""The loops replace it by ``penstock.loops.log``."""
+
 UNFOLD: dict[str, Any] = {
     "SITE_TITLE": "Penstock admin",
     "SITE_HEADER": "Penstock",

@@ -1,0 +1,31 @@
+"""Log lines of the web role and of Django's commands: one line per event on stderr; the launcher prefixes and files it.
+
+Two things never enter it: a one-time link, which signs in whoever has it, and the way through the libraries on which a
+database or state that is away was noticed.
+"""
+
+import copy
+import logging
+import re
+
+import redis.exceptions
+from django.db import InterfaceError, OperationalError
+
+_LINK = re.compile(r"(/sign-in/link/)[\w%-]+")
+_AWAY = (OperationalError, InterfaceError, redis.exceptions.RedisError, OSError)
+
+
+class LineFormatter(logging.Formatter):
+    """As the loops' lines, so that the launcher knows their level. The traceback of a fault of ours follows."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, _AWAY):
+            why = " ".join(str(error).split())
+            record = copy.copy(record)
+            record.msg, record.args = f"{record.getMessage()}: {why} ({type(error).__name__})", ()
+            record.exc_info = record.exc_text = None
+        return _LINK.sub(r"\1(hidden)", super().format(record))

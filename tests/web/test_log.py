@@ -1,0 +1,104 @@
+"""What the web role logs: why a page could not be made, and never a link that signs in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from django.db import OperationalError
+
+from penstock import roles
+from penstock.loglines import Sieve
+from penstock.secrets import ensure_secrets
+from penstock.web.log import LineFormatter
+
+TOKEN = "a-token-that-signs-in"
+
+
+def line(message: str, *args: object, error: Exception | None = None) -> str:
+    try:
+        if error is not None:
+            raise error
+        details = None
+    except Exception:
+        details = sys.exc_info()
+    record = logging.LogRecord("django.request", logging.ERROR, __file__, 1, message, args, details)
+    return LineFormatter().format(record)
+
+
+def test_a_fault_of_ours_is_told_with_where_it_was() -> None:
+    told = line("Internal Server Error: %s", "/console/", error=RuntimeError("what broke"))
+    first, *rest = told.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d ERROR django.request Internal Server Error: /console/", first)
+    assert rest[0].startswith("Traceback")
+    assert rest[-1] == "RuntimeError: what broke"
+
+
+def test_the_terminal_knows_its_level() -> None:
+    assert Sieve().shown(line("Internal Server Error: /console/")).startswith("error: ")
+
+
+def test_a_database_that_is_away_is_one_line() -> None:
+    away = OperationalError("connection to server failed:\n\tIs the server running?")
+    told = line("Internal Server Error: %s", "/console/", error=away)
+    assert told.endswith(
+        "Internal Server Error: /console/: connection to server failed: Is the server running? (OperationalError)"
+    )
+
+
+@pytest.mark.parametrize("error", [None, ValueError(f"no route to /sign-in/link/{TOKEN}?next=/")])
+def test_a_link_that_signs_in_is_hidden(error: Exception | None) -> None:
+    told = line("Forbidden (%s): %s", "CSRF cookie not set.", f"/sign-in/link/{TOKEN}", error=error)
+    assert TOKEN not in told
+    assert "/sign-in/link/(hidden)" in told
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The web role as ``penstock up`` starts it, on a database without tables: address and log file."""
+    data, log = tmp_path / "data", tmp_path / "web.log"
+    ensure_secrets(data)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    role = roles.web_role(roles.Options(data=data, port=port))
+    inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    with log.open("wb") as file:
+        process = subprocess.Popen(role.argv, env=inherited | dict(role.env), stdout=file, stderr=file)
+    try:
+        base = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            try:
+                httpx.get(f"{base}/sign-in/")
+                break
+            except httpx.TransportError:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+        yield base, log
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_the_log_of_the_web_role_says_why(web: tuple[str, Path]) -> None:
+    base, log = web
+    with httpx.Client(base_url=base) as client:
+        assert client.get("/nothing-here").status_code == 404
+        page = client.get(f"/sign-in/link/{TOKEN}").text
+        form = {"csrfmiddlewaretoken": re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)[1]}
+        assert client.post(f"/sign-in/link/{TOKEN}").status_code == 403
+        answer = client.post(f"/sign-in/link/{TOKEN}", data=form)
+    assert answer.status_code == 500
+    assert "the log of the role web says why" in answer.text
+    forbidden, broken = log.read_text().splitlines()
+    assert re.search(r"WARNING django.security.csrf Forbidden .*/sign-in/link/\(hidden\)$", forbidden)
+    assert re.search(r"ERROR django.request .*/sign-in/link/\(hidden\): no such table: \w+ \(Oper", broken)
