@@ -22,6 +22,10 @@ _INTENTS: dict[str, Intent] = {
 }
 """Replicas in other states are absent from the orders: the agent forgets what has ended and stops what it finds."""
 
+PLACEMENT_OPTIONS = frozenset({"accelerators", "host_labels", "memory_bytes", "tensor_parallel_size"})
+"""Options of a revision that say where its replicas go. No engine knows them: the agent derives tensor parallelism
+from the accelerators that it is given."""
+
 
 @dataclass(frozen=True, slots=True)
 class SealedOrders:
@@ -57,7 +61,7 @@ def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
             "value": model.artifact_value,
             "revision": model.artifact_revision,
         },
-        options=replica.revision.options,
+        options={name: value for name, value in replica.revision.options.items() if name not in PLACEMENT_OPTIONS},
         target_concurrency=replica.revision.target_concurrency,
         accelerators=tuple(replica.accelerators),
         kill=replica.kill,

@@ -4,10 +4,10 @@ import datetime
 import logging
 from collections.abc import Sequence
 
-from capacity.models import CostProfile, Host
+from capacity.models import CostProfile, Host, Model
 from capacity.policy.placement import AcceleratorView, HostView, Need, place
 from penstock.loops.prices import current_profile
-from serving.models import Replica
+from serving.models import Replica, Revision
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ _LOADING = (Replica.State.PENDING, Replica.State.STARTING)
 _BYTES_PER_PARAMETER = 2.0
 _ROOM = 1.2
 """Of the weights' size: activations and what the engine keeps beside them."""
+CPU_ENGINE_BYTES = 1 << 30
+"""vLLM itself on a CPU, whatever it serves: about 0.95 GB were measured."""
+CPU_KV_BYTES, CPU_TINY_KV_BYTES = 1 << 30, 64 << 20
+"""The KV cache that the agent gives a CPU engine without ``kv_cache_bytes``, and the built-in tiny model's."""
 
 
 def place_pending(*, now: datetime.datetime) -> int:
@@ -51,21 +55,35 @@ def place_pending(*, now: datetime.datetime) -> int:
 def need_of(replica: Replica, profile: CostProfile | None) -> Need:
     """What a replica needs of a host.
 
-    Revision options may say it: ``accelerators`` (number), ``memory_bytes``, ``host_labels``. Otherwise a pool priced
-    on a CPU needs no accelerator, any other as many as its tensor and pipeline parallelism make, and memory follows
-    the model's size at 2 bytes per parameter.
+    Revision options may say it: ``accelerators`` (number), ``memory_bytes``, ``host_labels``. Otherwise a simulated
+    engine needs next to nothing; of the others a pool priced on a CPU needs no accelerator, any other as many as its
+    tensor and pipeline parallelism make. Memory follows the model's size at 2 bytes per parameter, on a CPU with the
+    engine and its KV cache beside it.
     """
     options = replica.revision.options
+    labels = options.get("host_labels", {})
+    if replica.revision.runtime == Revision.Runtime.SIMULATED:
+        return Need(
+            accelerators=int(options.get("accelerators", 0)),
+            memory_bytes=int(options.get("memory_bytes", 0)),
+            labels=labels,
+        )
     parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
     on_cpu = profile is None or profile.hardware_type.is_cpu
     accelerators = int(options.get("accelerators", 0 if on_cpu else parallel))
     weights = (replica.deployment.pool.model.parameters or 0) * _BYTES_PER_PARAMETER * _ROOM
+    on_host = 0.0 if accelerators else weights + CPU_ENGINE_BYTES + _cpu_kv_bytes(replica)
     return Need(
         accelerators=accelerators,
-        memory_bytes=int(options.get("memory_bytes", 0 if accelerators else weights)),
+        memory_bytes=int(options.get("memory_bytes", on_host)),
         accelerator_memory_bytes=int(weights / accelerators) if accelerators else 0,
-        labels=options.get("host_labels", {}),
+        labels=labels,
     )
+
+
+def _cpu_kv_bytes(replica: Replica) -> int:
+    is_tiny = replica.deployment.pool.model.artifact_kind == Model.Artifact.TINY
+    return int(replica.revision.options.get("kv_cache_bytes") or (CPU_TINY_KV_BYTES if is_tiny else CPU_KV_BYTES))
 
 
 def host_views(replica: Replica, *, now: datetime.datetime) -> list[HostView]:

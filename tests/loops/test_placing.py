@@ -1,0 +1,138 @@
+"""Placement: what a replica needs of a host by what it runs, and what its agent makes of the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capacity.models import HardwareType, Host, Pool
+from capacity.services import hardware_type_get_or_create, model_create, pool_create
+from penstock.loops import placing
+from penstock.loops.placing import need_of, place_pending
+from penstock.loops.prices import current_profile
+from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
+from serving.models import Replica
+from serving.services import deployment_create, replica_create
+from tests.loops.conftest import BOSS, World
+from worker.runtimes import get_runtime
+from worker.runtimes import vllm as vllm_runtime
+from worker.runtimes.base import HostFacts
+from worker.spec import AcceleratorReport
+
+pytestmark = pytest.mark.django_db
+
+GIB = 1 << 30
+CUDA = HostFacts(cores=8.0, memory_bytes=64 * GIB, has_cuda=True, engines=1, python="python")
+
+
+@pytest.fixture
+def gpu() -> HardwareType:
+    return hardware_type_get_or_create(name="H200", actor=BOSS, memory_bytes=141 * GIB)
+
+
+def waiting(hardware: HardwareType, runtime: str, **fields: Any) -> Replica:
+    """A replica that looks for a host, of a pool priced on ``hardware``."""
+    model = model_create(
+        name=f"model {Pool.objects.count()}", artifact_kind=fields.pop("kind", "tiny"), actor=BOSS,
+        artifact_value=fields.pop("value", ""), parameters=fields.pop("parameters", 100_000),
+    )  # fmt: skip
+    pool = pool_create(name=model.name, model=model, hardware_type=hardware, actor=BOSS)
+    deployment = deployment_create(pool=pool, name=model.slug, runtime=runtime, actor=BOSS, **fields)
+    return replica_create(deployment=deployment, revision=deployment.revisions.get(), reason="wanted")
+
+
+def has(world: World, accelerators: int, memory_bytes: int = 30 * GIB) -> Host:
+    """The world's only host, reporting so many accelerators and so much free memory."""
+    world.agent.accelerators = tuple(
+        AcceleratorReport(index=index, name="H200", uuid=f"GPU-{index}", memory_bytes=141 * GIB)
+        for index in range(accelerators)
+    )
+    world.deliver(world.agent)
+    host = world.host()
+    Host.objects.filter(pk=host.pk).update(report={**host.report, "memory_available_bytes": memory_bytes})
+    return host
+
+
+def placed(world: World, *replicas: Replica) -> list[list[int] | None]:
+    """The accelerators that each replica was given; None for one that found no host."""
+    place_pending(now=world.at)
+    for replica in replicas:
+        replica.refresh_from_db()
+    return [None if replica.host_id is None else replica.accelerators for replica in replicas]
+
+
+def test_a_simulated_engine_takes_no_accelerator_from_a_real_one(world: World, gpu: HardwareType) -> None:
+    has(world, 1)
+    simulated, real = waiting(gpu, "simulated"), waiting(gpu, "vllm")
+    assert placed(world, simulated, real) == [[], [0]]
+
+
+def test_a_simulated_engine_runs_where_no_accelerator_is(world: World, gpu: HardwareType) -> None:
+    has(world, 0)
+    simulated, real = waiting(gpu, "simulated"), waiting(gpu, "vllm")
+    assert placed(world, simulated, real) == [[], None]
+    assert "0 suitable accelerators free, 1 needed" in real.reason
+
+
+def test_an_engine_on_the_cpu_needs_memory_for_itself_and_its_cache(world: World) -> None:
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    has(world, 0, memory_bytes=GIB)
+    tiny = waiting(cpu, "vllm")
+    assert placed(world, tiny) == [None]
+    assert "1.0 GiB of memory free, 1.1 GiB needed" in tiny.reason
+    has(world, 0, memory_bytes=3 * GIB)
+    assert placed(world, tiny) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "options", "kv_bytes"),
+    [
+        ("tiny", "", {}, vllm_runtime.TINY_KV_BYTES),
+        ("hub", "org/name", {}, vllm_runtime.CPU_KV_BYTES),
+        ("hub", "org/name", {"kv_cache_bytes": 5 * GIB}, 5 * GIB),
+    ],
+)
+def test_the_cache_is_the_one_that_the_agent_will_give(
+    world: World, kind: str, value: str, options: dict[str, Any], kv_bytes: int
+) -> None:
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    replica = waiting(cpu, "vllm", kind=kind, value=value, options=options, parameters=1_000_000_000)
+    need = need_of(replica, current_profile(replica.deployment.pool_id, at=world.at))
+    assert need.memory_bytes == int(2.4e9) + placing.CPU_ENGINE_BYTES + kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"tensor_parallel_size": 2}, [0, 1]),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, [0, 1, 2, 3]),
+        ({"accelerators": 4}, [0, 1, 2, 3]),
+        ({"memory_bytes": GIB, "host_labels": {}}, [0]),
+    ],
+)
+def test_the_agent_takes_an_order_with_options_of_placement(
+    world: World, gpu: HardwareType, options: dict[str, Any], given: list[int]
+) -> None:
+    host = has(world, 4)
+    replica = waiting(gpu, "vllm", options=options | {"max_model_len": 4096})
+    assert placed(world, replica) == [given]
+    (order,) = replica_orders(host, drain_limit_s=30.0)
+    plan = get_runtime("vllm").launch_plan(order=order, host=CUDA, environment=Path("e"), weights=Path("w"), port=1)
+    parallel = plan.argv[plan.argv.index("--tensor-parallel-size") + 1]
+    assert int(parallel) * options.get("pipeline_parallel_size", 1) == len(given)
+    assert plan.argv[plan.argv.index("--max-model-len") + 1] == "4096"
+
+
+def test_the_simulated_engine_takes_them_too(world: World, gpu: HardwareType) -> None:
+    host = has(world, 2)
+    replica = waiting(gpu, "simulated", options={"accelerators": 1, "memory_bytes": GIB, "host_labels": {}, "seed": 3})
+    assert placed(world, replica) == [[0]]
+    (order,) = replica_orders(host, drain_limit_s=30.0)
+    get_runtime("simulated").launch_plan(order=order, host=CUDA, environment=None, weights=None, port=1)
+    assert order.options == {"seed": 3}
+
+
+def test_no_engine_has_an_option_of_placement() -> None:
+    assert not PLACEMENT_OPTIONS & set(vllm_runtime.VllmOptions.__struct_fields__)
