@@ -49,6 +49,7 @@ def create_app(config: AgentConfig) -> Celery:
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_prefetch_multiplier=1,
+        worker_consumer="worker.consumer:Consumer",
         worker_pool="threads",
         worker_concurrency=1,
     )

@@ -22,6 +22,7 @@ import worker.spec as spec
 from worker.config import AgentConfig
 from worker.inbox import Inbox
 from worker.report import without_details
+from worker.words import error_words
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ SHORTEST_GAP_S = 0.25
 """Changes within this time travel in one report."""
 BACKLOG = 30
 """Reports waiting on the broker above which only changes are sent."""
+STALE_S = 5.0
+"""A report older than this is not sent again: whoever reads it would believe that somebody looks after the engines."""
 TASK, QUEUE = "serving.report", "reports"
 PREFIX = "agent:"
 
@@ -48,13 +51,13 @@ class Link:
     ) -> None:
         self._config, self._app, self._inbox, self._clock = config, app, inbox, clock
         self._boot_id, self._sequence = uuid.uuid4().hex, 0
-        self._state = redis.Redis.from_url(
-            config.state_url, socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True
-        )
+        self._state = redis.Redis.from_url(config.state_url, socket_timeout=2.0, socket_connect_timeout=2.0)
         self._newest: spec.HostReport | None = None
+        self._taken_at = float("-inf")
         self._since: dict[str, float] = {}
         self._seen: dict[str, tuple[str, bool]] = {}
-        self._is_away = False
+        self._is_away = self._is_stale = False
+        self._refused = ""
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
 
@@ -73,7 +76,7 @@ class Link:
             now_seen = (each.phase, bool(each.evidence))
             if self._seen.get(each.replica_id) != now_seen:
                 self._seen[each.replica_id], self._since[each.replica_id] = now_seen, self._clock()
-        self._newest = report
+        self._newest, self._taken_at = report, time.monotonic()
         if is_change:
             self._wake.set()
 
@@ -94,21 +97,29 @@ class Link:
             except (redis.RedisError, OperationalError, OSError) as error:
                 self._say_whether_away(error)
                 self._stop.wait(1.0)
+            except Exception as error:  # noqa: BLE001  (said in one line; the thread must live)
+                # Whatever lies in the shared state, and whatever a report holds, the next exchange is tried.
+                log.error("an exchange with the control plane failed: %s", error_words(error))
+                self._stop.wait(1.0)
             self._stop.wait(SHORTEST_GAP_S)
             self._wake.wait(max(0.0, REPORT_EVERY_S - (time.monotonic() - now)))
 
     def _fetch_orders(self) -> None:
-        kept = self._state.get(orders_key(self._config.host_id))
-        if not isinstance(kept, str):
-            return
+        refused = ""
         try:
-            self._inbox.offer(json.loads(kept))
-        except (spec.EnvelopeError, ValueError) as error:
-            log.error("standing orders are refused: %s", error)
+            kept = self._state.get(orders_key(self._config.host_id))
+            if isinstance(kept, bytes):
+                self._inbox.offer(json.loads(kept))
+        except (spec.EnvelopeError, ValueError, RecursionError, redis.ResponseError) as error:
+            refused = str(error)
+        if refused and refused != self._refused:
+            # They stand there until the control plane writes new ones: said once, not every two seconds.
+            log.error("standing orders are refused: %s", refused)
+        self._refused = refused
 
     def _send(self, is_change: bool) -> None:
-        report = self._newest
-        if report is None:
+        report, age_s = self._newest, time.monotonic() - self._taken_at
+        if report is None or self._say_whether_stale(age_s):
             return
         waiting = self._state.llen(PREFIX + QUEUE)
         if not is_change and isinstance(waiting, int) and waiting > BACKLOG:
@@ -127,3 +138,13 @@ class Link:
                 log.warning("the shared state is away (%s); engines go on", type(error).__name__)
             else:
                 log.info("the shared state answers")
+
+    def _say_whether_stale(self, age_s: float) -> bool:
+        is_stale = age_s > STALE_S
+        if is_stale != self._is_stale:
+            self._is_stale = is_stale
+            if is_stale:
+                log.error("the supervisor has told nothing for %.0f s: no report is sent", age_s)
+            else:
+                log.info("the supervisor tells of its engines again")
+        return is_stale

@@ -59,6 +59,22 @@ def test_a_nudge_is_as_good_as_the_standing_orders(agent: AgentUnderTest) -> Non
     producer.close()
 
 
+def test_garbage_from_whoever_shares_the_broker_ends_nothing(agent: AgentUnderTest) -> None:
+    agent.start()
+    wait_for("a first report", agent.reports)
+    queue = f"agent:host.{agent.host_id}"
+    for garbage in (b"no JSON", b"\xff", json.dumps([1]), json.dumps({"body": "x"}), "[" * 100_000):
+        agent.client.lpush(queue, garbage)
+    wait_for("the queue to be read", lambda: agent.client.llen(queue) == 0 or None)
+    agent.client.set(f"agent:orders:{agent.host_id}", b"\xff")
+    wait_for("a refusal in the log", lambda: "standing orders are refused" in agent.log.read_text())
+    assert agent.process is not None
+    assert agent.process.poll() is None
+    agent.give(order("r1"))
+    agent.wait_replica("r1", "ready")
+    assert "Traceback" not in agent.log.read_text()
+
+
 def test_orders_of_a_forger_or_an_older_generation_change_nothing(agent: AgentUnderTest) -> None:
     agent.give(order("r1"), generation=5)
     agent.start()
