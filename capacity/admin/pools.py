@@ -108,12 +108,7 @@ class PoolAdmin(ServiceAdmin):
         is_public = data.pop("is_public", None)
         data.pop("hardware_type", None)
         if tenants is not None or is_public is not None:
-            pool_tenants_set(
-                pool=obj,
-                tenants=obj.tenants.all() if tenants is None else tenants,
-                is_public=obj.is_public if is_public is None else is_public,
-                actor=operator_of(request),
-            )
+            pool_tenants_set(pool=obj, tenants=tenants, is_public=is_public, actor=operator_of(request))
         if data:
             pool_update(pool=obj, actor=operator_of(request), **data)
 

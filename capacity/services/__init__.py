@@ -15,6 +15,7 @@ from capacity.services.pools import (
     pool_update,
     profile_add,
 )
+from capacity.services.reservations import reservations_end
 
 __all__ = [
     "hardware_type_get_or_create",
@@ -28,4 +29,5 @@ __all__ = [
     "pool_tenants_set",
     "pool_update",
     "profile_add",
+    "reservations_end",
 ]

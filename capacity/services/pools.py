@@ -4,6 +4,7 @@ import datetime
 from collections.abc import Iterable
 from typing import TypedDict, Unpack
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
@@ -12,6 +13,7 @@ from django.utils.text import slugify
 from capacity.models import CostProfile, HardwareType, Model, Pool
 from capacity.policy import cost
 from capacity.policy.profiles import Hardware, default_profile, hardware_from_report
+from capacity.selectors import profile_in_force
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Tenant
@@ -71,14 +73,16 @@ def model_create(
 @transaction.atomic
 def model_update(*, model: Model, actor: Actor, **fields: Unpack[ModelFields]) -> Model:
     """Change what is given; replicas take a new artifact when they start anew. Raises ValidationError by field."""
-    before = state_of(Model.objects.get(pk=model.pk))
+    stored = model.take_turn()
+    before = state_of(stored)
     for name, value in fields.items():
-        setattr(model, name, value)
-    model.full_clean()
-    model.save(update_fields=(*fields, "updated_at"))
-    after = state_of(model)
+        setattr(stored, name, value)
+    stored.full_clean()
+    stored.save(update_fields=(*fields, "updated_at"))
+    after = state_of(stored)
     if before != after:
-        audit(actor=actor, action="model.update", target=model, before=before, after=after)
+        audit(actor=actor, action="model.update", target=stored, before=before, after=after)
+    model.refresh_from_db()
     return model
 
 
@@ -102,7 +106,7 @@ def pool_create(
     pool.full_clean()
     pool.save(force_insert=True)
     pool.tenants.set(tenants)
-    audit(actor=actor, action="pool.create", target=pool, after=state_of(pool))
+    audit(actor=actor, action="pool.create", target=pool, after={**state_of(pool), "tenants": _listed(pool)})
     first = profile or default_profile(
         parameters=model.parameters, context_tokens=model.context_tokens, hardware=hardware_of(hardware_type)
     )
@@ -113,32 +117,38 @@ def pool_create(
 @transaction.atomic
 def pool_update(*, pool: Pool, actor: Actor, **fields: Unpack[PoolFields]) -> Pool:
     """Change what is given. Raises ValidationError by field."""
-    before = state_of(Pool.objects.get(pk=pool.pk))
+    stored = pool.take_turn()
+    before = state_of(stored)
     for name, value in fields.items():
-        setattr(pool, name, value)
-    pool.full_clean()
-    pool.save(update_fields=(*fields, "updated_at"))
-    after = state_of(pool)
+        setattr(stored, name, value)
+    stored.full_clean()
+    stored.save(update_fields=(*fields, "updated_at"))
+    after = state_of(stored)
     if before != after:
-        audit(actor=actor, action="pool.update", target=pool, before=before, after=after)
-        _bump(pool)
+        audit(actor=actor, action="pool.update", target=stored, before=before, after=after)
+        bump(stored)
+    pool.refresh_from_db()
     return pool
 
 
 @transaction.atomic
-def pool_tenants_set(*, pool: Pool, tenants: Iterable[Tenant], is_public: bool, actor: Actor) -> None:
-    """Say who may use the pool: every tenant, or those listed."""
-    before = {
-        "is_public": pool.is_public,
-        "tenants": sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True)),
-    }
-    pool.tenants.set(tenants)
-    Pool.objects.filter(pk=pool.pk).update(is_public=is_public, updated_at=timezone.now())
-    pool.is_public = is_public
-    after = {"is_public": is_public, "tenants": sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True))}
+def pool_tenants_set(
+    *, pool: Pool, actor: Actor, tenants: Iterable[Tenant] | None = None, is_public: bool | None = None
+) -> None:
+    """Say who may use the pool: every tenant, or those listed. What is not given stays."""
+    # The list is written as a difference to what is there: of two who set it, the second must see the first's.
+    stored = pool.take_turn()
+    before = {"is_public": stored.is_public, "tenants": _listed(stored)}
+    if is_public is not None:
+        stored.is_public = is_public
+        stored.save(update_fields=("is_public", "updated_at"))
+    if tenants is not None:
+        stored.tenants.set(tenants)
+    after = {"is_public": stored.is_public, "tenants": _listed(stored)}
     if before != after:
-        audit(actor=actor, action="pool.set_tenants", target=pool, before=before, after=after)
-        _bump(pool)
+        audit(actor=actor, action="pool.set_tenants", target=stored, before=before, after=after)
+        bump(stored)
+    pool.refresh_from_db()
 
 
 @transaction.atomic
@@ -154,16 +164,24 @@ def profile_add(
 ) -> CostProfile:
     """The pool's next profile version, in force from ``effective_from`` (now). Earlier versions stay as they are.
 
-    ``profile.version`` is ignored: versions count up. Raises ValidationError by field.
+    ``profile.version`` is ignored: versions count up. Raises ValidationError by field, also for an ``effective_from``
+    before that of the version in force: such a price would never count.
     """
     # The bump comes first: two who add at once take turns on the pool's row, so the versions differ.
-    _bump(pool)
+    bump(pool)
+    now = timezone.now()
+    current = profile_in_force(pool_id=pool.pk, at=now)
+    if effective_from is not None and current is not None and effective_from < current.effective_from:
+        since = current.effective_from.isoformat(timespec="seconds")
+        raise ValidationError(
+            {"effective_from": f"Version {current.version} is in force since {since}: give a moment after that."}
+        )
     newest = CostProfile.objects.filter(pool=pool).aggregate(newest=Max("version"))["newest"] or 0
     row = CostProfile(
         pool=pool,
         version=newest + 1,
         hardware_type=hardware_type,
-        effective_from=effective_from or timezone.now(),
+        effective_from=effective_from or now,
         calibrated=profile.calibrated,
         base=profile.base,
         alpha=profile.alpha,
@@ -191,7 +209,11 @@ def hardware_of(hardware_type: HardwareType) -> Hardware:
     )
 
 
-def _bump(pool: Pool) -> None:
+def _listed(pool: Pool) -> list[str]:
+    return sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True))
+
+
+def bump(pool: Pool) -> None:
     """Raise the pool's version: whoever decided on the old one finds out. Publishes the pool."""
     Pool.objects.filter(pk=pool.pk).update(version=F("version") + 1, updated_at=timezone.now())
     pool.refresh_from_db(fields=("version", "updated_at"))

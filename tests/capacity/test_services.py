@@ -10,7 +10,7 @@ from cryptography.fernet import Fernet
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from capacity.models import CostProfile, HardwareType, Host, Pool, Reservation
+from capacity.models import CostProfile, HardwareType, Host, Model, Pool, Reservation
 from capacity.policy.cost import CostProfile as Price
 from capacity.selectors import (
     books,
@@ -37,6 +37,7 @@ from capacity.services import (
     pool_tenants_set,
     pool_update,
     profile_add,
+    reservations_end,
 )
 from capacity.usage.writer import write_batch
 from penstock.crypto import rotate_field_keys
@@ -168,6 +169,26 @@ def test_prices_are_versions_from_a_date() -> None:
     assert Change.objects.filter(kind="pool", object_id=pool.pk).count() == 2
 
 
+def test_a_price_that_would_never_count_is_refused() -> None:
+    pool = factories.pool()
+    first = pool.profiles.get()
+    hour = datetime.timedelta(hours=1)
+
+    def add(effective_from: datetime.datetime) -> CostProfile:
+        hardware = factories.hardware()
+        return profile_add(pool=pool, hardware_type=hardware, profile=PRICE, effective_from=effective_from, actor="t")
+
+    with pytest.raises(ValidationError, match="Version 1 is in force since") as error:
+        add(first.effective_from - hour)
+    assert list(error.value.message_dict) == ["effective_from"]
+    pool.refresh_from_db()
+    assert (pool.version, pool.profiles.count()) == (2, 1)
+    later = add(timezone.now() + 3 * hour)
+    between = add(timezone.now() + hour)
+    assert profile_in_force(pool_id=pool.pk, at=timezone.now() + 2 * hour) == between
+    assert profile_in_force(pool_id=pool.pk, at=timezone.now() + 4 * hour) == later
+
+
 @pytest.mark.parametrize(
     ("fields", "at"),
     [
@@ -210,6 +231,56 @@ def test_who_may_use_a_pool_is_audited_and_told() -> None:
     assert AuditEntry.objects.get(action="pool.set_tenants").after == {"is_public": False, "tenants": [str(tenant.pk)]}
     pool_update(pool=pool, actor="t", oversell_factor=1.5)
     assert pool.version == version + 2
+
+
+def test_who_may_use_a_new_pool_is_audited() -> None:
+    tenant = factories.tenant()
+    pool = factories.pool(is_public=False, tenants=[tenant])
+    entry = AuditEntry.objects.get(action="pool.create", object_id=str(pool.pk))
+    assert (entry.after["is_public"], entry.after["tenants"]) == (False, [str(tenant.pk)])
+
+
+def test_who_may_use_a_pool_is_not_taken_from_a_stale_page() -> None:
+    pool, tenant = factories.pool(), factories.tenant()
+    stale = Pool.objects.get(pk=pool.pk)
+    pool_tenants_set(pool=pool, is_public=False, actor="t")
+    pool_tenants_set(pool=stale, tenants=[tenant], actor="t")
+    assert (stale.is_public, Pool.objects.get(pk=pool.pk).is_public) == (False, False)
+    newest = AuditEntry.objects.filter(action="pool.set_tenants").order_by("-at")[0]
+    assert (newest.before, newest.after) == ({"tenants": []}, {"tenants": [str(tenant.pk)]})
+
+
+def test_changes_of_pools_and_models_are_told_as_they_are() -> None:
+    pool, model = factories.pool(), factories.model()
+    stale_pool, stale_model = Pool.objects.get(pk=pool.pk), Model.objects.get(pk=model.pk)
+    pool_update(pool=pool, actor="t", oversell_factor=1.5)
+    model_update(model=model, actor="t", parameters=7)
+    pool_update(pool=stale_pool, actor="t", keep_spare=False)
+    model_update(model=stale_model, actor="t", context_tokens=9)
+    assert AuditEntry.objects.filter(action="pool.update").order_by("-at")[0].after == {"keep_spare": False}
+    assert AuditEntry.objects.filter(action="model.update").order_by("-at")[0].after == {"context_tokens": 9}
+    assert (stale_pool.oversell_factor, stale_model.parameters) == (1.5, 7)
+
+
+def test_a_reservation_ends_with_its_time_in_the_audit_and_for_the_pool() -> None:
+    pool, now = factories.pool(), timezone.now()
+    day = datetime.timedelta(days=1)
+    common = {"tenant": factories.tenant(), "pool": pool, "profile": pool.profiles.get(), "mu_per_min": 5.0}
+    over, running = (
+        Reservation.objects.create(**common, state="active", starts_at=now - 2 * day, ends_at=ends)
+        for ends in (now - day, now + day)
+    )
+    version = pool.version
+    Change.objects.all().delete()
+    assert reservations_end(now=now, actor="t") == 1
+    assert reservations_end(now=now, actor="t") == 0
+    over.refresh_from_db()
+    running.refresh_from_db()
+    pool.refresh_from_db()
+    assert (over.state, running.state, pool.version) == ("ended", "active", version + 1)
+    entry = AuditEntry.objects.get(action="reservation.end")
+    assert (entry.object_id, entry.tenant_id, entry.before) == (str(over.pk), over.tenant_id, {"state": "active"})
+    assert list(Change.objects.values_list("kind", "object_id")) == [("pool", pool.pk)]
 
 
 def test_usage_is_read_from_the_roll_ups() -> None:

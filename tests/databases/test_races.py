@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 
 from capacity.models import Pool, UsageRecord, UsageRollup, Watermark
 from capacity.policy.profiles import default_profile
-from capacity.services import host_cordon, profile_add
+from capacity.services import host_cordon, pool_tenants_set, profile_add
 from capacity.usage.writer import WriteResult, write_batch
 from penstock.demo import seed_demo
 from serving.models import Incident, Replica
@@ -88,6 +88,23 @@ def test_versions_and_numbers_never_collide() -> None:
     numbers = race(*[lambda: revision_create(deployment=deployment, runtime="vllm", actor="t").number] * THREADS)
     assert sorted(numbers) == list(range(2, THREADS + 2))
     assert deployment.revisions.filter(is_current=True).get().number == THREADS + 1
+
+
+def test_a_pool_restricted_by_two_is_open_to_one_list_only() -> None:
+    pool = factories.pool()
+    tenants = [factories.tenant() for _ in range(THREADS)]
+
+    def restrict(tenant: Tenant) -> None:
+        own = Pool.objects.get(pk=pool.pk)
+        pool_tenants_set(pool=own, tenants=[tenant], is_public=False, actor="t")
+
+    outcomes = race(*[lambda t=tenant: restrict(t) for tenant in tenants])  # type: ignore[misc]
+    assert outcomes == [None] * THREADS
+    (left,) = pool.tenants.all()
+    newest = AuditEntry.objects.filter(action="pool.set_tenants").order_by("-at")[0]
+    assert newest.after["tenants"] == [str(left.pk)]
+    pool.refresh_from_db()
+    assert pool.version == THREADS + 2
 
 
 def test_two_owners_cannot_both_leave() -> None:

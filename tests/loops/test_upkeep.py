@@ -7,9 +7,11 @@ import datetime
 import pytest
 from django.utils import timezone
 
+from capacity.models import Reservation
 from penstock.loops.upkeep import upkeep
-from tenants.models import SignInAttempt
+from tenants.models import AuditEntry, SignInAttempt
 from tenants.policy.sign_in import WINDOW_S
+from tests import factories
 
 pytestmark = pytest.mark.django_db
 
@@ -21,3 +23,20 @@ def test_tries_at_a_password_are_forgotten_when_no_limit_looks_at_them() -> None
     upkeep()
     assert SignInAttempt.objects.filter(at__lt=now - datetime.timedelta(seconds=2 * WINDOW_S)).count() == 0
     assert SignInAttempt.objects.count() == 2
+
+
+def test_a_reservation_whose_time_is_over_ends_with_an_entry() -> None:
+    pool, now = factories.pool(), timezone.now()
+    reservation = Reservation.objects.create(
+        tenant=factories.tenant(),
+        pool=pool,
+        profile=pool.profiles.get(),
+        mu_per_min=5.0,
+        state="active",
+        starts_at=now - datetime.timedelta(days=2),
+        ends_at=now - datetime.timedelta(days=1),
+    )
+    upkeep()
+    reservation.refresh_from_db()
+    assert reservation.state == "ended"
+    assert AuditEntry.objects.get(action="reservation.end").actor == "upkeep"

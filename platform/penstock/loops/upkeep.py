@@ -7,7 +7,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 
-from capacity.models import Reservation
+from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _LINKS_KEPT = datetime.timedelta(days=1)
 _SEGMENTS_KEPT = datetime.timedelta(days=2)
 _HELD_UP_S = 300.0
-ACTOR = "retention"
+ACTOR = "upkeep"
 
 
 def finalise() -> None:
@@ -39,10 +39,4 @@ def upkeep() -> None:
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
     attempts_delete_old(now=now)
     Session.objects.filter(expire_date__lt=now).delete()
-    reservations_end(now=now)
-
-
-def reservations_end(*, now: datetime.datetime) -> int:
-    """End the reservations whose time is over; how many."""
-    over = Reservation.objects.filter(state=Reservation.State.ACTIVE, ends_at__lte=now)
-    return over.update(state=Reservation.State.ENDED, updated_at=now)
+    reservations_end(now=now, actor=ACTOR)
