@@ -65,7 +65,9 @@ def rounds_of(database: str | None, *, has_arguments: bool) -> list[Round]:
 
 
 def prepare_environment() -> None:
-    """What the tests find: engine environments that runs share, and a browser."""
+    """What the tests find: engine environments that runs share, compiled modules, and a browser."""
+    # The tests start hundreds of processes: none of them may have to compile every module anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     cache = Path.home() / ".cache" / "penstock" / "environments"
     os.environ.setdefault("PENSTOCK_ENVIRONMENTS_DIR", str(cache))
     Path(os.environ["PENSTOCK_ENVIRONMENTS_DIR"]).mkdir(parents=True, exist_ok=True)
