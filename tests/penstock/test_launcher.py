@@ -99,7 +99,7 @@ def bare(tmp_path: Path) -> Checkout:
 
 def test_it_installs_the_locked_dependencies_and_starts_with_all_arguments(checkout: Checkout) -> None:
     sync, run = checkout.run("up", "--data", "two words").splitlines()
-    assert sync.startswith(f"uv sync --project {checkout.root} --locked --inexact --no-dev")
+    assert sync.startswith(f"uv sync --project {checkout.root} --locked --inexact --compile-bytecode --no-dev")
     assert f"python={checkout.bin}/python3 downloads=never" in sync
     assert run == "run -P -m penstock up --data two words"
 
@@ -117,7 +117,7 @@ def test_a_new_lock_file_is_installed(checkout: Checkout) -> None:
 
 def test_the_tests_get_the_development_tools_and_later_starts_keep_them(checkout: Checkout) -> None:
     checkout.run("up")
-    assert "--locked --inexact --dev" in checkout.run("test", "-k", "x")
+    assert "--locked --inexact --compile-bytecode --dev" in checkout.run("test", "-k", "x")
     assert "uv sync" not in checkout.run("up")
     (checkout.root / "uv.lock").write_text("lock 2\n")
     assert "--dev" in checkout.run("up")
