@@ -26,8 +26,8 @@ from capacity.services import (
     pool_create,
 )
 from penstock.bundled_state import agent_url, socket_path
-from penstock.doctor import accelerator_names
 from penstock.loops.broker import broker_url
+from penstock.machine import accelerator_names
 from penstock.model_source import local_folder
 from serving.services import deployment_create
 from tenants.crypto import DecryptionError, decrypt

@@ -5,13 +5,18 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
-from penstock import doctor
+from penstock import doctor, machine
 from penstock.doctor import GIB, Facts, PortUse, Service
 from penstock.roles import Options
+from worker.environments import RECIPES
+from worker.gpus import AcceleratorInventory
 
 GOOD = Facts(
     python=(3, 11, 7),
@@ -31,6 +36,7 @@ GOOD = Facts(
     socket_path_bytes=40,
     open_files=65536,
     accelerators=(),
+    driver_accelerators=(),
     has_valkey=True,
     has_vllm_environment=False,
     ports=(PortUse(8000, "web", "--port"), PortUse(8080, "gateway", "--api-port")),
@@ -100,12 +106,104 @@ def test_an_environment_that_is_there_needs_no_disk() -> None:
     assert doctor.choose_engine("auto", facts) == ("vllm", "")
 
 
+GPU = replace(GOOD, accelerators=("NVIDIA H200",), driver_accelerators=("NVIDIA H200",), cpu_flags=frozenset())
+
+
+def test_a_machine_with_an_accelerator_needs_the_disk_of_its_own_environment() -> None:
+    assert doctor.choose_engine("auto", GPU) == ("vllm", "")
+    tight = replace(GPU, environments_disk_free_bytes=12 * GIB)
+    engine, reason = doctor.choose_engine("auto", tight)
+    assert engine == "simulated"
+    assert "vllm-cuda needs 18.6 GiB of disk, 12.0 GiB are free" in reason
+    assert "vllm-cuda" in next(f.advice for f in doctor.judge(tight) if f.name == "disk")
+    assert doctor.choose_engine("auto", replace(GOOD, environments_disk_free_bytes=12 * GIB)) == ("vllm", "")
+
+
+def test_the_disk_that_is_asked_for_is_what_the_agent_will_ask_for() -> None:
+    needed = {name: recipe.minimum_free_bytes for name, recipe in RECIPES.items()}
+    assert {name: needed[name] for name in doctor.VLLM_DISK_BYTES} == doctor.VLLM_DISK_BYTES
+
+
+def test_an_accelerator_that_the_agent_cannot_see_is_told_with_what_to_do() -> None:
+    facts = replace(GOOD, driver_accelerators=("NVIDIA H200",))
+    (finding,) = [finding for finding in doctor.judge(facts) if finding.status != "ok"]
+    assert (finding.name, finding.status) == ("accelerators", "warn")
+    assert "nvidia-smi" in finding.advice
+    assert doctor.choose_engine("auto", facts) == ("vllm", "")
+
+
+class FakeNvml(ModuleType):
+    """NVIDIA's management library on a machine with three devices, one of which has fallen off the bus."""
+
+    class NVMLError(Exception):
+        pass
+
+    names: tuple[object, ...] = ("NVIDIA H200", None, b"NVIDIA L4")
+
+    def nvmlInit(self) -> None:
+        if not self.names:
+            raise self.NVMLError("no driver")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if self.names[index] is None:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> object:
+        return self.names[handle]
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(total=141 * GIB, used=0)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=0)
+
+
+def test_the_doctor_sees_the_accelerators_that_the_agent_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml("pynvml")
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert machine.accelerator_names() == ("NVIDIA H200", "NVIDIA L4")
+    assert machine.accelerator_names() == tuple(each.name for each in AcceleratorInventory().read())
+    fake.names = ()
+    assert machine.accelerator_names() == tuple(each.name for each in AcceleratorInventory().read()) == ()
+
+
+def test_the_drivers_own_listing_needs_no_library(tmp_path: Path) -> None:
+    for number, text in enumerate(("Model: \t\t NVIDIA H200\nIRQ: 5\n", "garbled")):
+        (tmp_path / f"0000:{number}").mkdir()
+        (tmp_path / f"0000:{number}" / "information").write_text(text)
+    assert machine.driver_accelerator_names(tmp_path) == ("NVIDIA H200", "NVIDIA GPU")
+
+
+def test_the_agents_library_comes_with_every_installation() -> None:
+    required = [Requirement(line) for line in metadata.requires("penstock") or []]
+    assert any(each.name == "nvidia-ml-py" and each.marker is None for each in required)
+
+
+def test_only_the_environment_that_will_be_used_counts_as_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_ENVIRONMENTS_DIR", str(tmp_path))
+    monkeypatch.setattr(machine, "accelerator_names", lambda: ("NVIDIA H200",))
+    options = Options(data=tmp_path / "data", port=0, api_port=0)
+    for name, is_built in (("vllm-cpu-0123", False), ("vllm-cuda-0123", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "penstock-ready.json").write_text("{}")
+        assert machine.gather(options).has_vllm_environment is is_built
+
+
 def test_simulated_stays_simulated() -> None:
     assert doctor.choose_engine("simulated", GOOD)[0] == "simulated"
 
 
 def test_this_machine_is_seen_as_it_is(tmp_path: Path) -> None:
-    facts = doctor.gather(Options(data=tmp_path / "new" / "folder", port=0, api_port=0))
+    facts = machine.gather(Options(data=tmp_path / "new" / "folder", port=0, api_port=0))
     assert facts.python == sys.version_info[:3]
     assert 0 < facts.memory_available_bytes <= facts.memory_bytes
     assert facts.data_error == ""
@@ -115,7 +213,7 @@ def test_this_machine_is_seen_as_it_is(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_data_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    facts = doctor.gather(Options(data=tmp_path / "data", port=0, api_port=0))
+    facts = machine.gather(Options(data=tmp_path / "data", port=0, api_port=0))
     assert "file" in facts.data_error
 
 
@@ -142,7 +240,7 @@ def test_servers_that_do_not_answer_are_named_without_their_password() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    redis, postgresql = doctor._services(
+    redis, postgresql = machine._services(
         f"redis://user:hunter2@127.0.0.1:{port}/0", f"postgres://user:hunter2@127.0.0.1:{port}/penstock"
     )
     for service in (redis, postgresql):
@@ -151,5 +249,5 @@ def test_servers_that_do_not_answer_are_named_without_their_password() -> None:
 
 
 def test_a_server_that_answers_is_fine(valkey_url: str) -> None:
-    (service,) = doctor._services(valkey_url, "")
+    (service,) = machine._services(valkey_url, "")
     assert service.error == ""

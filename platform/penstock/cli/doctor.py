@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from penstock import doctor, env
 from penstock.logs import wants_colour
+from penstock.machine import gather
 from penstock.roles import Options
 
 _MARKS = {"ok": ("ok  ", 32), "warn": ("warn", 33), "fail": ("FAIL", 31)}
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         api_port=arguments.api_port,
         redis_url=env.text("REDIS_URL"),
     )
-    facts = doctor.gather(options, database_url=env.text("DATABASE_URL"))
+    facts = gather(options, database_url=env.text("DATABASE_URL"))
     findings = doctor.judge(facts)
     engine, obstacle = doctor.choose_engine("auto", facts)
     if arguments.json:

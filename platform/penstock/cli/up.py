@@ -15,6 +15,7 @@ from penstock import doctor, env, model_source, quickstart
 from penstock.cli.doctor import lines as finding_lines
 from penstock.installation import Installation, StartError
 from penstock.logs import Terminal, wants_colour
+from penstock.machine import gather
 from penstock.roles import Options, RoleError, is_loopback, role_named
 from penstock.secrets import VARIABLES, ensure_secrets, load_secrets, missing
 
@@ -84,7 +85,7 @@ def _run_all(arguments: argparse.Namespace, options: Options) -> int:
     began = time.monotonic()
     lock = _take_folder(options.data)
     try:
-        facts = doctor.gather(options, database_url=env.text("DATABASE_URL"))
+        facts = gather(options, database_url=env.text("DATABASE_URL"))
         findings = doctor.judge(facts)
         colour = wants_colour(sys.stdout)
         for finding in findings:
