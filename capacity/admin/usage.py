@@ -131,4 +131,4 @@ class QuarantinedUsageAdmin(HistoryAdmin):
 
 @admin.register(BooksState)
 class BooksStateAdmin(HistoryAdmin):
-    list_display = ("__str__", "final_until", "late_records", "last_late_at")
+    list_display = ("__str__", "final_until", "deleted_until", "late_records", "last_late_at")

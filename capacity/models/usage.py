@@ -192,10 +192,13 @@ class QuarantinedUsage(models.Model):
 
 
 class BooksState(models.Model):
-    """One row: up to when minutes are final, and how many records came after that (an alarm when it rises)."""
+    """One row: up to when minutes are final and records deleted, and how many came late (an alarm when it rises)."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     final_until = models.DateTimeField(null=True, help_text="Every minute that ended by then is final.")
+    deleted_until = models.DateTimeField(
+        null=True, help_text="Retention: no record that ended before is kept; roll-ups have them all."
+    )
     late_records = models.BigIntegerField(default=0)
     last_late_at = models.DateTimeField(null=True)
 

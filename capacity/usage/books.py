@@ -70,18 +70,25 @@ def watermark_close(*, segment: str, actor: Actor) -> bool:
 
 @transaction.atomic
 def usage_delete_old(*, before: datetime.datetime, actor: Actor) -> int:
-    """Retention: the only way that usage records go. Roll-ups stay. Only what is final is deleted. Returns how many."""
+    """Retention: the only way that usage records go. Roll-ups stay. Only what is final is deleted. Returns how many.
+
+    The books remember up to when: a segment of which they hold no record any more may still be shipped again.
+    """
     final_until = BooksState.objects.filter(pk=1).values_list("final_until", flat=True).first()
     if final_until is None:
         return 0
     limit = min(before, final_until)
     count, _ = QuerySet(UsageRecord).filter(ended_at__lt=limit).delete()
     if count:
+        BooksState.objects.filter(Q(deleted_until=None) | Q(deleted_until__lt=limit), pk=1).update(deleted_until=limit)
         target = BooksState.objects.get(pk=1)
         audit(actor=actor, action="usage.delete_old", target=target, after={"before": limit, "records": count})
     return count
 
 
 def watermarks_delete_closed(*, before: datetime.datetime) -> int:
-    """Forget closed segments that nothing has been heard of since ``before``. Returns how many."""
+    """Forget closed segments that nothing has been heard of since ``before``. Returns how many.
+
+    Keep them for longer than records: a file that comes back from a backup is known by its segment only.
+    """
     return Watermark.objects.filter(is_closed=True, updated_at__lt=before).delete()[0]

@@ -1,7 +1,8 @@
 """The writer of the books: a usage batch becomes records, roll-ups and a moved watermark in one transaction.
 
 What a batch brings a second time is found by its ids and changes nothing, so batches may come twice, in parallel and
-out of order. A record that the books refuse goes to quarantine with the reason; it never holds up the others.
+out of order. Where retention has deleted the ids, the segment's watermark tells what the books had. A record that the
+books refuse goes to quarantine with the reason; it never holds up the others.
 """
 
 import datetime
@@ -48,7 +49,7 @@ def write_batch(batch: UsageBatch | bytes) -> WriteResult:
     read = read_batch(batch)
     with transaction.atomic():
         mark = _take_turn(read)
-        booked = _book(read.pairs, gateway=read.gateway)
+        booked = _book(read.pairs, gateway=read.gateway, mark=mark)
         poison = (*read.poison, *booked.poison)
         _quarantine(poison, read)
         sequence, is_gap = _move(mark, read)
@@ -126,7 +127,8 @@ class _Booked:
     late: int
 
 
-def _book(pairs: Sequence[Pair], *, gateway: str) -> _Booked:
+def _book(pairs: Sequence[Pair], *, gateway: str, mark: Watermark | None = None) -> _Booked:
+    """Insert and roll up what the books do not have. ``mark``: of the segment that the pairs come from."""
     poison: list[Poison] = []
     fresh: dict[uuid.UUID, tuple[UsageRecord, Pair]] = {}
     for pair in pairs:
@@ -141,6 +143,10 @@ def _book(pairs: Sequence[Pair], *, gateway: str) -> _Booked:
             fresh.setdefault(record.pk, (record, pair))
     for pk in _existing(fresh):
         del fresh[pk]
+    # After the ids: a retention that ends in between is then seen by one or the other.
+    deleted_until = _deleted_until(mark) if mark is not None and fresh else None
+    if deleted_until is not None:
+        fresh = {pk: row for pk, row in fresh.items() if row[0].ended_at >= deleted_until}
     records = _insert(list(fresh.values()), poison)
     late = _roll_up(records)
     return _Booked(records, poison, late)
@@ -153,6 +159,17 @@ def _existing(ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
         chunk = wanted[start : start + _CHUNK]
         found.update(UsageRecord.objects.filter(pk__in=chunk).values_list("pk", flat=True))
     return found
+
+
+def _deleted_until(mark: Watermark) -> datetime.datetime | None:
+    """Every request of the segment that ended before was booked, and has been deleted by retention since.
+
+    What the watermark had not passed is late, however old: it was never booked.
+    """
+    deleted = BooksState.objects.filter(pk=1).values_list("deleted_until", flat=True).first()
+    if deleted is None or mark.is_closed:
+        return deleted
+    return min(deleted, mark.at)
 
 
 def _insert(fresh: list[tuple[UsageRecord, Pair]], poison: list[Poison]) -> list[UsageRecord]:

@@ -32,9 +32,19 @@ class JournalUnavailable(OSError):
 
 class Journal:
     def __init__(
-        self, directory: Path, gateway_id: str, clock: Callable[[], float], *, rotate_bytes: int = 64 * 2**20
+        self,
+        directory: Path,
+        gateway_id: str,
+        clock: Callable[[], float],
+        *,
+        rotate_bytes: int = 64 * 2**20,
+        rotate_s: float = 86_400.0,
     ) -> None:
-        """``clock`` gives UNIX seconds. A folder that cannot be written is no error yet."""
+        """``clock`` gives UNIX seconds. A folder that cannot be written is no error yet.
+
+        A new segment is begun when the current one has ``rotate_bytes``, or has lines and is ``rotate_s`` old: what is
+        in the books leaves the disk, also where there is little traffic.
+        """
         self.directory = directory
         self.gateway_id = gateway_id
         self.clock = clock
@@ -43,7 +53,9 @@ class Journal:
         self.is_shipped = False
         """A shipper takes care of the segments, also after ``close``."""
         self._rotate_bytes = rotate_bytes
+        self._rotate_s = rotate_s
         self._current: Segment | None = None
+        self._begun_at = 0.0
         self._open: dict[str, Segment] = {}
         self._waiting: list[tuple[Segment, bytes, float]] = []
         self._works = True
@@ -130,18 +142,23 @@ class Journal:
     def _segment(self) -> Segment:
         """The segment for new requests. Raises JournalUnavailable."""
         current = self._current
-        if current is not None and current.size < self._rotate_bytes:
+        if current is not None and not self._is_full(current):
             return current
-        name = f"{self.gateway_id}.{int(self.clock() * 1000)}-{secrets.token_hex(3)}"
+        now = self.clock()
+        name = f"{self.gateway_id}.{int(now * 1000)}-{secrets.token_hex(3)}"
         try:
             fresh = Segment.create(self.directory, name)
         except OSError as error:
             raise self._failed(error) from error
-        self._current = fresh
+        self._current, self._begun_at = fresh, now
         self.segments.append(fresh)
         if current is not None:
             current.is_finished = current.open_requests == 0
         return fresh
+
+    def _is_full(self, current: Segment) -> bool:
+        is_old = current.size > 0 and self.clock() - self._begun_at >= self._rotate_s
+        return is_old or current.size >= self._rotate_bytes
 
     def _write(self, segment: Segment, data: bytes) -> None:
         try:
@@ -192,6 +209,9 @@ class Journal:
     async def _sync_on(self) -> None:
         while True:
             await asyncio.sleep(_SYNC_EVERY_S)
+            if self._current is not None and self._is_full(self._current):
+                with suppress(JournalUnavailable):
+                    self._segment()
             await self._sync()
 
     async def _sync(self) -> None:

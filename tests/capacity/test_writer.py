@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import BatchError
-from capacity.usage.books import finalise_minutes
+from capacity.usage.books import finalise_minutes, usage_delete_old
 from capacity.usage.lines import Usage, UsageBatch
 from capacity.usage.writer import write_batch
 from tenants.models import AuditEntry
@@ -293,8 +293,6 @@ def test_finality_never_goes_back() -> None:
 
 
 def test_retention_deletes_only_what_is_final_and_keeps_the_sums() -> None:
-    from capacity.usage.books import usage_delete_old
-
     write_batch(batch(Traffic().pair(T + 10), Traffic().pair(T + 400), watermark=T + 180))
     assert usage_delete_old(before=timezone.now(), actor="retention") == 0
     finalise_minutes(NOON + datetime.timedelta(hours=1))
@@ -302,3 +300,41 @@ def test_retention_deletes_only_what_is_final_and_keeps_the_sums() -> None:
     assert UsageRecord.objects.count() == 1
     assert UsageRollup.objects.filter(period="minute").count() == 2
     assert AuditEntry.objects.filter(action="usage.delete_old").count() == 1
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["its gateway was killed", "closed, and back from a backup"])
+def test_a_segment_shipped_again_after_retention_is_not_booked_twice(closed: bool) -> None:
+    """An adopted segment is shipped from its beginning under new numbers, whatever the books still have of it."""
+    traffic = Traffic()
+    old = [traffic.pair(T + second) for second in (10, 20, 30)]
+    write_batch(batch(*old, watermark=T + 600, closed=closed))
+    finalise_minutes(NOON + datetime.timedelta(minutes=11))
+    assert usage_delete_old(before=NOON + datetime.timedelta(minutes=5), actor="retention") == 3
+    assert BooksState.objects.get().deleted_until == NOON + datetime.timedelta(minutes=5)
+    before = rollups()
+    lost = [] if closed else [traffic.pair(T + 610, outcome="gateway_lost")]
+    again = write_batch(batch(*old, *lost, sequence=2, watermark=0.0, closed=True))
+    assert (again.written, again.known, again.quarantined, again.acknowledge) == (len(lost), 3, 0, 2)
+    assert {**rollups(), "20 12:10": None} == {**before, "20 12:10": None}
+
+
+def test_what_was_never_booked_is_late_however_old() -> None:
+    """A gateway that never reached the books: retention has passed its requests, and yet they count."""
+    traffic = Traffic()
+    write_batch(batch(traffic.pair(T + 10), watermark=T + 600))
+    finalise_minutes(NOON + datetime.timedelta(minutes=11))
+    usage_delete_old(before=NOON + datetime.timedelta(minutes=5), actor="retention")
+    result = write_batch(batch(traffic.pair(T + 20), segment="found on a shelf", watermark=0.0))
+    more = write_batch(batch(traffic.pair(T + 25), segment="found on a shelf", sequence=2, watermark=0.0))
+    assert (result.written, result.late, more.written) == (1, 1, 1)
+    assert rollups() == {"20 12:00": (3, 3.75)}
+
+
+def test_retention_remembers_how_far_it_has_come_and_never_less() -> None:
+    traffic = Traffic()
+    write_batch(batch(traffic.pair(T + 10), traffic.pair(T + 200), watermark=T + 600))
+    finalise_minutes(NOON + datetime.timedelta(minutes=11))
+    assert usage_delete_old(before=NOON + datetime.timedelta(minutes=2), actor="retention") == 1
+    write_batch(batch(traffic.pair(T + 15), segment="late", watermark=0.0))
+    assert usage_delete_old(before=NOON + datetime.timedelta(minutes=1), actor="retention") == 1
+    assert BooksState.objects.get().deleted_until == NOON + datetime.timedelta(minutes=2)

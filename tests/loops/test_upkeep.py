@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 import pytest
 from django.utils import timezone
 
-from capacity.models import Reservation
+from capacity.models import Reservation, Watermark
 from penstock.loops.upkeep import upkeep
 from tenants.models import AuditEntry, SignInAttempt
 from tenants.policy.sign_in import WINDOW_S
@@ -40,3 +41,13 @@ def test_a_reservation_whose_time_is_over_ends_with_an_entry() -> None:
     reservation.refresh_from_db()
     assert reservation.state == "ended"
     assert AuditEntry.objects.get(action="reservation.end").actor == "upkeep"
+
+
+def test_closed_segments_are_known_for_longer_than_their_records(settings: Any) -> None:
+    settings.PENSTOCK_USAGE_DAYS = 30
+    now = timezone.now()
+    for segment, days, is_closed in (("recent", 100, True), ("ancient", 130, True), ("open", 500, False)):
+        at = now - datetime.timedelta(days=days)
+        Watermark.objects.create(segment=segment, gateway="g", at=at, is_closed=is_closed, updated_at=at)
+    upkeep()
+    assert set(Watermark.objects.values_list("segment", flat=True)) == {"recent", "open"}

@@ -16,7 +16,8 @@ from tenants.signin import attempts_delete_old
 log = logging.getLogger(__name__)
 
 _LINKS_KEPT = datetime.timedelta(days=1)
-_SEGMENTS_KEPT = datetime.timedelta(days=2)
+_SEGMENTS_KEPT = datetime.timedelta(days=90)
+"""Beyond the retention of records."""
 _HELD_UP_S = 300.0
 ACTOR = "upkeep"
 
@@ -34,8 +35,9 @@ def upkeep() -> None:
     keep = now - datetime.timedelta(days=settings.PENSTOCK_HISTORY_DAYS)
     replicas_delete_old(before=keep)
     decisions_delete_old(before=keep)
-    usage_delete_old(before=now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS), actor=ACTOR)
-    watermarks_delete_closed(before=now - _SEGMENTS_KEPT)
+    usage_kept = datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS)
+    usage_delete_old(before=now - usage_kept, actor=ACTOR)
+    watermarks_delete_closed(before=now - usage_kept - _SEGMENTS_KEPT)
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
     attempts_delete_old(now=now)
     Session.objects.filter(expire_date__lt=now).delete()

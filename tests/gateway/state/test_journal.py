@@ -1,5 +1,6 @@
 """The journal's file: whole lines, whatever fails; and nobody's segments."""
 
+import asyncio
 import errno
 import json
 import os
@@ -88,6 +89,35 @@ def test_a_rotated_segment_keeps_its_requests_until_they_end(tmp_path):
     assert [line["id"] for line in lines(first.path)] == ["1", "2", "1", "2"]
     for segment in journal.segments:
         segment.release()
+
+
+DAY = 86_400
+
+
+async def test_a_day_old_segment_is_turned_over_with_and_without_traffic(tmp_path, monkeypatch):
+    now = [1_000_000.0]
+    journal = Journal(tmp_path, "gw", lambda: now[0])
+    now[0] += 3 * DAY
+    journal.admit(admit("1"))
+    assert len(journal.segments) == 1, "an empty one has nothing to hand over"
+    journal.end(end("1"))
+    first = journal.segments[0]
+    journal.admit(admit("2"))
+    assert journal.segments[-1] is not first
+    assert first.is_finished
+    second = journal.segments[-1]
+    journal.end(end("2"))
+    monkeypatch.setattr("serving.gateway.journal._SYNC_EVERY_S", 0.01)
+    await journal.start()
+    await asyncio.sleep(0.1)
+    assert not second.is_finished
+    now[0] += DAY
+    async with asyncio.timeout(5):
+        while not second.is_finished:
+            await asyncio.sleep(0.01)
+    assert len(journal.segments) == 3
+    await journal.close()
+    assert len(files(journal)) == 3
 
 
 class FailingDisk:
