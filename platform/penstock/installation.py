@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from penstock import quickstart, roles
 from penstock.check_run import check
@@ -66,20 +66,26 @@ class Installation:
         self._told: dict[str, Model] = {}
         self._stands: dict[str, tuple[tuple[str, str, str, int], float]] = {}
         self.quickstart: dict[str, Any] = {}
+        self._is_written = True
 
     # ------------------------------------------------------------------ start
     async def run(self, *, check_s: float | None) -> int:
         """Start everything and follow it for ever; with ``check_s`` run the check and return its exit code."""
         await self._start()
         follower = asyncio.create_task(self._follow())
+        checking: asyncio.Task[int] | None = None
         try:
             await self._welcome()
-            if check_s is None:
-                await follower
-            return await check(self, terminal=self._terminal, timeout_s=check_s or 0.0)
+            if check_s is not None:
+                checking = asyncio.create_task(check(self, terminal=self._terminal, timeout_s=check_s))
+            # The check reads what the follower learns: without it, it would wait until its time is over.
+            await asyncio.wait([follower, *([checking] if checking else [])], return_when=asyncio.FIRST_COMPLETED)
+            return checking.result() if checking is not None and checking.done() else follower.result()
         finally:
-            follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
+            tasks = [follower, *([checking] if checking else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _start(self) -> None:
         left = await asyncio.to_thread(sweep, self._pids_file)
@@ -138,7 +144,7 @@ class Installation:
         return outcome
 
     # ----------------------------------------------------------------- follow
-    async def _follow(self) -> None:
+    async def _follow(self) -> NoReturn:
         """Keep quickstart.json and the terminal up to date with the models' states."""
         while True:
             with suppress(StatusError):
@@ -160,7 +166,7 @@ class Installation:
         if promised is not None and promised.state == "ready":
             self._terminal.line(f"{self._promised} answers now: the curl line above streams", source="models")
             self._promised = ""
-        if moved:
+        if moved or not self._is_written:
             self._write_quickstart(quickstart.with_models(self.quickstart, models))
 
     def _news(self, model: Model) -> str:
@@ -184,7 +190,16 @@ class Installation:
 
     def _write_quickstart(self, content: Mapping[str, Any]) -> None:
         self.quickstart = dict(content)
-        quickstart.write(self.options.data, self.quickstart)
+        try:
+            quickstart.write(self.options.data, self.quickstart)
+        except OSError as error:
+            if self._is_written:
+                path = quickstart.quickstart_path(self.options.data)
+                why = error.strerror or type(error).__name__
+                self._terminal.line(f"{path} cannot be written ({why}): make room; it is tried again")
+            self._is_written = False
+        else:
+            self._is_written = True
 
     # ---------------------------------------------------------------- welcome
     async def _welcome(self) -> None:

@@ -147,7 +147,12 @@ async def _foreground(installation: Installation, terminal: Terminal, check_s: f
         await installation.kill()
         return code or 130
     asked.cancel()
-    left = stopping.result()
+    try:
+        left = stopping.result()
+    except Exception as error:  # noqa: BLE001  (whatever went wrong, nothing may be left running)
+        terminal.line(f"the orderly stop failed ({_worded(error)})")
+        await installation.kill()
+        return code or 1
     if left:
         terminal.line(f"killed what did not stop: {', '.join(left)}")
         code = code or (1 if check_s is not None else 0)
@@ -169,6 +174,14 @@ def _outcome(body: "asyncio.Task[int]", terminal: Terminal) -> int:
         terminal.status("")
         terminal.line(f"not started: {error}")
         return 1
+    except Exception as error:  # noqa: BLE001  (it must come to the orderly stop: engines outlive this process)
+        terminal.status("")
+        terminal.line(f"stopped by an error: {_worded(error)}")
+        return 1
+
+
+def _worded(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _take_folder(data: Path) -> IO[str]:
