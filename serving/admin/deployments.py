@@ -4,7 +4,6 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.core.exceptions import ValidationError
 from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminIntegerFieldWidget, UnfoldAdminSelectWidget, UnfoldAdminTextareaWidget
@@ -70,6 +69,7 @@ class DeploymentForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Deployment
         fields = "__all__"  # noqa: DJ007 (the admin names the fields)
+        help_texts = {"name": "What clients send as model. It cannot be changed."}
 
 
 @admin.register(Deployment)
@@ -103,7 +103,7 @@ class DeploymentAdmin(ServiceAdmin):
         "pinned_replicas",
         "cold_start_s",
     )
-    readonly_fields = ("pool", "is_enabled", "desired_replicas", "retry_attempt", "created_at")
+    readonly_fields = ("name", "pool", "is_enabled", "desired_replicas", "retry_attempt", "created_at")
     inlines = (RevisionInline, ReplicaInline)
     actions = ("retry", "disable", "enable")
 
@@ -167,8 +167,6 @@ class RevisionAdmin(ServiceAdmin):
     readonly_fields = ("number", "is_current", "created_at")
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> Revision:
-        if not isinstance(data.get("options") or {}, dict):
-            raise ValidationError({"options": "Give runtime options as a JSON object."})
         return revision_create(actor=operator_of(request), **data)
 
 

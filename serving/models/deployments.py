@@ -1,16 +1,19 @@
 """Deployments, their immutable revisions, and the replicas that serve them."""
 
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
 from capacity.models import Host, Pool
+from serving.options import placement_errors
 from tenants.models import Identified, WrittenOnce
 
 
 class Deployment(Identified):
     """A pool being served under a name that clients send as ``model``.
 
-    ``desired_replicas`` is written by the scale loop between ``min_replicas`` and ``max_replicas``.
+    ``name`` stays: engines are launched under it, keys and limits refer to it. ``desired_replicas`` is written by the
+    scale loop between ``min_replicas`` and ``max_replicas``; ``pinned_replicas`` overrules it and both bounds.
     """
 
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="deployments")
@@ -104,6 +107,13 @@ class Revision(WrittenOnce, Identified):
 
     def __str__(self) -> str:
         return f"{self.deployment} r{self.number}"
+
+    def clean(self) -> None:
+        """The options are an object, and placement can read its part of them. Raises ValidationError by field."""
+        if not isinstance(self.options, dict):
+            raise ValidationError({"options": "Give runtime options as an object."})
+        if errors := placement_errors(self.options):
+            raise ValidationError({"options": errors})
 
 
 class Replica(Identified):

@@ -15,9 +15,13 @@ from tenants.changes import record_change
 
 
 class DeploymentFields(TypedDict, total=False):
-    """What ``deployment_update`` can change. ``pinned_replicas`` None: the scale loop decides."""
+    """What ``deployment_update`` can change.
 
-    name: str
+    ``pinned_replicas`` overrules the scale loop and both bounds, also above the maximum: a person wants exactly so
+    many. None: the scale loop decides. The name is not among them: replicas serve under the one they were launched
+    with, and keys and limits refer to it. Make another deployment instead.
+    """
+
     min_replicas: int
     max_replicas: int
     pinned_replicas: int | None
@@ -60,8 +64,7 @@ def deployment_create(
 @transaction.atomic
 def deployment_update(*, deployment: Deployment, actor: Actor, **fields: Unpack[DeploymentFields]) -> Deployment:
     """Change what is given; the wanted number of replicas moves inside the new bounds. Raises ValidationError."""
-    _touch(deployment)
-    stored = Deployment.objects.get(pk=deployment.pk)
+    stored = deployment.take_turn()
     before = state_of(stored)
     for name, value in fields.items():
         setattr(stored, name, value)
@@ -115,7 +118,7 @@ def revision_create(
     if not isinstance(options, Mapping | None):
         raise ValidationError({"options": "Give runtime options as an object."})
     # Touching the deployment makes two who create at once take turns, so the numbers differ and one is current.
-    _touch(deployment)
+    deployment.take_turn()
     newest = Revision.objects.filter(deployment=deployment).aggregate(newest=Max("number"))["newest"] or 0
     Revision.objects.filter(deployment=deployment, is_current=True).update(is_current=False, updated_at=timezone.now())
     revision = Revision(
@@ -142,7 +145,3 @@ def _set_enabled(deployment: Deployment, is_enabled: bool, actor: Actor) -> bool
         audit(actor=actor, action="deployment.enable" if is_enabled else "deployment.disable", target=deployment)
         record_change(kind="deployment", object_id=deployment.pk)
     return bool(swapped)
-
-
-def _touch(deployment: Deployment) -> None:
-    Deployment.objects.filter(pk=deployment.pk).update(updated_at=timezone.now())

@@ -240,11 +240,12 @@ def test_pools_and_deployments_are_made_by_form(client: Client) -> None:
     assert response.status_code == 302, response.context["adminform"].form.errors
     deployment = Deployment.objects.get()
     assert deployment.revisions.get().target_concurrency == 8
-    changed = {"name": "served", "min_replicas": 1, "max_replicas": 9, "cold_start_s": 10, **management}
+    changed = {"name": "another", "min_replicas": 1, "max_replicas": 9, "cold_start_s": 10, **management}
     response = client.post(change_form(deployment), {**changed, "revisions-TOTAL_FORMS": 0})
     assert response.status_code == 302, response.context["adminform"].form.errors
     deployment.refresh_from_db()
     assert deployment.max_replicas == 9
+    assert deployment.name == "served", "its replicas were launched under that name"
     assert AuditEntry.objects.get(action="deployment.update").after == {"min_replicas": 1, "max_replicas": 9}
 
 

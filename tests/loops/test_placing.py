@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db.models import QuerySet
 
 from capacity.models import HardwareType, Host, Pool
 from capacity.services import hardware_type_get_or_create, model_create, pool_create
@@ -13,7 +14,7 @@ from penstock.loops import placing
 from penstock.loops.placing import need_of, place_pending
 from penstock.loops.prices import current_profile
 from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
-from serving.models import Replica
+from serving.models import Replica, Revision
 from serving.services import deployment_create, replica_create
 from tests.loops.conftest import BOSS, World
 from worker.runtimes import get_runtime
@@ -136,3 +137,16 @@ def test_the_simulated_engine_takes_them_too(world: World, gpu: HardwareType) ->
 
 def test_no_engine_has_an_option_of_placement() -> None:
     assert not PLACEMENT_OPTIONS & set(vllm_runtime.VllmOptions.__struct_fields__)
+
+
+@pytest.mark.parametrize("options", [{"tensor_parallel_size": "auto"}, {"host_labels": "gpu"}, {"memory_bytes": None}])
+def test_a_revision_that_cannot_be_read_holds_up_nobody(
+    world: World, gpu: HardwareType, options: dict[str, Any]
+) -> None:
+    """One that was stored before its options were checked."""
+    has(world, 1)
+    broken, sound = waiting(gpu, "vllm"), waiting(gpu, "vllm")
+    QuerySet(Revision).filter(pk=broken.revision_id).update(options=options)
+    assert placed(world, broken, sound) == [None, [0]]
+    assert broken.reason.startswith("make a revision with other options. ")
+    assert next(iter(options)) in broken.reason

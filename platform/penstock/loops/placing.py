@@ -5,9 +5,10 @@ import logging
 from collections.abc import Sequence
 
 from capacity.models import CostProfile, Host, Model
-from capacity.policy.placement import AcceleratorView, HostView, Need, place
+from capacity.policy.placement import AcceleratorView, HostView, Need, Placement, place
 from penstock.loops.prices import current_profile
 from serving.models import Replica, Revision
+from serving.options import placement_errors
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ def place_pending(*, now: datetime.datetime) -> int:
     )
     placed = 0
     for replica in waiting:
-        profile = current_profile(replica.deployment.pool_id, at=now)
-        placement = place(need_of(replica, profile), host_views(replica, now=now))
+        placement = _place(replica, now=now)
         reason = placement.reason[:500]
         free = Replica.objects.filter(pk=replica.pk, state=Replica.State.PENDING, host=None)
         if placement.host_id is None:
@@ -50,6 +50,14 @@ def place_pending(*, now: datetime.datetime) -> int:
             host=placement.host_id, accelerators=list(placement.accelerators), reason=reason, updated_at=now
         )
     return placed
+
+
+def _place(replica: Replica, *, now: datetime.datetime) -> Placement:
+    if errors := placement_errors(replica.revision.options):
+        # A revision from before they were checked: nobody else must wait for it.
+        return Placement(None, (), f"make a revision with other options. {' '.join(errors)}", {})
+    profile = current_profile(replica.deployment.pool_id, at=now)
+    return place(need_of(replica, profile), host_views(replica, now=now))
 
 
 def need_of(replica: Replica, profile: CostProfile | None) -> Need:
