@@ -47,8 +47,7 @@ class ProviderCredentialAdmin(ServiceAdmin):
 
     def change(self, request: HttpRequest, obj: ProviderCredential, data: dict[str, Any]) -> None:
         secret = data.pop("new_secret", "")
-        values = {"provider": obj.provider, "base_url": obj.base_url, **data}
-        provider_credential_set(name=obj.name, actor=operator_of(request), secret=secret, **values)
+        provider_credential_set(name=obj.name, actor=operator_of(request), secret=secret, **data)
 
     @confirmed(question="Forget these credentials? What uses them stops working.", verb="Remove")
     def remove(self, request: HttpRequest, rows: list[ProviderCredential]) -> int:

@@ -8,7 +8,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
-from serving.models import Deployment, Incident, Replica
+from serving.models import Deployment, Incident, ProviderCredential, Replica
 from serving.policy.lifecycle import ALLOWED
 from serving.selectors import provider_secret
 from serving.services import (
@@ -59,6 +59,14 @@ def test_a_deployment_begins_with_a_revision() -> None:
         ({"runtime": "abacus"}, "runtime"),
         ({"target_concurrency": 0}, "target_concurrency"),
         ({"options": "fast"}, "options"),
+        ({"options": {"tensor_parallel_size": "auto"}}, "options"),
+        ({"options": {"pipeline_parallel_size": 0}}, "options"),
+        ({"options": {"accelerators": -1}}, "options"),
+        ({"options": {"accelerators": True}}, "options"),
+        ({"options": {"memory_bytes": 1.5}}, "options"),
+        ({"options": {"kv_cache_bytes": None}}, "options"),
+        ({"options": {"host_labels": "gpu"}}, "options"),
+        ({"options": {"host_labels": {"zone": 1}}}, "options"),
         ({"cold_start_s": 0.0}, "cold_start_s"),
     ],
 )
@@ -99,6 +107,21 @@ def test_a_new_revision_is_the_current_one() -> None:
     second = revision_create(deployment=served, runtime="vllm", options={"max_model_len": 4096}, actor="t")
     assert second.number == 2
     assert served.revisions.get(is_current=True) == second
+
+
+def test_options_of_placement_say_what_to_give() -> None:
+    served = factories.deployment()
+    good = {
+        "tensor_parallel_size": 2,
+        "accelerators": 0,
+        "host_labels": {"zone": "a"},
+        "max_model_len": "the runtime's",
+    }
+    revision_create(deployment=served, runtime="vllm", options=good, actor="t")
+    with pytest.raises(ValidationError) as error:
+        revision_create(deployment=served, runtime="vllm", options={"tensor_parallel_size": "auto"}, actor="t")
+    assert error.value.messages == ["tensor_parallel_size: give a whole number from 1, or leave it out."]
+    assert served.revisions.get(is_current=True).options == good
 
 
 def test_a_replica_takes_exactly_the_steps_of_the_life_cycle() -> None:
@@ -184,5 +207,22 @@ def test_a_credential_is_write_only() -> None:
     with pytest.raises(ValidationError) as error:
         provider_credential_set(name="c", provider="openai", base_url="file:///etc/passwd", actor="t")
     assert list(error.value.message_dict) == ["base_url"]
+    renamed = provider_credential_set(name="c", provider="other", actor="t")
+    assert (renamed.provider, renamed.base_url) == ("other", "https://x.example.org")
     provider_credential_remove(credential=kept, actor="t")
     assert "sk-1" not in str(list(AuditEntry.objects.values()))
+
+
+def test_a_change_of_a_credential_leaves_its_secret_to_who_renews_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation of the field keys in the middle of a change of the address is not undone."""
+    made = provider_credential_set(name="c", provider="openai", secret="sk-1", actor="t")
+    clean = ProviderCredential.full_clean
+
+    def rotate_then_clean(credential: ProviderCredential) -> None:
+        ProviderCredential.objects.filter(pk=made.pk).update(secret=b"under the new key")
+        clean(credential)
+
+    monkeypatch.setattr(ProviderCredential, "full_clean", rotate_then_clean)
+    provider_credential_set(name="c", base_url="https://x.example.org", provider="openai", actor="t")
+    stored = ProviderCredential.objects.get()
+    assert (bytes(stored.secret), stored.base_url) == (b"under the new key", "https://x.example.org")
