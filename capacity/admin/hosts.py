@@ -108,7 +108,8 @@ class HostAdmin(ServiceAdmin):
         return sum(host_uncordon(host=host, actor=operator_of(request)) for host in rows)
 
     @confirmed(
-        question="Give these hosts new secrets? Their agents are refused until they have them; engines go on serving.",
+        question="Give these hosts new secrets? Within 2 seconds their agents are refused until they have them; "
+        "engines go on serving.",
         verb="Renew secret",
     )
     def renew_secret(self, request: HttpRequest, rows: list[Host]) -> HttpResponse:

@@ -48,7 +48,7 @@ def host_enrol(
 
 @transaction.atomic
 def host_secret_renew(*, host: Host, actor: Actor) -> bytes:
-    """A new secret for a host whose old one may be known: its agent is refused until it has the new one."""
+    """A new secret for a host whose old one may be known: within 2 s its agent is refused until it has the new one."""
     secret = secrets.token_bytes(SECRET_BYTES)
     host.secret = encrypt(secret)
     Host.objects.filter(pk=host.pk).update(secret=host.secret, updated_at=timezone.now())

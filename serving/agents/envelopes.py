@@ -15,7 +15,8 @@ from worker.spec import EnvelopeError, HostReport, envelope_host, open_report
 Reason = Literal["malformed", "unknown_task", "unknown_host", "no_secret", "forged", "replayed", "foreign_replica"]
 """Why a report, or a part of one, was not believed; each is counted."""
 
-_KEEP_S = 30.0
+_KEEP_S = 2.0
+"""A secret that was renewed is believed for this long at most by a process that knew it."""
 _KEEP_MISSING_S = 5.0
 
 
@@ -29,7 +30,7 @@ class ReportRejected(Exception):
 
 @dataclass
 class HostSecrets:
-    """Decrypted host secrets, kept for a while so that a flood of reports is not a flood of queries."""
+    """Decrypted host secrets, kept for 2 s so that a flood of reports is not a flood of queries."""
 
     _kept: dict[str, tuple[float, bytes | None]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)

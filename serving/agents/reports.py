@@ -33,13 +33,15 @@ _LOG_TAIL_CHARS = 8000
 _COLD_START_WEIGHT = 0.3
 """Of the newest launch in the average of launches."""
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-fA-F:]+")
+_PUBLISHED = frozenset({"address", "max_model_len"})
+"""Columns of a serving replica that the snapshot tells; the least context length is the deployment's."""
 _GAUGES = frozenset({"memory_available_bytes", "load_1m", "accelerators"})
 """Facts that always move: they are written when it is time, not because they changed."""
 
 
 @dataclass(slots=True)
 class Applied:
-    """``changed``: a replica's state or address moved, so the snapshot should move at once."""
+    """``changed``: a replica's state, address or context length moved, so the snapshot should move at once."""
 
     changed: bool = False
     foreign: int = 0
@@ -52,6 +54,7 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
     ``foreign`` counts replicas it spoke of that are not placed on its host: they are passed over.
     """
     now = now or timezone.now()
+    report = _without_nul(report)
     host = _accept(report, now=now)
     applied = Applied()
     placed = {
@@ -76,6 +79,21 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
     if samples:
         ring_push(client, samples, keep=RING_SAMPLES)
     return applied
+
+
+def _without_nul(report: HostReport) -> HostReport:
+    """``report`` without NUL characters: an engine may write them into its log, and PostgreSQL stores none."""
+    return msgspec.convert(_cleaned(msgspec.to_builtins(report)), HostReport)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {_cleaned(name): _cleaned(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(item) for item in value]
+    return value
 
 
 def _accept(report: HostReport, *, now: datetime.datetime) -> Host:
@@ -233,7 +251,8 @@ def _update_facts(
         facts = {**facts, "reason": transition.reason[:500]}
     if not facts:
         return
-    is_published = replica.state in (Replica.State.READY, Replica.State.DRAINING) and "address" in facts
+    is_serving = replica.state in (Replica.State.READY, Replica.State.DRAINING)
+    is_published = is_serving and not _PUBLISHED.isdisjoint(facts)
     with transaction.atomic():
         swapped = Replica.objects.filter(pk=replica.pk, state=replica.state).update(**facts, updated_at=now)
         if swapped and is_published:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from serving.services import replica_create
 from tenants.models import AuditEntry, Change
 from tests.loops.agent import BROKEN
 from tests.loops.conftest import BOSS, World
-from worker.spec import AcceleratorReport, Address, HostReport, ReplicaReport, seal
+from worker.spec import AcceleratorReport, Address, HostReport, Progress, ReplicaReport, seal
 
 pytestmark = pytest.mark.django_db
 
@@ -92,6 +93,16 @@ class TestTrust:
     def test_an_unknown_host_is_refused(self, world: World, host_id: str) -> None:
         world.agent.host_id = host_id
         assert self.reason(world.agent.envelope(world.now)) == "unknown_host"
+
+    def test_the_old_form_of_a_renewed_secret_counts_for_two_seconds_at_most(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        secrets, real = HostSecrets(), time.monotonic
+        old = world.agent.envelope(world.now)
+        report_verify(old, secrets=secrets)
+        host_secret_renew(host=world.host(), actor=BOSS)
+        monkeypatch.setattr("serving.agents.envelopes.time.monotonic", lambda: real() + 2.0)
+        assert self.reason(old, secrets) == "forged"
 
     def test_a_renewed_secret_counts_at_once_and_the_old_one_no_more(self, world: World) -> None:
         secrets = HostSecrets()
@@ -284,6 +295,14 @@ class TestReplicas:
         replica.refresh_from_db()
         assert (result.changed, replica.address) == (True, "http://127.0.0.1:9001")
 
+    @pytest.mark.parametrize("known", [None, 4096])
+    def test_a_context_length_that_comes_late_or_changes_is_published(self, world: World, known: int | None) -> None:
+        replica = place(world, "ready", address="http://127.0.0.1:9000", max_model_len=known)
+        Change.objects.all().delete()
+        assert apply(world, report(world, ready(replica, max_model_len=2048), sequence=1)).changed
+        assert list(Change.objects.values_list("kind", "object_id")) == [("replica", replica.pk)]
+        assert not apply(world, report(world, ready(replica, max_model_len=2048), sequence=2)).changed
+
     def test_another_hosts_replica_is_not_touched(self, world: World) -> None:
         foreign = place(world)
         other = world.add_host("host-2")
@@ -316,6 +335,26 @@ class TestReplicas:
         assert incident.evidence["exit_code"] == 0
         assert "out of memory" in incident.summary
         assert AuditEntry.objects.filter(action="replica.failed").exists()
+
+    def test_a_nul_in_what_an_engine_says_keeps_nobody_alive(self, world: World) -> None:
+        replica = place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at)
+        failed = ReplicaReport(
+            replica_id=str(replica.pk),
+            phase="failed",
+            reason="out\0 of memory",
+            engine_version="0\0.99",
+            progress=Progress(step="start\0ing"),
+            log_tail="the\0 end",
+            evidence={"proc\0ess": ["sta\0te"]},
+        )
+        gpu = AcceleratorReport(index=0, name="H\x00200", uuid="GPU\0-a", memory_bytes=1)
+        assert apply(world, report(world, failed, hostname="h\0", accelerators=(gpu,))).changed
+        replica.refresh_from_db()
+        incident, host = Incident.objects.get(), world.host()
+        assert (replica.state, replica.engine_version, replica.progress["step"]) == ("failed", "0.99", "starting")
+        assert "out of memory" in replica.reason
+        assert incident.evidence == {"log_tail": "the end", "process": ["state"]}
+        assert (host.report["hostname"], host.accelerators.get().name) == ("h", "H200")
 
     def test_an_engine_that_vanished_has_failed_once_the_agent_knows_its_orders(self, world: World) -> None:
         replica = place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at)
