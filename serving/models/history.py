@@ -11,7 +11,7 @@ class ScalingDecision(WrittenOnce):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     at = models.DateTimeField(default=timezone.now, db_index=True)
-    deployment_id = models.UUIDField(db_index=True)
+    deployment_id = models.UUIDField()
     deployment_name = models.CharField(max_length=200)
     before = models.PositiveIntegerField(help_text="Replicas wanted before.")
     after = models.PositiveIntegerField(help_text="Replicas wanted after.")
@@ -20,6 +20,7 @@ class ScalingDecision(WrittenOnce):
 
     class Meta:
         ordering = ("-at",)
+        indexes = (models.Index(fields=("deployment_id", "-at"), name="serving_decision_deployment"),)
 
     def __str__(self) -> str:
         return f"{self.deployment_name}: {self.before} → {self.after}, {self.reason}"

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from django.apps import apps
-from django.db import models
+from django.db import connection, models
 from django.utils import timezone
 
 from capacity.models import UsageRecord
@@ -102,6 +102,14 @@ def test_a_second_row_under_a_used_key_is_refused() -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
         copy.save()
     assert UsageRecord.objects.get().actual_mu != 1e9
+
+
+@pytest.mark.django_db
+def test_the_newest_decisions_of_a_deployment_are_found_by_an_index() -> None:
+    with connection.cursor() as cursor:
+        found = connection.introspection.get_constraints(cursor, ScalingDecision._meta.db_table).values()
+    indexes = [(each["columns"], each["orders"]) for each in found if each["index"]]
+    assert (["deployment_id", "at"], ["ASC", "DESC"]) in indexes
 
 
 @pytest.mark.django_db
