@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,33 @@ class CostBreakdown:
         return self.base + tokens + sum(self.modalities.values())
 
 
+class TokenCosts(NamedTuple):
+    """A request's price (``total``) and the engine work in it, in MU.
+
+    ``prefill`` is the work that is still to be prefilled, the uncached part alone, and ``decode`` that of the output:
+    measures for routing and pending-prefill caps, so neither tiers nor the price of a cached token are in them.
+    Without tiers and modalities: ``total = base + prefill + α·cached_factor·cached + decode``.
+    """
+
+    total: float
+    prefill: float
+    decode: float
+
+
+def token_costs(
+    profile: CostProfile, *, input_tokens: int, cached_tokens: int = 0, output_tokens: int = 0
+) -> TokenCosts:
+    """Return what a request without modalities costs and the work it makes, in one go. Raises ValueError for a
+    negative count; more cached than input tokens count as all cached: engines round hits up to blocks."""
+    cached = _checked_cached(input_tokens, cached_tokens, output_tokens)
+    fresh = input_tokens - cached
+    prefill = profile.alpha * fresh + profile.epsilon * fresh * (input_tokens + cached)
+    decode = profile.beta * output_tokens + profile.gamma * output_tokens * (input_tokens + output_tokens / 2)
+    tokens = prefill + decode + profile.alpha * profile.cached_factor * cached
+    factor = tier_factor(profile, input_tokens) if profile.long_input_tiers else 1.0
+    return TokenCosts(profile.base + factor * tokens, prefill, decode)
+
+
 def request_cost(
     profile: CostProfile,
     *,
@@ -86,20 +114,12 @@ def request_cost(
 ) -> float:
     """Return what a request costs, in MU. ``units`` counts modality units (image tiles, audio seconds, rows).
 
-    More cached than input tokens count as all cached: engines round hits up to blocks. A modality without a price
-    costs nothing (see ``unpriced``). Raises ValueError for a negative count.
+    A modality without a price costs nothing (see ``unpriced``). Counts and errors as in ``token_costs``.
     """
-    cached = _checked_cached(input_tokens, cached_tokens, output_tokens)
-    tokens = (
-        profile.alpha * (input_tokens - cached + profile.cached_factor * cached)
-        + profile.epsilon * (input_tokens * input_tokens - cached * cached)
-        + profile.beta * output_tokens
-        + profile.gamma * output_tokens * (input_tokens + output_tokens / 2)
-    )
-    cost = profile.base + tier_factor(profile, input_tokens) * tokens
-    if units:
-        cost += sum(_modality_costs(profile, units).values())
-    return cost
+    cost = token_costs(
+        profile, input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens
+    ).total
+    return cost + sum(_modality_costs(profile, units).values()) if units else cost
 
 
 def request_breakdown(
@@ -124,27 +144,6 @@ def request_breakdown(
         factor=factor,
         unpriced=unpriced(profile, units or {}),
     )
-
-
-def prefill_cost(profile: CostProfile, *, input_tokens: int, cached_tokens: int = 0) -> float:
-    """Return the work that is still to be prefilled, in MU: the uncached part alone.
-
-    A measure of engine work for routing and pending-prefill caps, so neither tiers nor the price of a cached token
-    are in it. Raises ValueError for a negative count.
-    """
-    cached = _checked_cached(input_tokens, cached_tokens, 0)
-    fresh = input_tokens - cached
-    return profile.alpha * fresh + profile.epsilon * fresh * (input_tokens + cached)
-
-
-def decode_cost(profile: CostProfile, *, input_tokens: int, output_tokens: int) -> float:
-    """Return the work of decoding ``output_tokens`` after ``input_tokens``, in MU, without tiers.
-
-    Without tiers and modalities: ``request_cost = base + prefill_cost + α·cached_factor·cached + decode_cost``.
-    Raises ValueError for a negative count.
-    """
-    _checked_cached(input_tokens, 0, output_tokens)
-    return profile.beta * output_tokens + profile.gamma * output_tokens * (input_tokens + output_tokens / 2)
 
 
 def tier_factor(profile: CostProfile, input_tokens: int) -> float:

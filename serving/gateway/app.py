@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from serving.gateway import auth, errors
+from serving.gateway.access import Access, AccessBook, is_visible
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
 from serving.gateway.dialects import DIALECTS, Dialect, Parsed
@@ -17,7 +18,7 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.grants import Demand, Granted, Refused
 from serving.gateway.journal import JournalUnavailable
 from serving.gateway.metrics import CONTENT_TYPE
-from serving.gateway.records import DeploymentRecord, PoolRecord
+from serving.gateway.records import DeploymentRecord
 from serving.gateway.request import ClientGone, Message, Receive, Request, Send
 from serving.gateway.services import Services
 from serving.gateway.state import StateUnavailable
@@ -38,6 +39,8 @@ class Gateway:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.verified = auth.Verified()
+        self.accesses = AccessBook(services)
         self.is_stopping = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -91,24 +94,23 @@ class Gateway:
         principal = await self._authenticate(request)
         body = await request.body(config.max_body, config.body_s)
         parsed = dialect.parse(body)
-        deployment, pool = self._resolve(parsed.model, principal)
+        access = self.accesses.find(services.store.view, principal, parsed.model)
+        deployment = access.deployment
         _require_context(parsed, deployment)
-        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name)
-        if limits:
-            request.base += [(name.encode(), value.encode()) for name, value in admission.limit_headers(limits).items()]
+        request.base += access.headers
         if not dialect.generates:
-            await self._tokenize(request, dialect, parsed, deployment, limits)
+            await self._tokenize(request, dialect, parsed, access)
             return
-        profile = services.profile(pool)
         estimate = admission.estimate(
             parsed.ask,
-            profile,
+            access.profile,
             services.learned,
             key=principal.key.id,
             deployment=deployment.id,
             max_model_len=deployment.max_model_len,
         )
-        granted = await self._acquire(limits, estimate.limit_tokens)
+        demands = access.demands(estimate.limit_tokens)
+        granted = services.grants.take(demands) or await self._acquire(demands)
         request.base += [
             (b"x-penstock-mu-estimated", b"%.6g" % estimate.mu),
             (b"x-penstock-class", SERVICE_CLASS.encode()),
@@ -122,7 +124,7 @@ class Gateway:
             dialect=dialect,
             parsed=parsed,
             deployment=deployment,
-            profile=profile,
+            profile=access.profile,
             estimate=estimate,
             granted=granted,
         )
@@ -147,11 +149,12 @@ class Gateway:
         view = services.store.view
         principal = await auth.authenticate(
             request.headers.get(b"authorization"),
+            verified=self.verified,
             keys=view.keys,
             tenants=view.tenants,
             source=services.store,
             peppers=services.config.peppers,
-            client_ip=auth.client_address(
+            client_ip=lambda: auth.client_address(
                 request.peer, request.headers.get(b"x-forwarded-for"), services.config.trusted_proxies
             ),
             now=time.time(),
@@ -159,22 +162,10 @@ class Gateway:
         auth.require_scope(principal, auth.INFERENCE)
         return principal
 
-    def _resolve(self, name: str, principal: Principal) -> tuple[DeploymentRecord, PoolRecord]:
-        """Raises ApiError: 404 for what the tenant cannot see, 403 for what only this key may not use."""
-        view = self.services.store.view
-        deployment = view.deployments_by_name.get(name)
-        pool = view.pools.get(deployment.pool) if deployment is not None else None
-        if deployment is None or pool is None or not _is_visible(pool, principal):
-            raise errors.model_not_found(name)
-        if principal.key.models and name not in principal.key.models:
-            raise errors.forbidden(f"This API key may not use the model '{name}'.", code="model_not_allowed")
-        return deployment, pool
-
-    async def _acquire(self, limits: tuple[Any, ...], limit_tokens: int) -> Granted | None:
+    async def _acquire(self, demands: tuple[Demand, ...]) -> Granted | None:
         """Ask for everything the request's limits must grant. Raises ApiError 429 or 503."""
-        if not limits:
+        if not demands:
             return None
-        demands = [Demand(limit, admission.amount(limit.kind, limit_tokens)) for limit in limits]
         try:
             answer = await self.services.grants.acquire(demands)
         except StateUnavailable as error:
@@ -184,24 +175,17 @@ class Gateway:
                 retry_after_s=1.0,
             ) from error
         if isinstance(answer, Refused):
-            raise _over_limit(answer, limit_tokens)
+            raise _over_limit(answer, demands)
         return answer
 
     def _give_back(self, granted: Granted | None) -> None:
         if granted is not None:
             self.services.grants.settle(granted, {demand.limit.id: 0.0 for demand in granted.demands})
 
-    async def _tokenize(
-        self,
-        request: Request,
-        dialect: Dialect,
-        parsed: Parsed,
-        deployment: DeploymentRecord,
-        limits: tuple[Any, ...],
-    ) -> None:
+    async def _tokenize(self, request: Request, dialect: Dialect, parsed: Parsed, access: Access) -> None:
         """Ask any ready replica. It makes no tokens, so it takes no slot, no journal line and no token limit."""
-        services = self.services
-        granted = await self._acquire(tuple(limit for limit in limits if limit.kind != "tokens_per_min"), 0)
+        services, deployment = self.services, access.deployment
+        granted = await self._acquire(access.fixed)
         try:
             replicas = [
                 r for r in services.store.view.replicas_by_deployment.get(deployment.id, ()) if r.state == "ready"
@@ -243,7 +227,7 @@ class Gateway:
         principal = await self._authenticate(request)
         view = self.services.store.view
         if name:
-            deployment, _ = self._resolve(name, principal)
+            deployment = self.accesses.find(view, principal, name).deployment
             await request.answer(200, msgspec.json.encode(_model(deployment)))
             return
         allowed = principal.key.models
@@ -251,7 +235,7 @@ class Gateway:
             _model(deployment)
             for deployment in sorted(view.deployments.values(), key=lambda d: d.name)
             if (pool := view.pools.get(deployment.pool)) is not None
-            and _is_visible(pool, principal)
+            and is_visible(pool, principal)
             and (not allowed or deployment.name in allowed)
         ]
         await request.answer(200, msgspec.json.encode({"object": "list", "data": seen}))
@@ -287,10 +271,6 @@ class Gateway:
         elif _is_loopback(request.peer) and not any(name in request.headers for name in _FORWARDED):
             return
         raise errors.forbidden("Metrics are served on loopback, or with the metrics token.", code="metrics_forbidden")
-
-
-def _is_visible(pool: PoolRecord, principal: Principal) -> bool:
-    return pool.tenants is None or principal.tenant.id in pool.tenants
 
 
 def _model(deployment: DeploymentRecord) -> dict[str, Any]:
@@ -331,11 +311,11 @@ def _require_context(parsed: Parsed, deployment: DeploymentRecord) -> None:
         )
 
 
-def _over_limit(refused: Refused, limit_tokens: int) -> ApiError:
+def _over_limit(refused: Refused, demands: tuple[Demand, ...]) -> ApiError:
     limit = refused.limit
     said = admission.refusal(
         limit,
-        asked=admission.amount(limit.kind, limit_tokens),
+        asked=next((demand.amount for demand in demands if demand.limit is limit), 1.0),
         remaining=refused.remaining,
         retry_after_s=refused.retry_after_s,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,35 @@ class Principal(NamedTuple):
     tenant: TenantRecord
 
 
+class Verified:
+    """Headers whose secret was verified once, kept as digests under a key of this process.
+
+    What was verified holds while key and tenant are the very records it was verified with; whatever the control plane
+    changes of them replaces them.
+    """
+
+    def __init__(self, size: int = 50_000) -> None:
+        self._size = size
+        self._salt = secrets.token_bytes(32)
+        self._principals: dict[bytes, Principal] = {}
+
+    def digest(self, authorization: bytes) -> bytes:
+        return hashlib.blake2b(authorization, digest_size=32, key=self._salt).digest()
+
+    def find(
+        self, digest: bytes, keys: Mapping[str, KeyRecord], tenants: Mapping[str, TenantRecord]
+    ) -> Principal | None:
+        found = self._principals.get(digest)
+        if found is not None and keys.get(found.key.id) is found.key and tenants.get(found.key.tenant) is found.tenant:
+            return found
+        return None
+
+    def keep(self, digest: bytes, principal: Principal) -> None:
+        if len(self._principals) >= self._size:
+            self._principals.clear()
+        self._principals[digest] = principal
+
+
 def parse_bearer(authorization: bytes | None) -> tuple[str, bytes]:
     """Split ``Bearer mu_<public id>_<secret>``. Raises ApiError 401."""
     if authorization is None:
@@ -50,31 +80,46 @@ def parse_bearer(authorization: bytes | None) -> tuple[str, bytes]:
 async def authenticate(
     authorization: bytes | None,
     *,
+    verified: Verified,
     keys: Mapping[str, KeyRecord],
     tenants: Mapping[str, TenantRecord],
     source: KeySource,
     peppers: Mapping[int, bytes],
-    client_ip: str,
+    client_ip: Callable[[], str],
     now: float,
 ) -> Principal:
     """Return whose key this is. ``now`` in UNIX seconds. Raises ApiError 401 or 403."""
+    digest = verified.digest(authorization) if authorization is not None else b""
+    principal = verified.find(digest, keys, tenants)
+    if principal is None:
+        key = await _verify(authorization, keys=keys, source=source, peppers=peppers)
+        tenant = tenants.get(key.tenant)
+        if key.revoked:
+            raise errors.unauthorized("This API key was revoked. Use another, or make a new one in the console.")
+        if tenant is None or not tenant.active:
+            raise errors.forbidden("This account is not active. Ask your operator.", code="tenant_inactive")
+        principal = Principal(key, tenant)
+        verified.keep(digest, principal)
+    key = principal.key
+    if key.expires_at is not None and key.expires_at <= now:
+        raise errors.unauthorized("This API key has expired. Make a new one in the console.", code="expired_api_key")
+    if key.allowed_ips and not is_allowed(client_ip(), key.allowed_ips):
+        raise errors.forbidden("This API key may not be used from your address.", code="ip_not_allowed")
+    return principal
+
+
+async def _verify(
+    authorization: bytes | None, *, keys: Mapping[str, KeyRecord], source: KeySource, peppers: Mapping[int, bytes]
+) -> KeyRecord:
+    """The key whose secret the header holds. Raises ApiError 401."""
     public_id, secret = parse_bearer(authorization)
     key = keys.get(public_id) or await source.find_key(public_id)
     pepper = peppers.get(key.pepper, _UNKNOWN_PEPPER) if key else _UNKNOWN_PEPPER
-    digest = hmac.digest(pepper, secret, hashlib.sha256).hex()
+    digest = hmac.digest(pepper, secret, "sha256").hex()
     is_known = key is not None and key.pepper in peppers
     if not hmac.compare_digest(digest, key.digest if key else "") or not is_known or key is None:
         raise errors.unauthorized("Incorrect API key provided. Check it, or make a new one in the console.")
-    if key.revoked:
-        raise errors.unauthorized("This API key was revoked. Use another, or make a new one in the console.")
-    if key.expires_at is not None and key.expires_at <= now:
-        raise errors.unauthorized("This API key has expired. Make a new one in the console.", code="expired_api_key")
-    tenant = tenants.get(key.tenant)
-    if tenant is None or not tenant.active:
-        raise errors.forbidden("This account is not active. Ask your operator.", code="tenant_inactive")
-    if key.allowed_ips and not is_allowed(client_ip, key.allowed_ips):
-        raise errors.forbidden("This API key may not be used from your address.", code="ip_not_allowed")
-    return Principal(key, tenant)
+    return key
 
 
 def require_scope(principal: Principal, scope: str) -> None:

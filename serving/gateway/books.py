@@ -59,6 +59,8 @@ class Books:
         self.relay: StreamRelay | None = None
         self.usage: Usage | None = None
         self.finish_reason = ""
+        self.reason = ""
+        """Why the last replica was chosen."""
         self.is_settled = False
         self.routed_at = self.first_byte_at = 0.0
         self.ttft_s = 0.0
@@ -93,6 +95,7 @@ class Books:
     def place(self, placement: Placement) -> None:
         """The request goes to a replica: a new attempt."""
         self.placement = placement
+        self.reason = placement.decision.reason
         now = time.time()
         self.routed_at = self.routed_at or now
         self.attempts.append(Attempt(replica=placement.replica.id, started_at=now))
@@ -201,20 +204,22 @@ class Books:
     def _observe(self, outcome: str, status: int, usage: Usage, mu: float, replica: str, error: str) -> None:
         services, model = self.services, self.deployment.name
         duration_s = time.monotonic() - self.arrived
-        metrics = services.metrics
-        metrics.requests[(model, outcome, str(status))] += 1
-        metrics.duration[model].observe(duration_s)
+        metrics = services.metrics.models[model]
+        metrics.requests[outcome, status] += 1
+        metrics.duration.observe(duration_s)
         if self.first_byte_at:
-            metrics.first_byte[model].observe(self.ttft_s)
-        metrics.tokens[(model, "input")] += usage.input_tokens
-        metrics.tokens[(model, "cached")] += usage.cached_tokens
-        metrics.tokens[(model, "output")] += usage.output_tokens
-        metrics.mu[model] += mu
+            metrics.first_byte.observe(self.ttft_s)
+        metrics.input_tokens += usage.input_tokens
+        metrics.cached_tokens += usage.cached_tokens
+        metrics.output_tokens += usage.output_tokens
+        metrics.mu += mu
         if self.relay is not None:
-            metrics.events += self.relay.events
+            services.metrics.events += self.relay.events
         if services.config.access_log or outcome != "completed":
             services.request_log.write(
                 {
+                    "event": "request",
+                    "level": "info",
                     "request_id": self.request_id,
                     "client_request_id": self.client_id,
                     "tenant": self.principal.tenant.id,
@@ -223,15 +228,16 @@ class Books:
                     "dialect": self.dialect.name,
                     "stream": self.parsed.is_stream,
                     "replica": replica,
+                    "routed": self.reason,
                     "attempts": len(self.attempts),
                     "outcome": outcome,
                     "status": status,
                     "input_tokens": usage.input_tokens,
                     "cached_tokens": usage.cached_tokens,
                     "output_tokens": usage.output_tokens,
-                    "mu": round(mu, 6),
-                    "ttft_ms": round(self.ttft_s * 1000, 1),
-                    "duration_ms": round(duration_s * 1000, 1),
+                    "mu": mu,
+                    "ttft_ms": int(self.ttft_s * 1e4) / 10,
+                    "duration_ms": int(duration_s * 1e4) / 10,
                     "error": error,
                 }
             )

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 Stop = Literal["client_closed", "timeout", "idle"]
 
-WATCH_AFTER_S = 0.02
-"""A request that is over before needs no abort watcher; a client that has left meanwhile is seen then."""
 TICK_S = 5.0
 PROGRESS_S = 1.0
 LAST_WORD_S = 2.0
@@ -67,7 +65,7 @@ class Exchange:
         self.deployment = books.deployment
         self.parsed = books.parsed
         self.connection: Connection | None = None
-        self.has_started = self.is_sending = False
+        self.has_started = self.is_sending = self.is_over = False
         self.stopped: Stop | None = None
         self.heard = request.arrived
         self.task: asyncio.Task[Any] | None = None
@@ -76,7 +74,7 @@ class Exchange:
 
     async def run(self) -> None:
         self.task = asyncio.current_task()
-        self.timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch)
+        self.services.watches.add(self)
         try:
             await self._serve()
         except asyncio.CancelledError:
@@ -92,8 +90,10 @@ class Exchange:
             await self._answer_error(failed)
             raise
         finally:
+            self.is_over = True
             self._drop()
-            self.timer.cancel()
+            if self.timer is not None:
+                self.timer.cancel()
             if self.watcher is not None:
                 self.watcher.cancel()
 
@@ -275,7 +275,8 @@ class Exchange:
             async with asyncio.timeout(LAST_WORD_S):
                 await self._answer_error(error)
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
+        """Look out for the client that leaves and for the clocks that run out, from now on."""
         self.watcher = asyncio.get_running_loop().create_task(self._next_message())
         self.watcher.add_done_callback(self._client_left)
         self._tick()

@@ -27,6 +27,7 @@ class Limit:
     __slots__ = (
         "_lost",
         "held",
+        "is_concurrency",
         "is_idle",
         "known_at_ms",
         "known_level",
@@ -41,7 +42,7 @@ class Limit:
     )
 
     def __init__(self, record: LimitRecord) -> None:
-        self.record = record
+        self.renew(record)
         self.lease = 0.0
         self.taken = 0.0
         self.typical = 0.0
@@ -55,9 +56,10 @@ class Limit:
         self.is_idle = False
         self._lost: list[tuple[float, float]] = []
 
-    @property
-    def is_concurrency(self) -> bool:
-        return self.record.kind == "concurrency"
+    def renew(self, record: LimitRecord) -> None:
+        """The limit as it is published now."""
+        self.record = record
+        self.is_concurrency = record.kind == "concurrency"
 
     @property
     def key(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
-RequestFields = dict[str, str | int | float | bool]
+RequestFields = dict[str, str | int | float | bool | datetime]
 
 _GATHER_S = 0.05
 _GATHER_BYTES = 64 * 1024
@@ -112,11 +112,10 @@ class RequestLog:
         self._gateway = gateway
 
     def write(self, fields: RequestFields) -> None:
-        """``fields``: what the line says after the gateway's name. They are added to."""
-        fields["event"] = "request"
-        fields["level"] = "info"
-        line = {"gateway": self._gateway, **fields, "at": datetime.now(UTC)}
-        self._sink.write(msgspec.json.encode(line) + b"\n")
+        """``fields``: what the line says; gateway and time are added to them."""
+        fields["gateway"] = self._gateway
+        fields["at"] = datetime.now(UTC)
+        self._sink.write(msgspec.json.encode(fields) + b"\n")
 
 
 def configure(gateway: str) -> tuple[Any, Sink]:

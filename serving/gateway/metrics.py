@@ -35,22 +35,30 @@ class Histogram:
         return rows
 
 
+class ModelMetrics:
+    """What the requests of one model added up to."""
+
+    __slots__ = ("cached_tokens", "duration", "first_byte", "input_tokens", "mu", "output_tokens", "requests")
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
+        """By (outcome, status)."""
+        self.input_tokens = self.cached_tokens = self.output_tokens = 0
+        self.mu = 0.0
+        self.first_byte = Histogram()
+        self.duration = Histogram()
+
+
 class Metrics:
     """Everything counts since the process started. ``model`` is a deployment's name: no client chooses a label."""
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
         """``gauges`` gives current values by metric name, read when scraped."""
         self._gauges = gauges
-        self.requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
-        """By (model, outcome, status)."""
+        self.models: defaultdict[str, ModelMetrics] = defaultdict(ModelMetrics)
         self.refusals: defaultdict[str, int] = defaultdict(int)
         """Requests answered before admission, by error code."""
-        self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
-        """By (model, kind): input, cached, output."""
-        self.mu: defaultdict[str, float] = defaultdict(float)
         self.retries: defaultdict[str, int] = defaultdict(int)
-        self.first_byte: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.duration: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.events = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -60,8 +68,12 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """prometheus_client's collector interface."""
+        models = self.models.items()
         yield _counter(
-            "penstock_gateway_requests", "Admitted requests that ended.", "model outcome status", self.requests
+            "penstock_gateway_requests",
+            "Admitted requests that ended.",
+            "model outcome status",
+            {(name, outcome, str(status)): n for name, m in models for (outcome, status), n in m.requests.items()},
         )
         yield _counter(
             "penstock_gateway_refusals",
@@ -69,10 +81,13 @@ class Metrics:
             "code",
             {(code,): n for code, n in self.refusals.items()},
         )
-        yield _counter("penstock_gateway_tokens", "Tokens by kind.", "model kind", self.tokens)
-        yield _counter(
-            "penstock_gateway_mu", "Model units used.", "model", {(name,): mu for name, mu in self.mu.items()}
-        )
+        tokens = {
+            (name, kind): n
+            for name, m in models
+            for kind, n in (("input", m.input_tokens), ("cached", m.cached_tokens), ("output", m.output_tokens))
+        }
+        yield _counter("penstock_gateway_tokens", "Tokens by kind.", "model kind", tokens)
+        yield _counter("penstock_gateway_mu", "Model units used.", "model", {(name,): m.mu for name, m in models})
         yield _counter(
             "penstock_gateway_retries",
             "Attempts made elsewhere after a replica's failure.",
@@ -80,8 +95,10 @@ class Metrics:
             {(name,): n for name, n in self.retries.items()},
         )
         yield _counter("penstock_gateway_stream_events", "Events relayed.", "", {(): self.events})
-        yield _histogram("penstock_gateway_first_byte_seconds", "Arrival to first byte to the client.", self.first_byte)
-        yield _histogram("penstock_gateway_request_seconds", "Arrival to end.", self.duration)
+        first_byte = {name: m.first_byte for name, m in models if m.first_byte.total}
+        yield _histogram("penstock_gateway_first_byte_seconds", "Arrival to first byte to the client.", first_byte)
+        durations = {name: m.duration for name, m in models}
+        yield _histogram("penstock_gateway_request_seconds", "Arrival to end.", durations)
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"penstock_gateway_{name}", name.replace("_", " "), value=value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,6 +18,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """A refused body is read on for a while, so that the client gets to read the answer; but not for ever."""
+_TOO_LARGE = "request headers are too large"
 LINGER_S = 5.0
 """What is still to be sent when a connection is closed must be taken by then."""
 
@@ -51,6 +53,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread_bytes = 0
         self._running: RequestResponseCycle | None = None
         self._is_in_headers = False
+        self._idle_since = math.inf
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._is_offer = False
         self._body_left = 0
 
@@ -61,6 +65,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_came()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         super().connection_lost(exc)
         running = self._running
         if running is not None and not running.response_complete:
@@ -72,7 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_offer:
             self._take_offered_body(data)
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = math.inf
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -82,7 +89,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._take_offered_body(data[offer.args[0] :])
             return
-        # Headers nearly always come whole: only others get a clock. The keep-alive clock has just been stopped, and
+        # Headers nearly always come whole: only others get a clock. The keep-alive clock has just been unset, and
         # bytes that begin no request (line ends, the body of a refused one) must not keep the connection.
         is_idle = self.cycle is not None and self.cycle.response_complete
         if (is_idle or self._is_in_headers) and self._header_timer is None and not self.transport.is_closing():
@@ -91,6 +98,30 @@ class BoundedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with one keep-alive clock for the connection instead of a new one for each request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
+
+    def _look_idle(self) -> None:
+        self._idle_timer = None
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing():
+            return
+        if left <= 0.0:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(min(left, self.timeout_keep_alive), self._look_idle)
 
     def _await_headers(self) -> None:
         self._headers_came()
@@ -113,18 +144,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_headers = True
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._header_bytes += len(url)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise ValueError(_TOO_LARGE)
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
+        self._header_bytes += len(name) + len(value) + 4
+        headers = self.headers
+        if self._header_bytes > MAX_HEADER_BYTES or len(headers) >= MAX_HEADERS:
             # httptools wraps what a callback raises in its own parser error.
-            raise ValueError("request headers are too large")
+            raise ValueError(_TOO_LARGE)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """As uvicorn's, which has no limit of concurrency and no WebSocket here, with a cycle of our own."""

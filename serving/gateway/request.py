@@ -38,7 +38,8 @@ class Request:
         self.send = send
         self.arrived = arrived
         self.id = new_request_id()
-        self.client_id = client_request_id(self.headers.get(b"x-request-id", b""))
+        named = self.headers.get(b"x-request-id")
+        self.client_id = client_request_id(named) if named else ""
         own = self.id.encode()
         self.base: list[Header] = [
             (b"x-request-id", self.client_id.encode() or own),

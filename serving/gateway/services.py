@@ -24,6 +24,7 @@ from serving.gateway.shipper import Shipper
 from serving.gateway.snapshot import SnapshotStore
 from serving.gateway.state import State
 from serving.gateway.upstream import Connection, UpstreamPool
+from serving.gateway.watches import Watches
 from serving.policy.admission import Learned
 from serving.policy.routing import RoutingPolicy, least_mu
 
@@ -48,6 +49,7 @@ class Services:
         self.learned = Learned()
         self.calibration = Calibration(self)
         self.metrics = Metrics(self._gauges)
+        self.watches = Watches()
         self.in_flight = 0
         self.started_at = time.time()
         self._profiles: dict[tuple[str, int], CostProfile] = {}
@@ -66,6 +68,7 @@ class Services:
     async def stop(self) -> None:
         """In the order that loses nothing: no new figures after the loads, the journal's end shipped last."""
         await self.calibration.stop()
+        self.watches.stop()
         self.upstream.close()
         await self.grants.stop()
         await self.loads.stop()

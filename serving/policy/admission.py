@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from capacity.policy.cost import CostProfile, decode_cost, prefill_cost, request_cost
+from capacity.policy.cost import CostProfile, token_costs
 from serving.gateway.records import LimitKind, LimitRecord
 
 DEFAULT_OUTPUT_TOKENS = 256
@@ -83,11 +83,8 @@ class Learned:
     def habit(self, key: str, deployment: str) -> Habit | None:
         return self._habits.get((key, deployment))
 
-    def bytes_per_token(self, key: str, deployment: str) -> float:
-        """The key's own ratio, else the deployment's, else the default."""
-        habit = self._habits.get((key, deployment))
-        if habit is not None and habit.bytes_per_token:
-            return habit.bytes_per_token
+    def ratio(self, deployment: str) -> float:
+        """Bytes per token of a deployment, or the default: for keys that have no ratio of their own."""
         return self._bytes_per_token.get(deployment) or DEFAULT_BYTES_PER_TOKEN
 
     def knows(self, deployment: str) -> bool:
@@ -139,41 +136,30 @@ def estimate(
     ask: Ask, profile: CostProfile, learned: Learned, *, key: str, deployment: str, max_model_len: int | None
 ) -> Estimate:
     """Return what the request is expected to use. ``max_model_len`` is the context of one sequence, in tokens."""
-    ratio = learned.bytes_per_token(key, deployment)
     habit = learned.habit(key, deployment)
+    ratio = (habit.bytes_per_token if habit is not None else 0.0) or learned.ratio(deployment)
     text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
     input_tokens = max(ask.prompts, math.ceil(text) + MEDIA_TOKENS * ask.media)
-    room: float = math.inf
+    most = ask.max_output
+    ceiling: float = math.inf if most is None else most
     if max_model_len is not None:
         input_tokens = min(input_tokens, max_model_len * ask.prompts)
-        room = max(1, max_model_len - input_tokens // ask.prompts)
-    learned_output = habit.output_tokens if habit is not None and habit.output_tokens else DEFAULT_OUTPUT_TOKENS
-    ceiling = min(room, math.inf if ask.max_output is None else ask.max_output)
-    # Nothing learned: a stated maximum is the best guess there is.
-    is_known = habit is not None and habit.output_tokens > 0
-    expected = ceiling if ask.max_output is not None and not is_known else min(ceiling, learned_output)
+        ceiling = min(ceiling, max(1, max_model_len - input_tokens // ask.prompts))
+    if habit is not None and habit.output_tokens:
+        expected = min(ceiling, habit.output_tokens)
+    else:
+        # Nothing learned: a stated maximum is the best guess there is.
+        expected = min(ceiling, DEFAULT_OUTPUT_TOKENS) if most is None else ceiling
     output_tokens = math.ceil(expected) * ask.choices
-    reserved = (ceiling if ask.max_output is not None else expected) * ask.choices
+    reserved = math.ceil((expected if most is None else ceiling) * ask.choices)
     cached = int(input_tokens * habit.cached_share) if habit is not None else 0
-    return Estimate(
-        input_tokens=input_tokens,
-        cached_tokens=cached,
-        output_tokens=output_tokens,
-        limit_tokens=input_tokens + math.ceil(reserved),
-        mu=request_cost(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens),
-        prefill_mu=prefill_cost(profile, input_tokens=input_tokens, cached_tokens=cached),
-        decode_mu=decode_cost(profile, input_tokens=input_tokens, output_tokens=output_tokens),
-    )
+    cost = token_costs(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens)
+    return Estimate(input_tokens, cached, output_tokens, input_tokens + reserved, cost.total, cost.prefill, cost.decode)
 
 
 def applicable(limits: Iterable[LimitRecord], model: str) -> tuple[LimitRecord, ...]:
     """The limits that speak of ``model``."""
     return tuple(limit for limit in limits if not limit.model or limit.model == model)
-
-
-def amount(kind: LimitKind, limit_tokens: int) -> float:
-    """How much of a limit one request asks for, in the limit's unit."""
-    return float(limit_tokens) if kind == "tokens_per_min" else 1.0
 
 
 def actual_amounts(limits: Iterable[LimitRecord], tokens: int) -> Mapping[str, float]:

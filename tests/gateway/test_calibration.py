@@ -62,11 +62,11 @@ def test_a_measured_ratio_gives_way_to_what_was_seen() -> None:
     assert not learned.knows("d")
     learned.seed("d", 1.0)
     assert learned.knows("d")
-    assert learned.bytes_per_token("k", "d") == 1.0
+    assert learned.ratio("d") == 1.0
     learned.seed("d", 3.0)
-    assert learned.bytes_per_token("k", "d") == 1.0
+    assert learned.ratio("d") == 1.0
     learned.seed("odd", 1e9)
-    assert learned.bytes_per_token("k", "odd") == 16.0
+    assert learned.ratio("odd") == 16.0
 
 
 @pytest.mark.parametrize("stop", ["too slow", "cancelled"])

@@ -129,10 +129,7 @@ def test_limits_of_other_models_do_not_apply() -> None:
     assert admission.applicable([every, mine, other], "m") == (every, mine)
 
 
-def test_a_token_limit_asks_for_tokens_and_the_others_for_one() -> None:
-    assert admission.amount("tokens_per_min", 130) == 130
-    assert admission.amount("requests_per_min", 130) == 1
-    assert admission.amount("concurrency", 130) == 1
+def test_only_a_token_limit_is_settled_with_tokens() -> None:
     limits = [limit("tokens_per_min", 100), limit("concurrency", 3)]
     assert admission.actual_amounts(limits, 17) == {limits[0].id: 17.0}
 

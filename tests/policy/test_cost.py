@@ -8,17 +8,24 @@ from hypothesis import strategies as st
 
 from capacity.policy.cost import (
     CostProfile,
-    decode_cost,
-    prefill_cost,
     request_breakdown,
     request_cost,
     tier_factor,
+    token_costs,
     unpriced,
 )
 from capacity.policy.profiles import ACCELERATORS, default_profile, hardware_from_report
 
 prices = st.floats(0.0, 10.0, allow_subnormal=False)
 tokens = st.integers(0, 200_000)
+
+
+def prefill_cost(profile, **tokens):
+    return token_costs(profile, **tokens).prefill
+
+
+def decode_cost(profile, **tokens):
+    return token_costs(profile, **tokens).decode
 
 
 @st.composite

@@ -1,0 +1,92 @@
+"""What one key may do with one model: worked out when it is first asked for, and again when a record has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from capacity.policy.cost import CostProfile
+from serving.gateway import errors
+from serving.gateway.auth import Principal
+from serving.gateway.errors import Header
+from serving.gateway.grants import Demand
+from serving.gateway.records import DeploymentRecord, LimitRecord, PoolRecord
+from serving.policy import admission
+
+
+class View(Protocol):
+    """``serving.gateway.snapshot.Snapshot``, as far as a model's name is resolved with it."""
+
+    @property
+    def deployments_by_name(self) -> Mapping[str, DeploymentRecord]: ...
+
+    @property
+    def pools(self) -> Mapping[str, PoolRecord]: ...
+
+
+class Prices(Protocol):
+    def profile(self, pool: PoolRecord) -> CostProfile: ...
+
+
+class Access(NamedTuple):
+    """``headers`` go out with every answer; ``fixed`` are the demands that are the same for every request."""
+
+    principal: Principal
+    deployment: DeploymentRecord
+    pool: PoolRecord
+    profile: CostProfile
+    fixed: tuple[Demand, ...]
+    token_limits: tuple[LimitRecord, ...]
+    headers: tuple[Header, ...]
+
+    def demands(self, tokens: int) -> tuple[Demand, ...]:
+        """What a request that may use ``tokens`` asks of its limits."""
+        return (*self.fixed, *[Demand(limit, float(tokens)) for limit in self.token_limits])
+
+
+class AccessBook:
+    """Raises from ``find`` what the client is told: 404 for a model it cannot see, 403 for one its key may not use."""
+
+    def __init__(self, prices: Prices, size: int = 50_000) -> None:
+        self._prices = prices
+        self._size = size
+        self._known: dict[tuple[str, str], Access] = {}
+
+    def find(self, view: View, principal: Principal, name: str) -> Access:
+        deployment = view.deployments_by_name.get(name)
+        pool = view.pools.get(deployment.pool) if deployment is not None else None
+        at = (principal.key.id, name)
+        found = self._known.get(at)
+        if (
+            found is not None
+            and found.deployment is deployment
+            and found.pool is pool
+            and found.principal.key is principal.key
+            and found.principal.tenant is principal.tenant
+        ):
+            return found
+        if deployment is None or pool is None or not is_visible(pool, principal):
+            raise errors.model_not_found(name)
+        if principal.key.models and name not in principal.key.models:
+            raise errors.forbidden(f"This API key may not use the model '{name}'.", code="model_not_allowed")
+        if len(self._known) >= self._size:
+            self._known.clear()
+        made = self._known[at] = self._make(principal, deployment, pool)
+        return made
+
+    def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord) -> Access:
+        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name)
+        headers = admission.limit_headers(limits).items()
+        return Access(
+            principal,
+            deployment,
+            pool,
+            self._prices.profile(pool),
+            tuple(Demand(limit) for limit in limits if limit.kind != "tokens_per_min"),
+            tuple(limit for limit in limits if limit.kind == "tokens_per_min"),
+            tuple((name.encode(), value.encode()) for name, value in headers),
+        )
+
+
+def is_visible(pool: PoolRecord, principal: Principal) -> bool:
+    return pool.tenants is None or principal.tenant.id in pool.tenants
