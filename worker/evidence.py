@@ -34,7 +34,8 @@ def process_states(pids: Iterable[int], *, sample_s: float = CPU_SAMPLE_S) -> li
             states.append(
                 {
                     "pid": process.pid,
-                    "name": process.name(),
+                    # A name may be any bytes; a report is UTF-8, and one it cannot hold would keep all reports back.
+                    "name": process.name().encode("utf-8", "replace").decode(),
                     "status": process.status(),
                     "cpu": round(process.cpu_percent() / 100, 3),
                     "threads": process.num_threads(),

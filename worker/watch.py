@@ -15,6 +15,7 @@ import msgspec
 
 from worker.metrics import read_info, read_metrics
 from worker.runtimes.base import LaunchPlan, MetricTable
+from worker.words import error_words
 
 PERIOD_S = 1.0
 STARTING_PERIOD_S = 0.2
@@ -84,13 +85,20 @@ class EngineWatcher:
     async def _run(self) -> None:
         while True:
             started = time.monotonic()
-            await self._look_health()
-            if self.view.is_healthy:
-                if not self.view.engine_version:
-                    await self._look_identity()
-                await self._look_metrics()
+            try:
+                await self._look_all()
+            except Exception as error:  # noqa: BLE001  (an engine whose watcher is dead would look healthy for ever)
+                self.view.is_healthy = False
+                self.view.health_error = f"its answers cannot be read: {error_words(error)}"
             period = PERIOD_S if self.view.is_healthy else STARTING_PERIOD_S
             await asyncio.sleep(max(0.05, period - (time.monotonic() - started)))
+
+    async def _look_all(self) -> None:
+        await self._look_health()
+        if self.view.is_healthy:
+            if not self.view.engine_version:
+                await self._look_identity()
+            await self._look_metrics()
 
     async def _look_health(self) -> None:
         was, started = self.view.is_healthy, time.monotonic()
@@ -124,7 +132,7 @@ class EngineWatcher:
             models = msgspec.json.decode(await self._get_text(self._plan.readiness.models_path))
             self.view.max_model_len = int(models["data"][0].get("max_model_len") or 0) or None
             self.view.engine_version = str(version["version"])
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, IndexError, TypeError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError, AttributeError):
             return
 
     async def _warm_up(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from pathlib import Path
 
@@ -17,3 +18,11 @@ def error_words(error: BaseException) -> str:
     ]
     message = str(error)[:200].encode("unicode_escape").decode()
     return f"{type(error).__name__}: {message}{places[-1] if places else ''}"
+
+
+def say_once(log: logging.Logger, said: str, error: BaseException, what: str) -> str:
+    """Log a fault that comes again with each look, unless it is the one in ``said``; return the words of this one."""
+    words = error_words(error)
+    if words != said:
+        log.error("%s: %s", what, words)
+    return words

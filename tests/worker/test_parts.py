@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from prometheus_client.exposition import generate_latest
 
 from worker import weights
 from worker.config import ConfigError, load_config
+from worker.evidence import process_states
 from worker.files import read_tail, rotate_in_place, write_atomic
 from worker.gpus import AcceleratorInventory
 from worker.host import cpu_quota, memory_limit, usable_cores
@@ -26,6 +29,7 @@ from worker.runtimes.base import WeightsSpec
 from worker.runtimes.vllm import METRICS
 from worker.spec import AcceleratorReport
 from worker.weights import WeightsError, check_folder, explain_failure, read_progress
+from worker.words import error_words, say_once
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -282,6 +286,34 @@ def test_files_are_private_and_tails_begin_with_a_line(tmp_path: Path) -> None:
     assert read_tail(tmp_path / "x", bytes_=14) == "second line\n"
     assert read_tail(tmp_path / "absent") == ""
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+# --------------------------------------------------------------------- words of faults and of processes
+def test_a_fault_is_one_line_with_its_place_in_the_agent(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("worker.test")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Path("/no/such\nfile"))
+    words = error_words(caught.value)
+    assert words.startswith("ConfigError: /no/such\\nfile cannot be read")
+    assert words.endswith(".py:" + words.rpartition(":")[2])
+    assert "(config.py:" in words
+    said = say_once(log, "", caught.value, "what")
+    assert say_once(log, said, caught.value, "what") == said
+    assert say_once(log, said, ValueError("other"), "what") == "ValueError: other"
+    assert [each.getMessage() for each in caplog.records] == [f"what: {words}", "what: ValueError: other"]
+
+
+def test_a_process_of_any_name_fits_into_a_report() -> None:
+    code = "open('/proc/self/comm', 'wb').write(b'odd\\xff'); print(flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            (found,) = process_states([child.pid], sample_s=0.0)
+        finally:
+            child.kill()
+    assert found["name"].startswith("odd")
+    assert json.loads(msgspec.json.encode(found))["name"] == found["name"]
 
 
 # --------------------------------------------------------------------- the app
