@@ -33,6 +33,19 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"unexpected ASGI message {message['type']!r}")
 
+    @property
+    def is_writable(self) -> bool:
+        return (
+            self.response_started
+            and not self.response_complete
+            and not self.disconnected
+            and not self.flow.write_paused
+        )
+
+    def write(self, body: bytes) -> None:
+        """A part of the body that is not the last."""
+        self._send_body(body, True)
+
     def _make_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         lines = [b": ".join(header) for header in (*self.default_headers, *headers)]
         named = dict(headers)

@@ -67,6 +67,7 @@ class Exchange:
         self.connection: Connection | None = None
         self.has_started = self.is_sending = self.is_over = False
         self.stopped: Stop | None = None
+        self.failure: EngineFailed | None = None
         self.heard = request.arrived
         self.task: asyncio.Task[Any] | None = None
         self.watcher: asyncio.Task[Message] | None = None
@@ -186,37 +187,66 @@ class Exchange:
             choices=parsed.ask.choices,
             prompts=parsed.ask.prompts,
         )
-        clock = time.monotonic
-        while not relay.is_over:
-            data = connection.take()
-            if not data:
-                if connection.is_complete or not connection.is_open:
-                    raise ConnectionBroken(connection.error or "the engine's stream ended without [DONE]")
-                await connection.wait()
-                continue
+        direct = self.request.direct
+        out = b""
+
+        def take() -> bytes:
+            """What the client is to get of what has just come from the engine. Raises RelayError."""
+            made = relay.feed(connection.take())
+            self.heard = time.monotonic()
+            return made
+
+        def pump() -> bool:
+            """Relay from within the read callback: what needs no waiting needs no task to wake."""
+            nonlocal out
+            if direct is None or not direct.is_writable:
+                return False
             try:
-                out = relay.feed(data)
+                out = take()
             except RelayError as error:
-                raise EngineFailed(str(error)) from error
-            now = self.heard = clock()
-            if relay.is_done:
-                break
-            if not out:
-                continue
-            if not self.has_started:
-                self.books.first_byte()
-                await self._start(200, list(_EVENT_STREAM))
-            placement.ticket.token()
-            self.is_sending = True
-            await self.send({"type": "http.response.body", "body": out, "more_body": True})
-            self.is_sending = False
-            if now - self.books.progressed >= PROGRESS_S:
-                self.books.progress(now)
-        else:
-            out = b""
+                self.failure = EngineFailed(str(error))
+                return False
+            if relay.is_over:
+                return False
+            if out:
+                placement.ticket.token()
+                direct.write(out)
+                self._note_progress()
+            return True
+
+        while not relay.is_over:
+            if connection.has_body:
+                try:
+                    out = take()
+                except RelayError as error:
+                    raise EngineFailed(str(error)) from error
+                if out and not relay.is_over:
+                    await self._send_part(placement, out)
+            elif connection.is_complete or not connection.is_open:
+                raise ConnectionBroken(connection.error or "the engine's stream ended without [DONE]")
+            else:
+                await connection.wait(pump if self.has_started else None)
+                if self.failure is not None:
+                    raise self.failure
         if relay.error is not None:
+            if out:
+                await self._send_part(placement, out)
             raise EngineFailed(relay.error)
         await self._finish_stream(connection, out)
+
+    async def _send_part(self, placement: Placement, part: bytes) -> None:
+        if not self.has_started:
+            self.books.first_byte()
+            await self._start(200, list(_EVENT_STREAM))
+        placement.ticket.token()
+        self.is_sending = True
+        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        self.is_sending = False
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        if self.heard - self.books.progressed >= PROGRESS_S:
+            self.books.progress(self.heard)
 
     async def _finish_stream(self, connection: Connection, out: bytes) -> None:
         self.connection = None

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serving.gateway.cycle import Cycle
 from serving.gateway.errors import INVALID, error_body
-from serving.gateway.request import WHOLE
+from serving.gateway.request import DIRECT, WHOLE
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
@@ -187,6 +187,8 @@ class BoundedProtocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        extensions: dict[str, Any] = {DIRECT: cycle}
+        scope["extensions"] = extensions
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:
@@ -215,7 +217,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self._body_left:
-            self.scope["extensions"] = {WHOLE: {}}
+            self.scope["extensions"][WHOLE] = {}
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:

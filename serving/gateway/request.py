@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.ids import client_request_id, new_request_id
@@ -15,7 +15,22 @@ Receive = Callable[[], Awaitable[Message]]
 
 WHOLE = "penstock.whole"
 """ASGI extension of our server: a request's body is all there, so that reading it needs no clock."""
+DIRECT = "penstock.direct"
+"""ASGI extension of our server: what writes parts of an answer's body outside of a task, see ``Direct``."""
 JSON: Header = (b"content-type", b"application/json")
+
+
+class Direct(Protocol):
+    """The answer's connection, for whoever has a part of the body in hand and must not wait."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the answer has begun, is not complete, and the client takes what is written."""
+        ...
+
+    def write(self, body: bytes) -> None:
+        """Write a part that is not the last, while ``is_writable``."""
+        ...
 
 
 class ClientGone(Exception):
@@ -45,6 +60,12 @@ class Request:
             (b"x-request-id", self.client_id.encode() or own),
             (b"x-penstock-request-id", own),
         ]
+
+    @property
+    def direct(self) -> Direct | None:
+        """None with a server that is not ours."""
+        found: Direct | None = self.scope.get("extensions", {}).get(DIRECT)
+        return found
 
     async def body(self, limit: int, seconds: float) -> bytes:
         """The whole body, at most ``limit`` bytes within ``seconds``. Raises ApiError 408 or 413, or ClientGone."""

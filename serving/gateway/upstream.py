@@ -9,6 +9,7 @@ import asyncio
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -48,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_is_lingering",
         "_keep_alive",
         "_parser",
+        "_pump",
         "_reading_paused",
         "_transport",
         "_waiter",
@@ -71,6 +73,7 @@ class Connection(asyncio.Protocol):
         self.error = ""
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._pump: Callable[[], bool] | None = None
         self._can_write: asyncio.Future[None] | None = None
         self._parser: Any = httptools.HttpResponseParser(self)
         self._reading_paused = False
@@ -115,7 +118,8 @@ class Connection(asyncio.Protocol):
         if self._buffered > HIGH_WATER and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._pump is None or self.is_complete or self.error or not self._pump():
+            self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_complete and not self.error:
@@ -185,15 +189,20 @@ class Connection(asyncio.Protocol):
                 raise ConnectionBroken(self.error or "the connection to the replica broke")
             transport.write(view[start : start + _SLICE])
 
-    async def wait(self) -> None:
-        """Return when there is something new: headers, body, the end or a failure."""
+    async def wait(self, pump: Callable[[], bool] | None = None) -> None:
+        """Return when there is something new: headers, body, the end or a failure.
+
+        ``pump`` is called for each part of the body as it arrives and may ``take`` it; while it answers True there is
+        nothing new for the caller, and no task has to run.
+        """
         if self._buffered or self.is_complete or self._transport is None:
             return
         waiter = self._waiter = asyncio.get_running_loop().create_future()
+        self._pump = pump
         try:
             await waiter
         finally:
-            self._waiter = None
+            self._waiter = self._pump = None
 
     async def headers(self) -> int:
         """Wait for the answer's status. Raises ConnectionBroken."""
@@ -233,6 +242,11 @@ class Connection(asyncio.Protocol):
                 raise ConnectionBroken(self.error or "the connection to the replica broke")
             else:
                 await self.wait()
+
+    @property
+    def has_body(self) -> bool:
+        """Whether ``take`` has something to give."""
+        return self._buffered > 0
 
     @property
     def is_open(self) -> bool:
