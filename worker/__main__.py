@@ -5,8 +5,8 @@ agent of the same folder adopts them. To end the engines as well, stop the agent
 ``python -m worker --config FILE --stop-engines``: it ends every engine, builder and download of that folder within
 20 seconds (SIGTERM to each process group, SIGKILL to what is left) and needs neither agent nor broker.
 
-Exit codes: 0 as asked; 1 the engines could not be ended; 2 the configuration is unusable; 3 another agent works in the
-folder.
+Exit codes: 0 as asked; 1 the engines could not be ended, or the supervisor broke; 2 the configuration is unusable;
+3 another agent works in the folder.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from worker.inbox import Inbox
 from worker.link import Link
 from worker.spec import HostOrders
 from worker.supervisor import Supervisor
+from worker.words import error_words
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,12 @@ class Agent:
         self._link.stop(seconds=seconds)
 
     def _supervise(self) -> None:
-        asyncio.run(self._run())
+        try:
+            asyncio.run(self._run())
+        except BaseException as error:  # noqa: BLE001  (said in one line, and nothing is left to go on with)
+            # Without it the agent only looks alive. Its engines go on, and whoever started it starts it again.
+            log.critical("the supervisor broke, the agent ends and leaves its engines: %s", error_words(error))
+            os._exit(1)
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import psutil
@@ -44,7 +46,7 @@ class Engines:
         return processes.choose_port({each.plan.port for each in states if each.plan is not None}, self._rng)
 
     def launch(self, state: ReplicaState, plan: LaunchPlan, *, is_light: bool, now: float) -> None:
-        """Start the engine and note it in ``state``. Raises OSError.
+        """Start the engine and note it in ``state``. Raises OSError, or ValueError for what no command line can hold.
 
         Noted before and after: of an agent that dies in between, the next one finds the process by its marker.
         """
@@ -60,7 +62,7 @@ class Engines:
                 log_path.replace(log_path.with_name("engine.log.1"))
             cwd = Path(plan.cwd) if plan.cwd else folder
             popen = processes.launch(plan.argv, env=env, cwd=cwd, log=log_path)
-        except OSError:
+        except BaseException:
             state.plan = None
             raise
         started = processes.start_time(popen.pid)
@@ -129,13 +131,15 @@ class Engines:
         for replica_id in replica_ids:
             rotate_in_place(self.log_path(replica_id), limit_bytes=LOG_LIMIT_BYTES)
 
-    def remove_old_folders(self) -> None:
-        """Remove the oldest folders of replicas that are forgotten; a few keep their logs for people."""
-        old = [each for each in self.config.replicas.glob("*") if each.is_dir() and not (each / "state.json").exists()]
-        for folder in sorted(old, key=lambda each: each.stat().st_mtime)[:-KEPT_FOLDERS]:
-            for file in folder.iterdir():
-                file.unlink(missing_ok=True)
-            folder.rmdir()
+    def remove_old_folders(self, known: Container[str]) -> None:
+        """Remove the oldest folders of replicas that are not ``known`` any more; a few keep their logs for people."""
+        old = []
+        for folder in self.config.replicas.glob("*"):
+            if folder.name not in known and not (folder / "state.json").exists():
+                with contextlib.suppress(OSError):
+                    old.append((folder.stat().st_mtime, folder))
+        for _, folder in sorted(old)[:-KEPT_FOLDERS]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _leads_session(pid: int) -> bool:

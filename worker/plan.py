@@ -118,29 +118,49 @@ def decide(
 ) -> list[Step]:
     """Return one step per replica that is ordered or known, ordered ones first in the order of the orders.
 
-    ``seen`` has an entry for each of them. Starts are staggered: engines that take long to start (those with an
-    environment of their own) share ``limits.start_slots``.
+    One that is not in ``seen`` could not be looked at: nothing is decided for it. Starts are staggered: engines that
+    take long to start (those with an environment of their own) share ``limits.start_slots``. An accelerator belongs to
+    the replica that was launched on it until that one's process group is gone, whatever the orders say.
     """
     busy = sum(1 for state in states.values() if _is_starting(state) and not state.is_light)
     free = limits.start_slots - busy
+    held = {index: state.replica_id for state in states.values() if state.process for index in state.accelerators}
     steps = []
     for order in orders:
+        if order.replica_id not in seen:
+            continue
         step = decide_one(order, states.get(order.replica_id), seen[order.replica_id], has_slot=free > 0,
-                          learnt_start_s=limits.learnt_start_s, now=now)  # fmt: skip
-        if Act.LAUNCH in step.acts and not _is_light(seen[order.replica_id]):
-            free -= 1
+                          waits_for=_taken(order, held), learnt_start_s=limits.learnt_start_s, now=now)  # fmt: skip
+        if Act.LAUNCH in step.acts:
+            free -= 0 if _is_light(seen[order.replica_id]) else 1
+            held |= dict.fromkeys(order.accelerators, order.replica_id)
         steps.append(step)
     ordered = {order.replica_id for order in orders}
     for replica_id, state in states.items():
-        if replica_id not in ordered:
+        if replica_id in seen and replica_id not in ordered:
             steps.append(_stop(None, state, seen[replica_id], now))
     return steps
 
 
+def _taken(order: ReplicaOrder, held: Mapping[int, str]) -> str:
+    """Which of the order's accelerators another replica holds, in words; empty when none."""
+    for index in order.accelerators:
+        if held.get(index, order.replica_id) != order.replica_id:
+            return f"accelerator {index} to be freed by replica {held[index]}"
+    return ""
+
+
 def decide_one(
-    order: ReplicaOrder, state: ReplicaState | None, seen: Seen, *, has_slot: bool, learnt_start_s: float, now: float
+    order: ReplicaOrder,
+    state: ReplicaState | None,
+    seen: Seen,
+    *,
+    has_slot: bool,
+    waits_for: str,
+    learnt_start_s: float,
+    now: float,
 ) -> Step:
-    """Decide for one ordered replica. ``state`` None: it was never seen before."""
+    """Decide for one ordered replica. ``state`` None: it was never seen before. ``waits_for``: what bars its launch."""
     if order.intent == "stop":
         return _stop(order, state, seen, now)
     if state is None:
@@ -150,7 +170,7 @@ def decide_one(
     if state.phase == "stopped" or state.term_sent_at is not None or state.kill_sent_at is not None:
         return _restart(order, state, seen, now)
     if state.process is None:
-        return _prepare(order, state, seen, has_slot)
+        return _prepare(order, state, seen, has_slot, waits_for)
     if seen.process == "gone":
         return _exited(state, seen, now)
     return _watch(order, state, seen, learnt_start_s, now)
@@ -197,7 +217,7 @@ def _restart(order: ReplicaOrder, state: ReplicaState, seen: Seen, now: float) -
     return _step(state, "environment", "ordered to run again", Act.BEGIN)
 
 
-def _prepare(order: ReplicaOrder, state: ReplicaState, seen: Seen, has_slot: bool) -> Step:
+def _prepare(order: ReplicaOrder, state: ReplicaState, seen: Seen, has_slot: bool, waits_for: str) -> Step:
     if order.intent == "drain":
         return _step(state, "stopped", "drained before it was launched")
     if seen.refusal:
@@ -212,6 +232,8 @@ def _prepare(order: ReplicaOrder, state: ReplicaState, seen: Seen, has_slot: boo
             return _step(state, "failed", seen.weights.error)
         acts = (Act.FETCH_WEIGHTS,) if seen.weights.state == "missing" else ()
         return _step(state, "weights", "its weights are being fetched", *acts)
+    if waits_for:
+        return _step(state, "starting", f"waits for {waits_for}")
     if not has_slot and not _is_light(seen):
         return _step(state, "starting", "waits for its turn: other engines of this host are starting")
     return _step(state, "starting", "launched", Act.LAUNCH)
@@ -237,7 +259,8 @@ def _watch(order: ReplicaOrder, state: ReplicaState, seen: Seen, learnt_start_s:
     if state.phase != "warming" and not seen.is_healthy:
         if now - launched_at > limit_s:
             told = f" ({seen.health_error})" if seen.health_error else ""
-            hint = seen.exit_words or "See its log; a slower host needs a higher start_limit_s."
+            log = f"replicas/{state.replica_id}/engine.log in the agent's folder"
+            hint = seen.exit_words or f"See {log}; a slower host needs a higher start_limit_s."
             reason = f"Not healthy {limit_s:.0f} s after its launch{told}. {hint}"
             return _step(state, "failed", reason, Act.KEEP_EVIDENCE)
         return _step(state, "starting", "loading")

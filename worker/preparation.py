@@ -72,7 +72,7 @@ class Preparation:
         job.process = None
         if environments.is_ready(path):
             return Prepared(state="ready", path=path)
-        job.error = (status.error if status else "") or "The build ended without a result: see its log."
+        job.error = (status.error if status else "") or f"The build ended without a result: see {job.log}."
         return Prepared(state="failed", error=job.error)
 
     def build_environment(self, spec: EnvironmentSpec) -> None:
@@ -152,7 +152,7 @@ class Preparation:
 
     # ------------------------------------------------------------ both
     def forget_failures(self, environment: EnvironmentSpec | None, spec: WeightsSpec | None) -> None:
-        """A person pressed retry: failed pieces are tried again."""
+        """A replica begins: what failed before is tried again for it, those that waited for it have failed with it."""
         if environment is not None and (job := self._environments.get(environment.name)) and job.process is None:
             del self._environments[environment.name]
         if spec is not None and (job := self._weights.get(spec)) and job.process is None:

@@ -40,6 +40,8 @@ class ReplicaState(msgspec.Struct, kw_only=True, omit_defaults=True):
     reason: str = ""
     plan: LaunchPlan | None = None
     process: Launched | None = None
+    accelerators: tuple[int, ...] = ()
+    """Those it was launched on; they are its own until its process group is gone."""
     is_light: bool = False
     """The engine starts in about a second and takes no turn in the staggered starts."""
     launched_at: float | None = None

@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import aiohttp
 import msgspec
@@ -23,15 +23,18 @@ from worker.engines import Engines
 from worker.files import read_tail, write_atomic
 from worker.gpus import AcceleratorInventory
 from worker.host import HostState, read_host
+from worker.learnt import LearntStart
+from worker.needs import Need, need_of
 from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_progress, start_slots
 from worker.preparation import Preparation
 from worker.report import ReplicaView, build_report
 from worker.runtimes import get_runtime
-from worker.runtimes.base import EnvironmentSpec, HostFacts, OptionError, WeightsSpec
+from worker.runtimes.base import HostFacts, OptionError
 from worker.spec import HostOrders, HostReport, Progress, ReplicaOrder
 from worker.state import MISSING, ReplicaState, load_states, replica_folder, save_state
 from worker.watch import EngineWatcher
 from worker.weights import WeightsError
+from worker.words import error_words, say_once
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +47,13 @@ LOG_TAIL_BYTES = 4096
 OnReport = Callable[[HostReport, bool], None]
 
 
-class _Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What an order needs before its launch, or why it cannot be done."""
-
-    order: ReplicaOrder | None = None
-    environment: EnvironmentSpec | None = None
-    weights: WeightsSpec | None = None
-    refusal: str = ""
-
-
 class _Live:
     """What belongs to a replica only while this agent runs."""
 
-    def __init__(self, need: _Need) -> None:
+    def __init__(self, need: Need) -> None:
         self.need = need
+        self.seen: Seen | None = None
+        self.trouble = ""
         self.watcher: EngineWatcher | None = None
         self.evidence_task: asyncio.Task[None] | None = None
         self.evidence_kept = False
@@ -91,8 +87,9 @@ class Supervisor:
         self._reported_at = self._rotated_at = clock()
         self._preparation = Preparation(folder=config.folder, root=config.environments, models=config.models)
         self._engines = Engines(config)
-        self._learnt_start_s = self._load_learnt()
+        self._learnt = LearntStart(config.folder)
         self._has_changed = True
+        self._trouble = ""
         self._wake = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
 
@@ -104,14 +101,13 @@ class Supervisor:
         try:
             self.states = load_states(self.config.replicas)
             self._engines.adopt(self.states)
-            self._engines.remove_old_folders()
+            self._engines.remove_old_folders(self.states)
             while not stop.is_set():
                 self._wake.clear()
                 try:
                     self.tick()
-                except Exception:
-                    # Engines must not lose their supervisor over one bad look: the next tick sees afresh.
-                    log.exception("a look at the replicas failed")
+                except Exception as error:  # noqa: BLE001  (said in one line; the next look sees afresh)
+                    self._trouble = say_once(log, self._trouble, error, "a look at the replicas failed")
                 await self._pause(stop)
         finally:
             facts.cancel()
@@ -134,47 +130,57 @@ class Supervisor:
             wait.cancel()
 
     async def _refresh_host(self) -> None:
+        trouble = ""
         while True:
             await asyncio.sleep(HOST_S)
-            self._host = await asyncio.to_thread(self._read_host)
-            self._accelerators = await asyncio.to_thread(self._inventory.read)
+            try:
+                self._host = await asyncio.to_thread(self._read_host)
+                self._accelerators = await asyncio.to_thread(self._inventory.read)
+            except Exception as error:  # noqa: BLE001  (said in one line; what was read last still holds)
+                trouble = say_once(log, trouble, error, "this host's facts cannot be read")
 
     # ------------------------------------------------------------------ one tick
     def tick(self) -> None:
         """Look, decide, act, report. Without orders nothing is decided: an agent that knows nothing ends nothing."""
         now = self._clock()
-        if self.orders is not None:
-            orders = {order.replica_id: order for order in self.orders.replicas}
-            for order in orders.values():
-                self._check(order)
-            known = [*orders, *(each for each in self.states if each not in orders)]
-            seen = {each: self._look(each, now) for each in known}
-            limits = Limits(start_slots=start_slots(self._host.cores), learnt_start_s=self._learnt_start_s)
-            for step in decide(self.orders.replicas, self.states, seen, limits=limits, now=now):
-                self._apply(step, orders.get(step.replica_id), now)
-            self._cancel_unwanted(self.orders)
-        if now - self._rotated_at >= ROTATE_S:
-            self._rotated_at = now
-            self._engines.rotate_logs(self.states)
-        if self._has_changed or not 0 <= now - self._reported_at < REPORT_S:
-            self._on_report(self._report(now), self._has_changed)
-            self._reported_at, self._has_changed = now, False
-
-    def _check(self, order: ReplicaOrder) -> None:
-        """Ask the runtime what the order needs and whether it can be done, before minutes go into preparing it."""
-        live = self._live_of(order.replica_id)
-        if live.need.order == order:
-            return
-        environment, weights, refusal = None, None, ""
         try:
-            runtime, facts = get_runtime(order.runtime), self._facts(order)
-            environment = runtime.environment(order=order, host=facts)
-            weights = runtime.weights(order=order)
-            placeholder = self.config.folder
-            runtime.launch_plan(order=order, host=facts, environment=placeholder, weights=placeholder, port=1)
-        except OptionError as error:
-            refusal = str(error)
-        live.need = _Need(order=order, environment=environment, weights=weights, refusal=refusal)
+            if self.orders is not None:
+                self._follow(self.orders, now)
+            if now - self._rotated_at >= ROTATE_S:
+                self._rotated_at = now
+                self._engines.rotate_logs(self.states)
+                self._engines.remove_old_folders(self.states)
+        finally:
+            # A host that says nothing is taken for lost, and every engine of it replaced.
+            if self._has_changed or not 0 <= now - self._reported_at < REPORT_S:
+                self._on_report(self._report(now), self._has_changed)
+                self._reported_at, self._has_changed = now, False
+
+    def _follow(self, orders: HostOrders, now: float) -> None:
+        by_id = {order.replica_id: order for order in orders.replicas}
+        seen: dict[str, Seen] = {}
+        for replica_id in [*by_id, *(each for each in self.states if each not in by_id)]:
+            with self._apart(replica_id):
+                self._check(by_id.get(replica_id))
+                seen[replica_id] = self._live_of(replica_id).seen = self._look(replica_id, now)
+        limits = Limits(start_slots=start_slots(self._host.cores), learnt_start_s=self._learnt.seconds)
+        for step in decide(tuple(by_id.values()), self.states, seen, limits=limits, now=now):
+            with self._apart(step.replica_id):
+                self._apply(step, by_id.get(step.replica_id), now)
+        self._cancel_unwanted(orders)
+
+    @contextlib.contextmanager
+    def _apart(self, replica_id: str) -> Iterator[None]:
+        """A fault that one replica causes is said, once, and is no other's."""
+        live = self._live_of(replica_id)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (the other replicas need their supervisor)
+            live.trouble = say_once(log, live.trouble, error, f"replica {replica_id}")
+
+    def _check(self, order: ReplicaOrder | None) -> None:
+        if order is not None and (live := self._live_of(order.replica_id)).need.order != order:
+            live.need = need_of(order, self._facts(order))
 
     def _look(self, replica_id: str, now: float) -> Seen:
         state, need = self.states.get(replica_id), self._live_of(replica_id).need
@@ -214,7 +220,7 @@ class Supervisor:
     def _is_late(self, state: ReplicaState, now: float) -> bool:
         if state.phase != "starting" or state.plan is None or state.launched_at is None:
             return False
-        return now - state.launched_at > start_limit_s(state.plan.readiness.start_limit_s, self._learnt_start_s)
+        return now - state.launched_at > start_limit_s(state.plan.readiness.start_limit_s, self._learnt.seconds)
 
     # ------------------------------------------------------------------ acting
     def _apply(self, step: Step, order: ReplicaOrder | None, now: float) -> None:
@@ -234,7 +240,7 @@ class Supervisor:
         if step.phase == "ready" and state.ready_at is None:
             state.ready_at = now
             if not state.is_light and state.launched_at is not None and state.replica_id not in self._engines.adopted:
-                self._learn(now - state.launched_at)
+                self._learnt.learn(now - state.launched_at)
         if step.phase == "failed":
             state.log_tail = read_tail(self._engines.log_path(state.replica_id), bytes_=LOG_TAIL_BYTES)
 
@@ -257,6 +263,8 @@ class Supervisor:
             refusal = str(error)
         except OSError as error:
             refusal = f"{act.value} failed: {error}. Check disk space and the owner of the agent's folder."
+        except Exception as error:  # noqa: BLE001  (an order that cannot be carried out fails its replica alone)
+            refusal = f"{act.value} failed ({error_words(error)}). Check the options of the revision."
         if refusal:
             live.need = msgspec.structs.replace(need, refusal=refusal)
 
@@ -282,13 +290,14 @@ class Supervisor:
             live.end_watch()
             del self.states[state.replica_id], self._live[state.replica_id]
             (replica_folder(self.config.replicas, state.replica_id) / "state.json").unlink(missing_ok=True)
+            self._engines.remove_old_folders(self.states)
             self._has_changed = True
 
     def _begin(self, order: ReplicaOrder, live: _Live, now: float) -> None:
         live.end_watch()
         if (old := self.states.get(order.replica_id)) is not None:
             self._engines.forget(old)
-            self._preparation.forget_failures(live.need.environment, live.need.weights)
+        self._preparation.forget_failures(live.need.environment, live.need.weights)
         self._live[order.replica_id] = _Live(live.need)
         self.states[order.replica_id] = ReplicaState(
             replica_id=order.replica_id,
@@ -298,7 +307,7 @@ class Supervisor:
             since=now,
         )
 
-    def _launch(self, order: ReplicaOrder, need: _Need, now: float) -> None:
+    def _launch(self, order: ReplicaOrder, need: Need, now: float) -> None:
         environment = self._preparation.environment(need.environment).path
         weights = self._preparation.weights(need.weights).path
         plan = get_runtime(order.runtime).launch_plan(
@@ -309,6 +318,7 @@ class Supervisor:
             port=self._engines.choose_port(self.states.values()),
         )
         state = self.states[order.replica_id]
+        state.accelerators = order.accelerators
         self._engines.launch(state, plan, is_light=environment is None, now=now)
         self._save(state)
 
@@ -336,7 +346,7 @@ class Supervisor:
             live.watcher = EngineWatcher(self._session, state.plan, table, self._clock, self._wake.set)
 
     def _live_of(self, replica_id: str) -> _Live:
-        return self._live.setdefault(replica_id, _Live(_Need()))
+        return self._live.setdefault(replica_id, _Live(Need()))
 
     def _facts(self, order: ReplicaOrder) -> HostFacts:
         orders = self.orders.replicas if self.orders is not None else ()
@@ -360,18 +370,6 @@ class Supervisor:
         except (OSError, ValueError) as error:
             log.error("replica %s: its state could not be written: %s", state.replica_id, error)
 
-    def _load_learnt(self) -> float:
-        try:
-            return float(msgspec.json.decode((self.config.folder / "learnt.json").read_bytes())["start_s"])
-        except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
-            return 0.0
-
-    def _learn(self, start_s: float) -> None:
-        """Keep the longest start, slowly forgetting: the host may have been busy."""
-        self._learnt_start_s = max(start_s, 0.8 * self._learnt_start_s + 0.2 * start_s)
-        with contextlib.suppress(OSError):
-            write_atomic(self.config.folder / "learnt.json", msgspec.json.encode({"start_s": self._learnt_start_s}))
-
     # ------------------------------------------------------------------ report
     def _report(self, now: float) -> HostReport:
         """Without orders it speaks of no replica: what an earlier agent left says nothing about what is wanted."""
@@ -389,11 +387,11 @@ class Supervisor:
     def _view(self, state: ReplicaState, now: float) -> ReplicaView:
         live = self._live_of(state.replica_id)
         progress: Progress | None = None
-        if state.phase == "environment":
-            progress = self._preparation.environment(live.need.environment).progress
-        elif state.phase == "weights":
-            progress = self._preparation.weights(live.need.weights).progress
+        if state.phase == "environment" and live.seen is not None:
+            progress = live.seen.environment.progress
+        elif state.phase == "weights" and live.seen is not None:
+            progress = live.seen.weights.progress
         elif state.phase == "starting" and state.launched_at is not None and not state.is_light:
-            progress = start_progress(now - state.launched_at, self._learnt_start_s)
+            progress = start_progress(now - state.launched_at, self._learnt.seconds)
         engine = live.watcher.view if live.watcher is not None else None
         return ReplicaView(engine, progress, state.replica_id in self._engines.adopted)

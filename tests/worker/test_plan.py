@@ -68,7 +68,7 @@ def gone(**changes: Any) -> Seen:
 
 
 def one(ordered: ReplicaOrder, known: ReplicaState | None, look: Seen, *, slot: bool = True, learnt: float = 0) -> Step:
-    return decide_one(ordered, known, look, has_slot=slot, learnt_start_s=learnt, now=NOW)
+    return decide_one(ordered, known, look, has_slot=slot, waits_for="", learnt_start_s=learnt, now=NOW)
 
 
 RUN, STOP, DRAIN = order("r"), order("r", intent="stop"), order("r", intent="drain")
@@ -126,6 +126,7 @@ def test_a_start_has_a_limit_which_the_host_teaches() -> None:
     step = one(RUN, late, alive(health_error="does not listen yet or any more"))
     assert (step.phase, step.acts) == ("failed", (Act.KEEP_EVIDENCE,))
     assert "Not healthy 100 s after its launch" in step.reason
+    assert "See replicas/r/engine.log in the agent's folder" in step.reason
     assert one(RUN, late, alive(), learnt=30).phase == "starting"
     assert start_limit_s(100, 30) == 120
     assert start_limit_s(100, 10) == 100
@@ -205,6 +206,59 @@ def test_a_failed_engine_that_still_lives_is_killed_after_its_evidence() -> None
         "ends before it begins anew"
     )
     assert one(RUN, failed, gone()).acts == (Act.CLEAR,)
+
+
+# --------------------------------------------------------------------- accelerators
+def on(replica_id: str, *accelerators: int, **changes: Any) -> ReplicaOrder:
+    return order(replica_id, accelerators=accelerators, **changes)
+
+
+def decide_all(orders: list[ReplicaOrder], states: list[ReplicaState], looks: dict[str, Seen]) -> dict[str, Step]:
+    known = {each.replica_id: each for each in states}
+    steps = decide(orders, known, looks, limits=Limits(start_slots=8), now=NOW)
+    assert len({each.replica_id for each in steps}) == len(steps)
+    return {each.replica_id: each for each in steps}
+
+
+@pytest.mark.parametrize("phase", ["failed", "draining", "ready", "starting"])
+def test_an_accelerator_is_not_handed_on_while_its_holder_has_processes(phase: str) -> None:
+    old = state(phase, running=True, replica_id="old", accelerators=(0, 1))
+    new = state("starting", replica_id="new")
+    for look in (alive(evidence_kept=True), gone(has_members=True), gone()):
+        for orders in ([on("new", 1)], [on("old", 0, 1, intent="stop"), on("new", 1)], [on("new", 1), on("old", 0, 1)]):
+            step = decide_all(orders, [old, new], {"old": look, "new": seen()})["new"]
+            assert (step.phase, step.acts) == ("starting", ())
+            assert step.reason == "waits for accelerator 1 to be freed by replica old"
+    assert decide_all([on("new", 2)], [old, new], {"old": alive(), "new": seen()})["new"].acts == (Act.LAUNCH,)
+    old.process = None
+    step = decide_all([on("new", 1)], [old, new], {"old": seen(), "new": seen()})["new"]
+    assert step.acts == (Act.LAUNCH,), "its group is gone and cleared"
+
+
+def test_one_look_launches_one_replica_on_an_accelerator() -> None:
+    states = [state("starting", replica_id=each) for each in ("a", "b", "c")]
+    steps = decide_all([on("a", 0), on("b", 0), on("c", 1)], states, {each: seen() for each in ("a", "b", "c")})
+    assert [steps[each].acts for each in ("a", "b", "c")] == [(Act.LAUNCH,), (), (Act.LAUNCH,)]
+    assert steps["b"].reason == "waits for accelerator 0 to be freed by replica a"
+
+
+def test_waiting_for_an_accelerator_prepares_meanwhile_and_takes_no_turn() -> None:
+    old = state("failed", running=True, replica_id="old", accelerators=(0,))
+    states = [old, state("environment", replica_id="new"), state("starting", replica_id="other")]
+    orders = [on("new", 0), order("other")]
+    looks = {"old": alive(), "new": seen(environment=MISSING), "other": seen()}
+    assert decide_all(orders, states, looks)["new"].acts == (Act.BUILD_ENVIRONMENT,)
+    looks["new"] = seen()
+    steps = decide(orders, {each.replica_id: each for each in states}, looks, limits=Limits(start_slots=1), now=NOW)
+    assert {each.replica_id: each.acts for each in steps}["other"] == (Act.LAUNCH,)
+
+
+def test_nothing_is_decided_for_what_could_not_be_looked_at() -> None:
+    states = [state("ready", running=True, replica_id="odd", accelerators=(0,)), state(replica_id="r")]
+    for orders in ([on("odd", 0), on("r", 0)], [on("r", 0)]):
+        steps = decide_all(orders, states, {"r": seen()})
+        assert set(steps) == {"r"}
+        assert steps["r"].reason.startswith("waits for accelerator 0"), "it still holds what it holds"
 
 
 # --------------------------------------------------------------------- drain and stop
