@@ -11,6 +11,7 @@ from django.templatetags.static import static
 from penstock import env, paths
 from penstock.databases import database_settings
 from penstock.secrets import load_secrets
+from penstock.web.log import LineFormatter, NewsFilter
 
 DATA = Path(env.text("PENSTOCK_DATA") or paths.default_data()).resolve()
 DEBUG = env.flag("PENSTOCK_DEBUG")
@@ -108,14 +109,15 @@ PENSTOCK_USAGE_DAYS = env.integer("PENSTOCK_USAGE_DAYS", 400)
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"()": "penstock.web.log.LineFormatter"}},
+    "filters": {"news": {"()": NewsFilter}},
+    "formatters": {"line": {"()": LineFormatter}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         # Without handlers of its own: by default it would send e-mail, of which there is none.
         "django": {"handlers": [], "level": "WARNING"},
         # A page that is not there or not theirs is for the visitor to read, and anybody can ask for a thousand.
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["news"]},
     },
 }
 """The loops replace it by ``penstock.loops.log``."""

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from django.db import OperationalError
 
-from penstock import roles
 from penstock.loglines import Sieve
-from penstock.secrets import ensure_secrets
 from penstock.web.log import LineFormatter
+from tests.web.process import web_role
 
 TOKEN = "a-token-that-signs-in"
 
@@ -62,36 +56,9 @@ def test_a_link_that_signs_in_is_hidden(error: Exception | None) -> None:
     assert "/sign-in/link/(hidden)" in told
 
 
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The web role as ``penstock up`` starts it, on a database without tables: address and log file."""
-    data, log = tmp_path / "data", tmp_path / "web.log"
-    ensure_secrets(data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    role = roles.web_role(roles.Options(data=data, port=port))
-    inherited = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
-    with log.open("wb") as file:
-        process = subprocess.Popen(role.argv, env=inherited | dict(role.env), stdout=file, stderr=file)
-    try:
-        base = f"http://127.0.0.1:{port}"
-        for _ in range(200):
-            try:
-                httpx.get(f"{base}/sign-in/")
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-        yield base, log
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def test_the_log_of_the_web_role_says_why(web: tuple[str, Path]) -> None:
-    base, log = web
-    with httpx.Client(base_url=base) as client:
+def test_the_log_of_the_web_role_says_why(tmp_path: Path) -> None:
+    with web_role(tmp_path) as (base, log), httpx.Client(base_url=base) as client:
+        assert client.get("/healthz").status_code == 503
         assert client.get("/nothing-here").status_code == 404
         page = client.get(f"/sign-in/link/{TOKEN}").text
         form = {"csrfmiddlewaretoken": re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)[1]}

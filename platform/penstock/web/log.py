@@ -7,6 +7,7 @@ database or state that is away was noticed.
 import copy
 import logging
 import re
+from http import HTTPStatus
 
 import redis.exceptions
 from django.db import InterfaceError, OperationalError
@@ -29,3 +30,10 @@ class LineFormatter(logging.Formatter):
             record.msg, record.args = f"{record.getMessage()}: {why} ({type(error).__name__})", ()
             record.exc_info = record.exc_text = None
         return _LINK.sub(r"\1(hidden)", super().format(record))
+
+
+class NewsFilter(logging.Filter):
+    """Leaves an answer 503 out: only the health check gives it, which is asked each second and says itself what is."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return getattr(record, "status_code", None) != HTTPStatus.SERVICE_UNAVAILABLE
