@@ -4,9 +4,13 @@ import os
 from typing import Any
 
 from channels.routing import ProtocolTypeRouter
+from django.conf import settings
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "penstock.settings")
+# Each request has a thread of its own: a connection that it left open would serve nobody, and PostgreSQL has few.
+for _database in settings.DATABASES.values():
+    _database["CONN_MAX_AGE"] = 0
 _django = get_asgi_application()
 
 from penstock import status  # noqa: E402  (models can be imported only after django.setup())
