@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from penstock import bundled_state
-from serving.gateway.grants import Demand, Granted, Grants
+from serving.gateway.demands import Demand, Granted
+from serving.gateway.grants import Grants
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import EPOCH, State, connect
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 from capacity.policy.cost import CostProfile
 from serving.gateway import errors
 from serving.gateway.auth import Principal
+from serving.gateway.demands import Demand
 from serving.gateway.errors import Header
-from serving.gateway.grants import Demand
 from serving.gateway.records import DeploymentRecord, LimitRecord, PoolRecord
 from serving.policy import admission
 

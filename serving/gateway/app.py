@@ -12,10 +12,10 @@ from serving.gateway import auth, errors
 from serving.gateway.access import Access, AccessBook, is_visible
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
+from serving.gateway.demands import Demand, Granted, Refused
 from serving.gateway.dialects import DIALECTS, Dialect, Parsed
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
-from serving.gateway.grants import Demand, Granted, Refused
 from serving.gateway.journal import JournalUnavailable
 from serving.gateway.metrics import CONTENT_TYPE
 from serving.gateway.records import DeploymentRecord

@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 from capacity.policy.cost import CostProfile, request_cost
+from serving.gateway.demands import Granted
 from serving.gateway.dialects import Dialect, Parsed
 from serving.gateway.dispatch import Placement
-from serving.gateway.grants import Granted
 from serving.gateway.records import AdmitLine, Attempt, DeploymentRecord, EndLine, Outcome, ProgressLine, Usage
 from serving.gateway.relay import StreamRelay
 from serving.policy import admission

@@ -188,17 +188,18 @@ class Dispatcher:
                 del self._queues[deployment]
 
     def _pump(self, deployment: str) -> None:
-        queue = self._queues.get(deployment)
-        while queue:
-            waiter = queue[0]
-            if waiter.place.done():
-                queue.popleft()
-                continue
-            placed = self._try(deployment, waiter.load, waiter.tried)
-            if not isinstance(placed, Placement):
-                return
-            queue.popleft()
-            waiter.place.set_result(placed)
+        queue = self._queues.get(deployment) or deque()
+        for waiter in list(queue):
+            if not waiter.place.done():
+                placed = self._try(deployment, waiter.load, waiter.tried)
+                if isinstance(placed, Placement):
+                    waiter.place.set_result(placed)
+                elif waiter.tried:
+                    # What is free is what it has tried: that need not hold back those behind it.
+                    continue
+                else:
+                    return
+            queue.remove(waiter)
 
     def _poll_later(self) -> None:
         if self._poller is None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 from redis.exceptions import ResponseError
 
+from serving.gateway.demands import Ask, Demand, Granted, Refused
 from serving.gateway.limits import Limit, Share
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
@@ -37,43 +38,6 @@ _FORGET_AFTER_S = 120.0
 _LIMITS_PER_EXCHANGE = 500
 
 
-class Demand(msgspec.Struct, frozen=True):
-    """``amount`` in the limit's unit: tokens, or 1 for requests and concurrency."""
-
-    limit: LimitRecord
-    amount: float = 1.0
-
-
-class Granted(msgspec.Struct, eq=False):
-    """What was admitted; give it to ``Grants.settle`` exactly when the request ends, whatever its end."""
-
-    demands: tuple[Demand, ...]
-    settled: bool = False
-    charged_at_ms: float = 0.0
-    """On the state's clock, never later than the charge."""
-    alone_at_ms: float = 0.0
-    """On this process's monotonic clock, when it was admitted without the state; else 0."""
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """``limit`` stands in the way; ``remaining`` is in its unit; try again after ``retry_after_s``."""
-
-    limit: LimitRecord
-    retry_after_s: float
-    remaining: float
-
-
-class _Ask:
-    """A request that waits for the state's word on some of its demands; the rest is taken from leases already."""
-
-    __slots__ = ("answer", "demands", "give_up_at", "local", "remote")
-
-    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand]) -> None:
-        self.demands, self.local, self.remote = demands, local, remote
-        self.answer: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
-        self.give_up_at = 0.0
-
-
 class Grants:
     mode: Literal["shared", "alone"]
 
@@ -88,7 +52,7 @@ class Grants:
         self._urgent: set[Limit] = set()  # to be reported in the next exchange of any kind
         self._holding: set[Limit] = set()  # concurrency limits with requests in flight
         self._is_due = False
-        self._asks: list[_Ask] = []
+        self._asks: list[Ask] = []
         self._gateways: list[str] = [gateway_id]
         self._state_now_ms = 0.0
         self._answered_at = float("-inf")
@@ -161,7 +125,7 @@ class Grants:
             self._note(limit)
         if not remote:
             return Granted(wanted, charged_at_ms=self._state_now_ms)
-        ask = _Ask(wanted, local, remote)
+        ask = Ask(wanted, local, remote)
         ask.give_up_at = now + _RETRY_LEASED_FOR_S
         self._asks.append(ask)
         self._kick()
@@ -217,7 +181,7 @@ class Grants:
             limit.renew(record)
         return limit
 
-    def _abandon(self, ask: _Ask) -> None:
+    def _abandon(self, ask: Ask) -> None:
         """The caller has gone: what was or will be granted goes back."""
         if ask in self._asks:
             self._asks.remove(ask)
@@ -314,7 +278,7 @@ class Grants:
             raise
         self._apply(msgspec.msgpack.decode(raw), order, asks)
 
-    def _apply(self, answer: list[Any], order: Mapping[Limit, int], asks: Sequence[_Ask]) -> None:
+    def _apply(self, answer: list[Any], order: Mapping[Limit, int], asks: Sequence[Ask]) -> None:
         now_ms, epoch, gateways, in_grace, reports, answers = answer
         self._state_now_ms = float(now_ms)
         self._answered_at = time.monotonic()
@@ -349,7 +313,7 @@ class Grants:
             self._epoch = epoch
         self._state.note_epoch(epoch)
 
-    def _grant(self, ask: _Ask) -> None:
+    def _grant(self, ask: Ask) -> None:
         for demand in ask.remote:
             limit = self._limits[demand.limit.id]
             limit.note(demand.amount)
@@ -360,7 +324,7 @@ class Grants:
         else:
             ask.answer.set_result(granted)
 
-    def _refuse(self, ask: _Ask, limit: Limit, wait_s: float, remaining: float, leased: float) -> None:
+    def _refuse(self, ask: Ask, limit: Limit, wait_s: float, remaining: float, leased: float) -> None:
         now = time.monotonic()
         if leased > 0.0 and now < ask.give_up_at and not ask.answer.done():
             # Other gateways hold leases; idle ones come back within two exchanges.
@@ -370,7 +334,7 @@ class Grants:
         if not ask.answer.done():
             ask.answer.set_result(Refused(limit.record, wait_s, remaining))
 
-    def _wait_for_grace(self, ask: _Ask) -> None:
+    def _wait_for_grace(self, ask: Ask) -> None:
         if self.mode == "alone":
             self._answer_alone(ask)
         elif ask.answer.done():
@@ -378,7 +342,7 @@ class Grants:
         else:
             self._later(_RETRY_GRACE_S, ask)
 
-    def _later(self, delay_s: float, ask: _Ask) -> None:
+    def _later(self, delay_s: float, ask: Ask) -> None:
         def again() -> None:
             if ask.answer.done():
                 self._give_back(ask.local)
@@ -409,7 +373,7 @@ class Grants:
                 self._dirty.add(limit)
         logger.warning("limits: the state answers again")
 
-    def _answer_alone(self, ask: _Ask) -> None:
+    def _answer_alone(self, ask: Ask) -> None:
         self._give_back(ask.local)
         if not ask.answer.done():
             ask.answer.set_result(self._decide_alone(ask.demands, time.monotonic()))

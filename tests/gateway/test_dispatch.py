@@ -91,3 +91,18 @@ async def test_a_suspect_comes_last_for_a_moment(monkeypatch: pytest.MonkeyPatch
     assert await field.place() == "c", "a second failure begins the moment anew"
     await asyncio.sleep(0.1)
     assert {await field.place() for _ in range(3)} >= {"a"}
+
+
+async def test_one_that_has_tried_what_is_free_holds_nobody_back() -> None:
+    field = Field(record("a", target=1), record("b", target=1))
+    places = {(await field.dispatcher.place("d", LOAD)).replica.id: None for _ in range(2)}
+    assert set(places) == {"a", "b"}
+    first = asyncio.ensure_future(field.dispatcher.place("d", LOAD, ("a",)))
+    second = asyncio.ensure_future(field.dispatcher.place("d", LOAD))
+    await asyncio.sleep(0)
+    ticket = next(iter(field.loads.loads["a"]._in_flight))
+    field.dispatcher.finish("d", ticket, ok=True)
+    assert (await second).replica.id == "a"
+    assert not first.done()
+    field.dispatcher.finish("d", next(iter(field.loads.loads["b"]._in_flight)), ok=True)
+    assert (await first).replica.id == "b"

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from serving.gateway.grants import Demand, Granted, Grants, Refused
+from serving.gateway.demands import Demand, Granted, Refused
+from serving.gateway.grants import Grants
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import EPOCH, State, connect
 

@@ -186,7 +186,8 @@ def test_a_dead_gateways_lease_counts_as_used(arbiter):
 
 TEAM = """
 import asyncio, sys
-from serving.gateway.grants import Demand, Granted, Grants
+from serving.gateway.demands import Demand, Granted
+from serving.gateway.grants import Grants
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import State
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from serving.gateway.grants import Demand, Granted, Grants
+from serving.gateway.demands import Demand, Granted
+from serving.gateway.grants import Grants
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import State, connect
 

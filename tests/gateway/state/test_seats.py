@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from serving.gateway.grants import Demand, Granted, Grants, Refused
+from serving.gateway.demands import Demand, Granted, Refused
+from serving.gateway.grants import Grants
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import State, connect

@@ -1,0 +1,46 @@
+"""What is asked of limits for one request, and what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from serving.gateway.records import LimitRecord
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """``amount`` in the limit's unit: tokens, or 1 for requests and concurrency."""
+
+    limit: LimitRecord
+    amount: float = 1.0
+
+
+class Granted(msgspec.Struct, eq=False):
+    """What was admitted; give it to ``Grants.settle`` exactly when the request ends, whatever its end."""
+
+    demands: tuple[Demand, ...]
+    settled: bool = False
+    charged_at_ms: float = 0.0
+    """On the state's clock, never later than the charge."""
+    alone_at_ms: float = 0.0
+    """On this process's monotonic clock, when it was admitted without the state; else 0."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """``limit`` stands in the way; ``remaining`` is in its unit; try again after ``retry_after_s``."""
+
+    limit: LimitRecord
+    retry_after_s: float
+    remaining: float
+
+
+class Ask:
+    """A request that waits for the state's word on some of its demands; the rest is taken from leases already."""
+
+    __slots__ = ("answer", "demands", "give_up_at", "local", "remote")
+
+    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand]) -> None:
+        self.demands, self.local, self.remote = demands, local, remote
+        self.answer: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
+        self.give_up_at = 0.0
