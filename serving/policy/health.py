@@ -15,21 +15,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-ProbeOutcome = Literal["ok", "busy", "timeout", "refused", "server_error"]
-"""``busy``: HTTP 503 or 429. ``server_error``: any other 5xx, a stream that ended in an error, or no token in it.
-``refused``: no connection, or it broke."""
+ProbeOutcome = Literal["ok", "busy", "rejected", "timeout", "refused", "server_error"]
+"""``busy``: HTTP 503 or 429. ``rejected``: any other 4xx; the question was wrong (another model name or API) and
+says nothing about the engine's core. ``server_error``: any other 5xx, a stream that ended in an error, or no token in
+it. ``refused``: no connection, or it broke."""
 
 Status = Literal["alive", "busy", "dead", "unknown"]
 
 
 _SPARED_INTERVALS = 4
 """A replica that looks dead and is spared is asked again after so many intervals: it may have recovered."""
+_STEPS = 3.0
+"""So many of its longest steps an engine may take to answer a probe: one to end, one of its own, one to spare."""
+_LONGEST_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Seconds. ``probe_timeout_s`` must exceed what one engine step may take, ``quiet_s`` is how long a real token
-    keeps the probe away."""
+    """Seconds. ``probe_timeout_s`` must exceed what one engine step may take (``for_steps``), ``quiet_s`` is how long a
+    real token keeps the probe away."""
 
     interval_s: float = 5.0
     quiet_s: float = 10.0
@@ -43,6 +47,11 @@ class Config:
     """An engine that refuses for being busy while no token moves for this long is not busy but stuck."""
     fresh_s: float = 20.0
     """Evidence older than this says nothing about now."""
+
+    def for_steps(self, step_s: float) -> Config:
+        """The configuration for an engine whose longest step takes ``step_s``: an engine is not dead in a step."""
+        timeout_s = max(self.probe_timeout_s, min(_LONGEST_TIMEOUT_S, _STEPS * step_s))
+        return replace(self, probe_timeout_s=timeout_s, busy_limit_s=max(self.busy_limit_s, 2.0 * timeout_s))
 
     def detection_bound_s(self, tick_s: float) -> float:
         """Longest time from the freeze of an engine to the verdict, when probes and verdicts happen each ``tick_s``.
@@ -70,8 +79,7 @@ class Sighting:
 
     ``token_marks`` and ``success_marks``: gateway -> its ``last_token_at`` and ``last_success_at`` for the replica.
     ``in_flight`` requests over all gateways. ``generation_tokens`` and ``prompt_tokens`` are the engine's cumulative
-    counters, ``process_start`` its own start time: it changes with a restart. ``is_running`` is the agent's word on the
-    process.
+    counters, ``process_start`` its own start time: it changes with a restart.
     """
 
     token_marks: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -80,7 +88,6 @@ class Sighting:
     generation_tokens: float | None = None
     prompt_tokens: float | None = None
     process_start: float | None = None
-    is_running: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Memory:
     ``real_at``: last token or success of a real request, by the gateways. ``progressed_at``: last sign of life of any
     kind, the engine's own counters and answered probes included. ``failures``: failed probes since then, oldest first;
     ``busy_since``: first refusal for being busy since then. ``failed_at``: end of the last failed probe, forgiven or
-    not.
+    not. ``asked_at``: begin of a probe whose result is not known yet.
     """
 
     since: float | None = None
@@ -102,10 +109,10 @@ class Memory:
     process_start: float | None = None
     in_flight: int = 0
     in_flight_since: float | None = None
-    is_running: bool | None = None
     real_at: float | None = None
     progressed_at: float | None = None
     probed_at: float | None = None
+    asked_at: float | None = None
     failed_at: float | None = None
     failures: tuple[Probe, ...] = ()
     busy_since: float | None = None
@@ -165,13 +172,18 @@ def look(memory: Memory, seen: Sighting, *, now: float, config: Config | None = 
         process_start=_latest(memory.process_start, seen.process_start),
         in_flight=seen.in_flight,
         in_flight_since=in_flight_since,
-        is_running=seen.is_running,
         real_at=now if is_real else _not_after(memory.real_at, now),
         progressed_at=_not_after(memory.progressed_at, now),
         probed_at=_not_after(memory.probed_at, now),
+        asked_at=_not_after(memory.asked_at, now),
         failed_at=_not_after(memory.failed_at, now),
     )
     return _alive_again(memory, now) if is_real or has_counted else memory
+
+
+def asked(memory: Memory, *, now: float) -> Memory:
+    """Return ``memory`` with a probe that begins now."""
+    return replace(memory, asked_at=now, probed_at=now)
 
 
 def record_probe(memory: Memory, probe: Probe) -> Memory:
@@ -179,11 +191,13 @@ def record_probe(memory: Memory, probe: Probe) -> Memory:
 
     A failure counts only when no token moved since the probe began.
     """
-    memory = replace(memory, probed_at=probe.started_at)
+    memory = replace(memory, probed_at=probe.started_at, asked_at=None)
     if probe.outcome == "ok":
         return _alive_again(memory, probe.ended_at)
     if probe.outcome == "busy":
         return replace(memory, busy_since=memory.busy_since or probe.started_at)
+    if probe.outcome == "rejected":
+        return memory
     memory = replace(memory, failed_at=probe.ended_at)
     if _progressed_at(memory) >= probe.started_at:
         return memory
@@ -191,9 +205,12 @@ def record_probe(memory: Memory, probe: Probe) -> Memory:
 
 
 def should_probe(config: Config, memory: Memory, *, now: float) -> Advice:
-    """Say whether the replica should be asked for a token now. The caller never runs two probes of one at once."""
-    if memory.is_running is False:
-        return Advice(False, "its process has ended")
+    """Say whether the replica should be asked for a token now: one probe at a time.
+
+    A probe whose result never came (its process died) is given up an interval after its time.
+    """
+    if memory.asked_at is not None and now - memory.asked_at <= config.probe_timeout_s + config.interval_s:
+        return Advice(False, "a probe is under way")
     probed_s = math.inf if memory.probed_at is None else now - memory.probed_at
     if memory.failures:
         # The next one starts a moment after the last one ended, so that its timeout does not count as patience.
@@ -220,8 +237,6 @@ def judge(config: Config, memory: Memory, *, now: float) -> Verdict:
 
     Failed probes condemn only after a ``look`` that is younger than they are.
     """
-    if memory.is_running is False:
-        return Verdict("dead", "its process has ended")
     sign = _progressed_at(memory)
     age = "never" if sign == -math.inf else f"{max(0.0, now - sign):.0f} s ago"
     failures = memory.failures

@@ -13,12 +13,14 @@ import pytest
 from aiohttp import web
 
 from penstock.loops import probe as loop
-from penstock.loops.probe import classify, probe
+from penstock.loops.asking import classify
+from penstock.loops.prices import current_profile
+from penstock.loops.probe import CONFIG, longest_step_s, probe
 from serving.gateway.loads import ReplicaBeat
 from serving.models import Incident, Replica
 from serving.policy import health
-from serving.services import replica_create
-from tests.loops.conftest import FakeGateway, World
+from serving.services import incident_close, replica_create, revision_create
+from tests.loops.conftest import BOSS, FakeGateway, World
 
 FAST = health.Config(
     interval_s=0.2, quiet_s=0.4, stall_s=0.3, probe_timeout_s=0.5, confirm_after_s=0.1, busy_limit_s=1.0, fresh_s=5.0
@@ -51,6 +53,10 @@ class ScriptedEngine:
         runner = self._loop.run_until_complete(self._start())
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()
 
     async def _start(self) -> web.AppRunner:
@@ -74,30 +80,54 @@ class ScriptedEngine:
             for _ in range(300):
                 await response.write(b" ")
                 await asyncio.sleep(0.1)
+        if self.mode == "in two writes":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for part in (b'{"choices": [{"te', b'xt": "a"}]}'):
+                await response.write(part)
+                await asyncio.sleep(0.05)
+            return response
+        if self.mode == "deep":
+            return web.Response(body=b"[" * 60_000)
         answers = {
             "ok": (200, {"choices": [{"text": "a", "finish_reason": "length"}]}),
             "busy": (503, {"error": "The engine is currently busy"}),
             "broken": (500, {"error": "EngineCore encountered an issue"}),
+            "renamed": (404, {"error": "The model `demo` does not exist"}),
             "lying": (200, {"error": {"message": "EngineCore encountered an issue"}}),
         }
         status, body = answers[self.mode]
         return web.json_response(body, status=status)
 
 
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Probes that fail within half a second, and none that outlives its test."""
+    monkeypatch.setattr(loop, "CONFIG", FAST)
+    yield
+    end_probes()
+
+
 @pytest.fixture
 def engine() -> Iterator[ScriptedEngine]:
     made = ScriptedEngine()
     yield made
+    end_probes()
     made.stop()
 
 
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "CONFIG", FAST)
+def end_probes() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "probes":
+            thread.join(5)
 
 
 def serve(world: World, address: str, state: str = "ready") -> Replica:
-    revision = world.deployment.revisions.get()
+    # By the price of this pool a whole batch takes long: its steps are short, so that probes may be, too.
+    revision = world.deployment.revisions.filter(is_current=True).get()
+    if not revision.options:
+        options = {"max_num_batched_tokens": 1}
+        revision = revision_create(deployment=world.deployment, runtime="simulated", actor=BOSS, options=options)
     replica = replica_create(deployment=world.deployment, revision=revision, reason="a test", host=world.host())
     Replica.objects.filter(pk=replica.pk).update(state=state, address=address)
     replica.refresh_from_db()
@@ -186,20 +216,74 @@ class TestLoop:
         serve(world, engine.address)
         engine.mode = "hang"
         probe(world.client, now=time.time())
+        while not engine.requests:
+            time.sleep(0.01)
         engine.mode = "ok"
         assert probe_for(world, 1.5) == []
 
-    def test_many_hanging_replicas_cost_one_timeout_and_one_is_killed_first(
+    def test_many_hanging_replicas_hold_up_no_tick_and_one_is_killed_first(
         self, world: World, engine: ScriptedEngine
     ) -> None:
         engine.mode = "hang"
         replicas = [serve(world, engine.address) for _ in range(8)]
         started = time.time()
         probe(world.client, now=started)
-        assert time.time() - started < 2 * FAST.probe_timeout_s
+        assert time.time() - started < FAST.probe_timeout_s
         condemned = probe_for(world, 2.5)
         assert len(condemned) == 1
         assert Replica.objects.filter(state="ready").count() == len(replicas) - 1
+
+    def test_the_next_is_killed_only_when_the_first_is_replaced(self, world: World, engine: ScriptedEngine) -> None:
+        """A killed engine has stopped within seconds; what looks dead everywhere is likelier a fault outside."""
+        engine.mode = "hang"
+        for _ in range(4):
+            serve(world, engine.address)
+        (first,) = probe_for(world, 2.5)
+        Replica.objects.filter(pk=first).update(state="stopped")
+        assert probe_for(world, 2.5) == []
+        incident_close(incident=Incident.objects.get(), what="serving again after 3 s")
+        assert len(probe_for(world, 2.5)) == 1
+
+    def test_an_ordinary_stop_that_is_late_does_not_count_as_a_kill(self, world: World, engine: ScriptedEngine) -> None:
+        engine.mode = "hang"
+        for _ in range(3):
+            serve(world, engine.address)
+        late = serve(world, engine.address, "stopping")
+        Replica.objects.filter(pk=late.pk).update(kill=True)
+        assert len(probe_for(world, 2.5)) == 1
+
+    @pytest.mark.parametrize("mode", ["renamed", "in two writes"])
+    def test_an_engine_that_answers_in_its_own_way_is_spared(
+        self, world: World, engine: ScriptedEngine, mode: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        replica = serve(world, engine.address)
+        engine.mode = mode
+        assert probe_for(world, 2.0) == []
+        assert len(engine.requests) >= 2
+        assert ("make a new revision" in caplog.text) == (mode == "renamed")
+        assert str(replica) in caplog.text or mode != "renamed"
+
+    def test_a_body_no_parser_takes_ends_no_tick(self, world: World, engine: ScriptedEngine) -> None:
+        engine.mode = "deep"
+        serve(world, engine.address)
+        assert len(probe_for(world, 2.0)) == 1
+
+    def test_a_row_nobody_can_read_does_not_hide_a_hang(self, world: World, engine: ScriptedEngine) -> None:
+        poison, hung = serve(world, engine.address), serve(world, engine.address)
+        engine.mode = "hang"
+        world.client.set(f"penstock:policy:probe:{poison.pk}", b'{"probed_at": "yesterday"}')
+        assert hung.pk in probe_for(world, 2.5)
+
+    def test_what_an_engine_may_take_for_a_step_follows_its_price(self, world: World) -> None:
+        """100 MU/min at the knee and 0.01 MU per token: 2,048 tokens are 20.48 MU, at 0.62 of saturation 7.6 s."""
+        replica = serve(world, "http://127.0.0.1:1")
+        profile = current_profile(world.pool.pk, at=world.at)
+        assert longest_step_s(replica, None) == 0.0
+        assert longest_step_s(replica, profile) < 0.01
+        replica.revision.options = {}
+        step_s = longest_step_s(replica, profile)
+        assert step_s == pytest.approx(20.48 / 100 * 60 * 0.62, rel=0.05)
+        assert CONFIG.for_steps(step_s).probe_timeout_s == pytest.approx(3 * step_s)
 
     def test_a_draining_replica_is_watched_but_not_condemned(self, world: World, engine: ScriptedEngine) -> None:
         serve(world, engine.address, "draining")
@@ -219,7 +303,10 @@ class TestLoop:
         (503, b"", "busy"),
         (429, b"", "busy"),
         (500, b"", "server_error"),
-        (404, b"", "server_error"),
+        (200, b"[" * 60_000, "server_error"),
+        (404, b"", "rejected"),
+        (400, b"", "rejected"),
+        (401, b"", "rejected"),
     ],
 )
 def test_what_an_answer_says(status: int, body: bytes, outcome: str) -> None:

@@ -12,6 +12,7 @@ from serving.policy.health import (
     Probe,
     Sighting,
     Verdict,
+    asked,
     judge,
     look,
     record_probe,
@@ -56,7 +57,6 @@ class Engine:
             in_flight=self.in_flight,
             generation_tokens=self.generated,
             process_start=T0 - 100,
-            is_running=True,
         )
 
     def probe(self, now: float) -> Probe:
@@ -162,20 +162,20 @@ def test_refusing_while_tokens_move_is_busy_and_while_none_move_is_stuck():
 
 
 @given(
-    st.lists(st.sampled_from(["ok", "busy", "timeout", "refused", "server_error"]), max_size=30),
+    st.lists(st.sampled_from(["ok", "busy", "rejected", "timeout", "refused", "server_error"]), max_size=30),
     st.lists(st.booleans(), min_size=30, max_size=30),
 )
 @settings(deadline=None)
 def test_no_mix_of_answers_is_deadly_while_tokens_move_and_two_failures_are_needed(outcomes, moved):
     memory, now, tokens, failures, silent_since = Memory(), T0, 0.0, 0, T0
-    memory = look(memory, Sighting(generation_tokens=0.0, is_running=True), now=now)
+    memory = look(memory, Sighting(generation_tokens=0.0), now=now)
     for outcome, has_moved in zip(outcomes, moved, strict=False):
         tokens += has_moved
-        memory = look(memory, Sighting(generation_tokens=tokens, is_running=True), now=now + 1)
+        memory = look(memory, Sighting(generation_tokens=tokens), now=now + 1)
         if has_moved or outcome == "ok":
             failures, silent_since = 0, now + 1
         memory = record_probe(memory, Probe(now + 1.5, now + 3, outcome))
-        failures += outcome not in ("ok", "busy")
+        failures += outcome not in ("ok", "busy", "rejected")
         now += 4
         verdict = judge(C, memory, now=now)
         if verdict.status == "dead":
@@ -192,15 +192,15 @@ def test_a_failure_that_overlapped_with_progress_does_not_count():
 
 
 def test_tokens_that_moved_during_the_last_probe_save_the_replica():
-    memory = look(Memory(), Sighting(generation_tokens=7.0, is_running=True), now=T0)
+    memory = look(Memory(), Sighting(generation_tokens=7.0), now=T0)
     for start in (T0 + 1, T0 + 13):
         memory = record_probe(memory, Probe(start, start + 10, "timeout"))
     undecided = judge(C, memory, now=T0 + 23)
     assert undecided.status == "unknown"
     assert "looked at once more" in undecided.reason
-    moved = look(memory, Sighting(generation_tokens=8.0, is_running=True), now=T0 + 24)
+    moved = look(memory, Sighting(generation_tokens=8.0), now=T0 + 24)
     assert judge(C, moved, now=T0 + 24).status == "busy"
-    still = look(memory, Sighting(generation_tokens=7.0, is_running=True), now=T0 + 24)
+    still = look(memory, Sighting(generation_tokens=7.0), now=T0 + 24)
     assert judge(C, still, now=T0 + 24).status == "dead"
 
 
@@ -219,10 +219,37 @@ def test_a_loop_that_waits_for_its_probes_gets_its_verdict_at_the_tick_after_the
     assert asked.is_due, "a spared replica may have recovered"
 
 
-def test_a_process_that_ended_is_dead_at_once_and_never_probed():
-    memory = look(Memory(), Sighting(is_running=False), now=T0)
-    assert judge(C, memory, now=T0).status == "dead"
-    assert not should_probe(C, memory, now=T0).is_due
+def test_an_answer_that_refuses_the_question_says_nothing_about_the_core():
+    memory = look(Memory(), Sighting(generation_tokens=7.0), now=T0)
+    for start in range(0, 600, 5):
+        memory = record_probe(memory, Probe(T0 + start, T0 + start + 0.1, "rejected", "HTTP 404"))
+        memory = look(memory, Sighting(generation_tokens=7.0), now=T0 + start + 1)
+        assert judge(C, memory, now=T0 + start + 1).status == "unknown"
+
+
+def test_one_probe_at_a_time_and_one_whose_process_died_is_given_up():
+    memory = asked(look(Memory(), Sighting(), now=T0), now=T0)
+    memory = Memory.from_json(memory.to_json())
+    waiting = should_probe(C, memory, now=T0 + C.probe_timeout_s)
+    assert (waiting.is_due, waiting.reason) == (False, "a probe is under way")
+    assert should_probe(C, memory, now=T0 + C.probe_timeout_s + C.interval_s + 1).is_due
+    answered = record_probe(memory, Probe(T0, T0 + 10, "timeout"))
+    assert should_probe(C, answered, now=T0 + 10 + C.confirm_after_s).is_due
+
+
+def test_an_engine_is_not_dead_within_a_step_of_its_own():
+    """8B on a CPU: 2,048 input tokens take 33 s, and nobody is answered before the step is over."""
+    slow = C.for_steps(33.0)
+    assert slow.probe_timeout_s == 99.0
+    memory, now = look(Memory(), Sighting(in_flight=3, generation_tokens=7.0), now=T0), T0
+    while now < T0 + 99:
+        now += 1.0
+        memory = look(memory, Sighting(in_flight=3, generation_tokens=7.0), now=now, config=slow)
+        if should_probe(slow, memory, now=now).is_due:
+            memory = asked(memory, now=now)
+        assert judge(slow, memory, now=now).status == "unknown"
+    assert C.for_steps(0.5) == C
+    assert C.for_steps(1e9).probe_timeout_s <= 300.0
 
 
 def test_a_restarted_engine_starts_with_a_clean_record():
@@ -294,10 +321,10 @@ def test_spared_replicas_are_told_why():
 
 
 def test_a_server_error_counts_and_its_detail_is_told():
-    memory = replace(Memory(), is_running=True)
+    memory = replace(Memory())
     for start in (T0, T0 + 3):
         memory = record_probe(memory, Probe(start, start + 0.1, "server_error", "EngineCore encountered an issue"))
-    verdict = judge(C, look(memory, Sighting(is_running=True), now=T0 + 4), now=T0 + 4)
+    verdict = judge(C, look(memory, Sighting(), now=T0 + 4), now=T0 + 4)
     assert verdict.status == "dead"
     assert "2 probes in a row failed" in verdict.reason
     assert "EngineCore" in verdict.reason
