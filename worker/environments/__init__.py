@@ -56,7 +56,9 @@ RECIPES = {
     "vllm-cuda": Recipe(
         name="vllm-cuda",
         minimum_free_bytes=20_000_000_000,
+        no_deps=True,
         verify="import importlib.metadata as m, torch, vllm; assert torch.version.cuda; m.version('vllm')",
+        minimum_glibc=(2, 31),
     ),
 }
 

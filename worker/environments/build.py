@@ -28,6 +28,10 @@ from worker.files import write_atomic
 from worker.spec import Progress
 
 NICE = 10
+VERIFY_LIMIT_S = 600.0
+"""Importing torch and vLLM took 37 s on a crowded machine; what takes this long does not end."""
+ELSEWHERE = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_DRY_RUN")
+"""pip's settings by which packages would land anywhere but in the environment."""
 Tell = Callable[[Progress], None]
 
 
@@ -72,19 +76,28 @@ def install_command(pip: list[str], recipe: env.Recipe, requirements: Path, *, e
 
 
 def child_environment() -> dict[str, str]:
-    """pip's own configuration counts, the agent's Python settings do not."""
-    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    """pip's own configuration counts, except for where it would install to; the agent's Python settings do not."""
+    dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", *ELSEWHERE)
+    # Set, not dropped: a configuration file may say user = true, which pip refuses in an environment.
+    return {k: v for k, v in os.environ.items() if k not in dropped} | {"PIP_USER": "0"}
 
 
-def run_pip(command: list[str], log_path: Path, site_packages: Path, expected: int, tell: Tell) -> tuple[int, str]:
-    """Run pip with its output in the log, tell its progress, and return its exit code and output."""
+def run_pip(
+    command: list[str], log_path: Path, site_packages: Path, expected: int, tell: Tell, *, keep: int
+) -> tuple[int, str]:
+    """Run pip with its output in the log, tell its progress, and return its exit code and output.
+
+    It inherits ``keep``, the environment's lock: where the builder alone is killed, nobody else builds beside pip.
+    """
     parser = PipProgress(expected)
     output, rest, looked_at = "", "", 0.0
     with log_path.open("ab") as log, log_path.open("rb") as reader:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
         reader.seek(0, os.SEEK_END)
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=child_environment())
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=child_environment(), pass_fds=(keep,)
+        )
         while True:
             code = process.poll()
             chunk = reader.read().decode("utf-8", "replace")
@@ -107,7 +120,7 @@ def write_aliases(recipe: env.Recipe, site_packages: Path) -> None:
     for alias, provider in recipe.aliases.items():
         found = sorted(site_packages.glob(f"{provider.replace('-', '_')}-*.dist-info"))
         if not found:
-            raise env.BuildError(f"{provider} is not in the environment after its installation; see the log.")
+            raise env.BuildError(f"pip installed no {provider}: check pip's configuration for another target.")
         version = found[-1].name.removesuffix(".dist-info").rsplit("-", 1)[1]
         version = version if "+" in version else f"{version}+cpu"
         folder = site_packages / f"{alias}-{version}.dist-info"
@@ -117,8 +130,8 @@ def write_aliases(recipe: env.Recipe, site_packages: Path) -> None:
         (folder / "RECORD").write_text("")
 
 
-def build(environment: Path, recipe: env.Recipe, tell: Tell) -> None:
-    """Build ``environment`` from nothing. Raises BuildError."""
+def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> None:
+    """Build ``environment`` from nothing. Children inherit ``keep``, the lock. Raises BuildError."""
     started = time.time()
     log_path = env.sibling(environment, ".log")
     log_path.write_text("")
@@ -131,11 +144,11 @@ def build(environment: Path, recipe: env.Recipe, tell: Tell) -> None:
     has_ensurepip = bool(sysconfig.get_path("stdlib")) and (Path(sysconfig.get_path("stdlib")) / "ensurepip").is_dir()
     pip = pip_command(environment, has_ensurepip=has_ensurepip, system_pip=shutil.which("pip3") or shutil.which("pip"))
     venv = [sys.executable, "-m", "venv", *([] if has_ensurepip else ["--without-pip"]), str(environment)]
-    made = subprocess.run(venv, capture_output=True, text=True, env=child_environment(), check=False)
+    made = subprocess.run(venv, capture_output=True, text=True, env=child_environment(), check=False, pass_fds=(keep,))
     if made.returncode:
         raise env.BuildError(f"python -m venv failed: {(made.stderr or made.stdout).strip()[-300:]}")
     site_packages = next((environment / "lib").glob("python3.*")) / "site-packages"
-    install(pip, recipe, log_path, site_packages, tell)
+    install(pip, recipe, log_path, site_packages, tell, keep=keep)
     write_aliases(recipe, site_packages)
     tell(Progress(step="check environment", share=INSTALL_SHARE))
     verify(environment, recipe)
@@ -143,42 +156,50 @@ def build(environment: Path, recipe: env.Recipe, tell: Tell) -> None:
     write_atomic(environment / env.READY_MARKER, msgspec.json.encode(ready))
 
 
-def install(pip: list[str], recipe: env.Recipe, log_path: Path, site_packages: Path, tell: Tell) -> None:
+def install(pip: list[str], recipe: env.Recipe, log_path: Path, site_packages: Path, tell: Tell, *, keep: int) -> None:
     """Install from the configured sources; PyTorch's own index only when they have no torch. Raises BuildError.
 
     An unreachable index costs pip minutes of retries, so it is not asked before it is needed.
     """
     requirements = env.requirements_path(recipe)
     expected = len(env.requirement_lines(requirements.read_text())) if recipe.no_deps else 0
-    code, output = run_pip(install_command(pip, recipe, requirements), log_path, site_packages, expected, tell)
+    command = install_command(pip, recipe, requirements)
+    code, output = run_pip(command, log_path, site_packages, expected, tell, keep=keep)
     if code and recipe.torch_index and missing_requirement(output).startswith("torch=="):
         command = install_command(pip, recipe, requirements, extra_index=recipe.torch_index)
-        code, output = run_pip(command, log_path, site_packages, expected, tell)
+        code, output = run_pip(command, log_path, site_packages, expected, tell, keep=keep)
     if code:
-        raise env.BuildError(explain_failure(output))
+        raise env.BuildError(f"{explain_failure(output)} pip's output is in {log_path}.")
 
 
 def verify(environment: Path, recipe: env.Recipe) -> None:
     """Import what the engine needs, in the environment itself. Raises BuildError."""
-    checked = subprocess.run(
-        [str(env.interpreter(environment)), "-c", recipe.verify],
-        capture_output=True, text=True, env=child_environment(), check=False, cwd=environment,
-    )  # fmt: skip
+    try:
+        checked = subprocess.run(
+            [str(env.interpreter(environment)), "-c", recipe.verify],
+            capture_output=True, text=True, env=child_environment(), check=False, cwd=environment,
+            timeout=VERIFY_LIMIT_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise env.BuildError(
+            f"The environment was installed, but its engine could not be imported within {VERIFY_LIMIT_S:.0f} s: "
+            "free the host's processor or disk and retry."
+        ) from error
     if checked.returncode:
         last = (checked.stderr.strip().splitlines() or ["no output"])[-1]
         raise env.BuildError(f"The environment was installed but does not work: {last[:300]}")
 
 
 @contextlib.contextmanager
-def locked(path: Path, tell: Tell) -> Iterator[None]:
-    """Hold the environment's lock; it falls with the process. Children do not inherit it."""
+def locked(path: Path, tell: Tell) -> Iterator[int]:
+    """Hold the environment's lock and give its descriptor; it falls with the last process that has inherited it."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             tell(Progress(step="wait for another build of this environment"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield lock.fileno()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -201,11 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
         if env.read_status(environment) is None:
             write(progress)
 
-    with locked(env.sibling(environment, ".lock"), wait):
+    with locked(env.sibling(environment, ".lock"), wait) as lock:
         if env.is_ready(environment):
             return 0
         try:
-            build(environment, env.get_recipe(chosen.name), write)
+            build(environment, env.get_recipe(chosen.name), write, keep=lock)
         except env.BuildError as error:
             write(Progress(step="failed"), error=str(error))
             return 1

@@ -79,4 +79,4 @@ def explain_failure(output: str) -> str:
     if "hashes" in lowered and "do not match" in lowered:
         return "A downloaded package does not match its hash: try again, or clear pip's cache (pip cache purge)."
     errors = [line.strip() for line in output.splitlines() if line.lower().startswith("error:")]
-    return errors[-1][:300] if errors else "pip failed; see the log of the build."
+    return errors[-1][:300] if errors else "pip failed without a word of its own."
