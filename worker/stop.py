@@ -11,6 +11,8 @@ from worker.agent import FolderLock
 from worker.config import AgentConfig
 from worker.state import load_states, save_state
 
+LOCK_S = 5.0
+"""An agent that was asked to stop before has left by then."""
 TERM_S = 10.0
 KILL_S = 5.0
 
@@ -18,11 +20,12 @@ KILL_S = 5.0
 def stop_engines(config: AgentConfig, *, say: Callable[[str], None]) -> int:
     """End all processes of ``config``'s folder; return how many are left (0 unless the kernel holds them).
 
-    SIGTERM to each group, after ``TERM_S`` SIGKILL. Replicas are noted as stopped on purpose: the next agent starts
-    those that its orders want. Raises AlreadyRunning while an agent works in the folder: it would start them again.
+    SIGTERM to each group, after ``TERM_S`` SIGKILL: ``LOCK_S + TERM_S + KILL_S`` at most. Replicas are noted as stopped
+    on purpose: the next agent starts those that its orders want. Raises AlreadyRunning while an agent works in the
+    folder: it would start them again.
     """
     lock = FolderLock(config.folder)
-    lock.acquire(seconds=10.0)
+    lock.acquire(seconds=LOCK_S)
     try:
         sessions = _sessions(config)
         found = processes.marked(config.folder, sessions)
