@@ -118,7 +118,9 @@ class Metrics:
         single("vllm:prefix_cache_queries_total", "counter", cache.queries)
         single("vllm:prefix_cache_hits_total", "counter", cache.hits)
         lines.append("# TYPE vllm:request_success_total counter")
-        for reason, value in counters.finished.items():
+        for reason, count in counters.finished.items():
+            # Measured on vLLM: it has the series, and counts no request there whose client has left.
+            value = 0 if reason == "abort" else count
             lines.append(f'vllm:request_success_total{{{labels},finished_reason="{reason}"}} {value}')
         single("vllm:admission_rejections_total", "counter", self.rejected, 'reason="max_num_queued_reqs",')
         blocks = profile.kv_tokens // BLOCK

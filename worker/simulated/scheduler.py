@@ -107,7 +107,7 @@ class Step:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, as the engine's metrics tell them."""
+    """Totals since the start."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -405,6 +405,8 @@ async def test_a_client_that_leaves_frees_its_place_at_once(start_engine):
     assert streamed["output_tokens"] >= 5
     assert (whole["output_tokens"], whole["generated_tokens"] >= 5) == (0, True)
     assert streamed["request_id"] == "left"
+    assert engine.metric("vllm:request_success_total", finished_reason="abort") == 0, "as measured on vLLM"
+    assert engine.metric("vllm:request_success_total") == 0
 
 
 def test_the_log_agrees_with_what_the_client_received(own_engine):
