@@ -12,19 +12,7 @@ from django.utils import timezone
 
 from capacity.models import CostProfile, HardwareType, Host, Model, Pool, Reservation
 from capacity.policy.cost import CostProfile as Price
-from capacity.selectors import (
-    books,
-    host_secret,
-    period_for,
-    profile_in_force,
-    profiles_in_force,
-    sold_mu_per_min,
-    usage_by,
-    usage_rows,
-    usage_series,
-    usage_total,
-    used_mu_per_min,
-)
+from capacity.selectors import profile_in_force, profiles_in_force
 from capacity.services import (
     hardware_type_get_or_create,
     host_cordon,
@@ -39,15 +27,12 @@ from capacity.services import (
     profile_add,
     reservations_end,
 )
-from capacity.usage.writer import write_batch
 from penstock.crypto import rotate_field_keys
 from serving.models import ProviderCredential
-from serving.selectors import capacity_by_deployment, capacity_by_pool
-from serving.services import deployment_disable, provider_credential_set, replica_transition
+from serving.services import provider_credential_set
 from tenants.crypto import DecryptionError, decrypt, encrypt
 from tenants.models import AuditEntry, Change
 from tests import factories
-from tests.factories import Traffic, batch
 
 pytestmark = pytest.mark.django_db
 
@@ -58,10 +43,10 @@ def test_a_hosts_secret_is_encrypted_at_rest() -> None:
     host, secret = host_enrol(name="rack-1", hardware_type=factories.hardware(), actor="t", labels={"zone": "a"})
     stored = Host.objects.get(pk=host.pk)
     assert secret not in bytes(stored.secret)
-    assert host_secret(stored) == secret
+    assert decrypt(stored.secret) == secret
     assert len(secret) == 32
     fresh = host_secret_renew(host=stored, actor="t")
-    assert host_secret(Host.objects.get(pk=host.pk)) == fresh != secret
+    assert decrypt(Host.objects.get(pk=host.pk).secret) == fresh != secret
     assert secret.hex() not in str(list(AuditEntry.objects.values()))
     with pytest.raises(ValidationError) as error:
         host_enrol(name="rack-1", hardware_type=factories.hardware(), actor="t")
@@ -76,11 +61,11 @@ def test_field_keys_are_rotated_and_old_ones_dropped(settings: Any) -> None:
     settings.PENSTOCK_FIELD_KEYS = (new, old)
     assert rotate_field_keys(actor="t") == {"capacity.host": 1, "serving.providercredential": 1}
     settings.PENSTOCK_FIELD_KEYS = (new,)
-    assert host_secret(Host.objects.get(pk=host.pk)) == secret
+    assert decrypt(Host.objects.get(pk=host.pk).secret) == secret
     assert decrypt(ProviderCredential.objects.get().secret) == b"sk"
     settings.PENSTOCK_FIELD_KEYS = (old,)
     with pytest.raises(DecryptionError, match="PENSTOCK_FIELD_KEYS"):
-        host_secret(Host.objects.get(pk=host.pk))
+        decrypt(Host.objects.get(pk=host.pk).secret)
 
 
 def test_encryption_does_not_repeat_itself() -> None:
@@ -281,56 +266,3 @@ def test_a_reservation_ends_with_its_time_in_the_audit_and_for_the_pool() -> Non
     entry = AuditEntry.objects.get(action="reservation.end")
     assert (entry.object_id, entry.tenant_id, entry.before) == (str(over.pk), over.tenant_id, {"state": "active"})
     assert list(Change.objects.values_list("kind", "object_id")) == [("pool", pool.pk)]
-
-
-def test_usage_is_read_from_the_roll_ups() -> None:
-    at = datetime.datetime(2026, 11, 20, 12, 0, tzinfo=datetime.UTC)
-    mine, other = Traffic(), Traffic()
-    pairs = [mine.pair(at.timestamp() + 60 * minute, mu=float(minute)) for minute in range(5)]
-    write_batch(batch(*pairs, other.pair(at.timestamp() + 5, mu=50.0, outcome="engine_error", first_byte_at=0.0)))
-    rows = usage_rows(period="minute", since=at, until=at + datetime.timedelta(minutes=4))
-    total = usage_total(rows)
-    assert (total.requests, total.failed, total.mu) == (5, 1, 56.0)
-    assert total.mean_ttft_ms == pytest.approx(500.0, abs=0.01)
-    assert total.mean_duration_ms == pytest.approx(1500.0, abs=0.01)
-    assert usage_total(rows.none()).mean_ttft_ms is None
-    series = usage_series(rows.filter(tenant_id=mine.tenant))
-    assert [(point.starts_at.minute, point.usage.mu, point.is_final) for point in series] == [
-        (0, 0.0, False),
-        (1, 1.0, False),
-        (2, 2.0, False),
-        (3, 3.0, False),
-    ]
-    assert [str(key) for key in usage_by(rows, "tenant_id")] == [other.tenant, mine.tenant]
-    used = used_mu_per_min(now=at + datetime.timedelta(minutes=3, seconds=20), minutes=2, group="tenant_id")
-    assert {str(key): value for key, value in used.items()} == {mine.tenant: 1.5}
-    assert books().slowest == "gw-1.1"
-
-
-def test_long_ranges_are_read_from_coarser_rows() -> None:
-    hours = [1, 12, 13, 24 * 31, 24 * 365]
-    assert [period_for(datetime.timedelta(hours=h)) for h in hours] == ["minute", "minute", "hour", "hour", "day"]
-
-
-def test_what_there_is_sold_and_used_of_each_pool() -> None:
-    tenant, pool = factories.tenant(), factories.pool()
-    served = factories.deployment(pool=pool, max_replicas=3)
-    replica = factories.replica(served, host=factories.host(), supply_mu_per_min=80.0)
-    factories.replica(served)
-    replica_transition(replica=replica, to="ready", reason="it answers", address="http://127.0.0.1:1")
-    now = timezone.now()
-    state = Reservation.State.ACTIVE
-    common = {"tenant": tenant, "pool": pool, "profile": pool.profiles.get(), "state": state}
-    Reservation.objects.create(**common, mu_per_min=30.0, starts_at=now - datetime.timedelta(days=1))
-    Reservation.objects.create(**common, mu_per_min=99.0, starts_at=now + datetime.timedelta(days=1))
-    assert sold_mu_per_min(at=now) == {pool.pk: 30.0}
-    last_minute = now.replace(second=0, microsecond=0) - datetime.timedelta(seconds=30)
-    traffic = Traffic(deployment=str(served.pk), pool=str(pool.pk))
-    write_batch(batch(traffic.pair(last_minute.timestamp(), mu=12.5)))
-    row = next(iter(capacity_by_deployment(now=now)))
-    assert (row.ready, row.starting, row.failed) == (1, 1, 0)
-    assert (row.have_mu_per_min, row.could_have_mu_per_min, row.used_mu_per_min) == (80.0, 300.0, 12.5)
-    whole = next(iter(capacity_by_pool(now=now)))
-    assert (whole.pool_id, whole.sold_mu_per_min, whole.have_mu_per_min) == (pool.pk, 30.0, 80.0)
-    deployment_disable(deployment=served, actor="t")
-    assert next(iter(capacity_by_pool(now=now))).could_have_mu_per_min == 0.0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import uuid
 from datetime import timedelta
 
+import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from serving.models import ScalingDecision
+from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
+from penstock.web.console_rows import Totals
+from serving.models import Deployment, ScalingDecision
 from tests.web.seed import Seeded
 
 
@@ -60,3 +63,79 @@ def test_the_feed_is_read_without_asking_once_per_row(as_operator: Client) -> No
             plan = str(cursor.fetchall())
         assert "SUBQUERY" not in plan, plan
         assert "SubPlan" not in plan, plan
+
+
+def totals(client: Client) -> Totals:
+    found: Totals = client.get("/console/live").context["console"].totals
+    return found
+
+
+def sold_pool(platform: Seeded, *, replica_mu_per_min: float = 50.0) -> Pool:
+    """A pool of which 100 MU/min are sold and that nothing serves."""
+    pool = Pool.objects.create(slug="promised", name="promised", model=Model.objects.get(slug="simulated"))
+    profile = CostProfile.objects.create(
+        pool=pool,
+        version=1,
+        hardware_type=HardwareType.objects.get(slug="cpu"),
+        effective_from=timezone.now() - timedelta(days=60),
+        alpha=0.1,
+        beta=0.2,
+        replica_mu_per_min=replica_mu_per_min,
+    )
+    Reservation.objects.create(
+        tenant=platform.northwind,
+        pool=pool,
+        profile=profile,
+        mu_per_min=100.0,
+        starts_at=timezone.now() - timedelta(days=2),
+        state=Reservation.State.ACTIVE,
+    )
+    return pool
+
+
+def newest_sold(client: Client, query: str = "") -> float | None:
+    line: list[float | None] = client.get(f"/console/series.json{query}").json()["sold"]
+    return line[-1]
+
+
+def test_what_is_sold_counts_where_nothing_serves_it(as_operator: Client, platform: Seeded) -> None:
+    assert (totals(as_operator).sold, newest_sold(as_operator)) == (pytest.approx(2.4), pytest.approx(2.4))
+    sold_pool(platform)
+    # Two of its reference replicas, and 2.4 of chat-32b's.
+    assert (totals(as_operator).sold, newest_sold(as_operator)) == (pytest.approx(4.4), pytest.approx(4.4))
+    assert newest_sold(as_operator, "?pool=promised") == 100.0
+    assert b"?pool=promised" in as_operator.get("/console/").content
+
+
+def test_a_sold_pool_beside_the_only_served_one_is_not_added_in_its_unit(as_operator: Client, platform: Seeded) -> None:
+    platform.sim.replicas.all().delete()
+    platform.sim.delete()
+    assert totals(as_operator).unit == "MU/min"
+    sold_pool(platform)
+    assert (totals(as_operator).unit, totals(as_operator).sold) == ("replica-eq.", pytest.approx(4.4))
+
+
+def test_what_is_sold_is_told_before_anything_is_deployed(as_operator: Client, platform: Seeded) -> None:
+    for row in (platform.chat, platform.sim):
+        row.replicas.all().delete()
+        row.delete()
+    assert (
+        "240 MU/min are sold, and nothing is deployed to serve them." in as_operator.get("/console/").content.decode()
+    )
+    sold_pool(platform)
+    assert "4.40 replica-equivalents are sold, and nothing" in as_operator.get("/console/").content.decode()
+
+
+@pytest.mark.parametrize(("pinned", "most"), [(None, 6), (9, 9), (2, 2)])
+def test_a_pinned_deployment_could_have_what_it_is_pinned_to(
+    as_operator: Client, platform: Seeded, pinned: int | None, most: int
+) -> None:
+    Deployment.objects.filter(pk=platform.chat.pk).update(pinned_replicas=pinned)
+    page = as_operator.get("/console/live").context["console"]
+    (row,) = [row for row in page.deployments if row.deployment == platform.chat]
+    assert row.could_mu_per_min == 100.0 * most
+    assert row.marks_label.endswith(f"{most} at most")
+    # Three ready and one starting, one failed beside them.
+    assert [kind for kind, _ in row.marks].count("slot") == max(0, most - 4)
+    assert page.totals.could == most + 4
+    assert as_operator.get("/console/series.json").json()["could"][-1] == most + 4

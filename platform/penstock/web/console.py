@@ -1,5 +1,7 @@
 """The operator console: how much do we have, have we sold, is being used?"""
 
+from datetime import datetime
+
 from django.http import Http404, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import render
@@ -8,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from capacity.models import Pool
 from penstock.web.access import UserRequest, operators_only
-from penstock.web.console_data import gather
+from penstock.web.console_data import gather, pools_in_play
 from penstock.web.live import STALE_S
 from penstock.web.series import CONSOLE_RANGES, capacity_series, pick
 from penstock.web.shell import page
@@ -17,19 +19,20 @@ from tenants.policy.roles import Action
 DEFAULT_RANGE = "1h"
 
 
-def _pools(chosen: str | None) -> tuple[list[Pool], Pool | None]:
-    """Pools that have a deployment, and the one whose chart is shown (None: all of several)."""
-    pools = list(Pool.objects.filter(deployments__isnull=False).distinct())
+def _pools(chosen: str | None, now: datetime) -> tuple[list[Pool], Pool | None]:
+    """Pools that are served or sold, and the one whose chart is shown (None: all of several)."""
+    pools = pools_in_play(now)
     if len(pools) == 1:
         return pools, pools[0]
     return pools, next((pool for pool in pools if pool.slug == chosen), None)
 
 
 def _context(request: UserRequest) -> dict[str, object]:
-    pools, pool = _pools(request.GET.get("pool"))
+    now = timezone.now()
+    pools, pool = _pools(request.GET.get("pool"), now)
     chosen = pick(CONSOLE_RANGES, request.GET.get("range"), DEFAULT_RANGE)
     return {
-        "console": gather(timezone.now()),
+        "console": gather(now),
         "stale_s": STALE_S,
         "pools": pools,
         "pool": pool,

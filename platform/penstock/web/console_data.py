@@ -6,13 +6,21 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import F, OuterRef, Q, Subquery, Sum
+from django.db.models import F, Q
 
-from capacity.models import Accelerator, CostProfile, Host, Reservation, UsageRecord, UsageRollup
+from capacity.models import Accelerator, CostProfile, Host, Pool, UsageRecord
+from capacity.selectors import (
+    profiles_in_force,
+    reference_mu_per_min,
+    reservations_running,
+    sold_mu_per_min,
+    used_mu_per_min,
+)
 from penstock.web import figures
 from penstock.web.console_rows import Console, DeploymentRow, HostRow, IncidentRow, ReplicaRow, Step, Totals
 from penstock.web.live import Live, read_live
 from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
+from serving.selectors import current_revisions, replicas_at_most
 
 PHASES = (
     ("environment", "Environment"),
@@ -43,9 +51,10 @@ def gather(now: datetime) -> Console:
     )
     replicas = without_replaced(replicas)
     live = read_live([str(row.pk) for row in deployments], [str(row.pk) for row in replicas])
-    rows = _deployment_rows(deployments, replicas, live, now)
+    profiles, sold = profiles_in_force(at=now), sold_mu_per_min(at=now)
+    rows = _deployment_rows(deployments, replicas, live, now, profiles=profiles, sold=sold)
     shown = sorted((_replica_row(row, live, now) for row in replicas), key=_replica_order)
-    totals = total(rows)
+    totals = total(rows, profiles=profiles, sold=sold)
     return Console(
         at=now,
         totals=totals,
@@ -59,6 +68,12 @@ def gather(now: datetime) -> Console:
         live=live,
         feed_age_s=live.feed_age_s(now.timestamp()),
     )
+
+
+def pools_in_play(now: datetime) -> list[Pool]:
+    """Pools that something serves or of which something is sold."""
+    sold = reservations_running(at=now).values("pool")
+    return list(Pool.objects.filter(Q(deployments__isnull=False) | Q(pk__in=sold)).distinct())
 
 
 def without_replaced(replicas: Sequence[Replica]) -> list[Replica]:
@@ -77,12 +92,16 @@ def without_replaced(replicas: Sequence[Replica]) -> list[Replica]:
 
 
 def _deployment_rows(
-    deployments: Sequence[Deployment], replicas: Sequence[Replica], live: Live, now: datetime
+    deployments: Sequence[Deployment],
+    replicas: Sequence[Replica],
+    live: Live,
+    now: datetime,
+    *,
+    profiles: Mapping[UUID, CostProfile],
+    sold: Mapping[UUID, float],
 ) -> list[DeploymentRow]:
-    revisions = {row.deployment_id: row for row in Revision.objects.filter(is_current=True)}
-    profiles = current_profiles(now)
-    sold = sold_now(now)
-    used = used_now(now)
+    revisions = current_revisions(deployments)
+    used = used_mu_per_min(now=now, group="deployment_id")
     ttft = ttft_p95_ms(now)
     by_deployment: dict[UUID, list[Replica]] = defaultdict(list)
     for replica in replicas:
@@ -91,18 +110,19 @@ def _deployment_rows(
     for deployment in deployments:
         own = by_deployment[deployment.pk]
         revision, profile = revisions.get(deployment.pk), profiles.get(deployment.pool_id)
-        reference = profile.replica_mu_per_min if profile else 100.0
+        reference, most = reference_mu_per_min(profile), replicas_at_most(deployment)
         rows.append(
             DeploymentRow(
                 deployment=deployment,
                 engine=revision.get_runtime_display() if revision else "no revision",
                 is_simulated=revision is not None and revision.runtime == Revision.Runtime.SIMULATED,
-                marks=replica_marks(own, deployment),
+                marks=replica_marks(own, most),
+                most=most,
                 ready=sum(replica.state == "ready" for replica in own),
                 starting=sum(replica.state in ("pending", "starting") for replica in own),
                 failed=sum(replica.state == "failed" for replica in own),
                 have_mu_per_min=sum(replica.supply_mu_per_min for replica in own if replica.state == "ready"),
-                could_mu_per_min=deployment.max_replicas * reference if deployment.is_enabled else 0.0,
+                could_mu_per_min=most * reference,
                 sold_mu_per_min=sold.get(deployment.pool_id, 0.0),
                 used_mu_per_min=used.get(deployment.pk, 0.0),
                 reference_mu_per_min=reference,
@@ -114,8 +134,8 @@ def _deployment_rows(
     return rows
 
 
-def replica_marks(replicas: Sequence[Replica], deployment: Deployment) -> list[tuple[str, str]]:
-    """One mark per replica, then an empty slot for each more that the deployment may have (at most 24 marks)."""
+def replica_marks(replicas: Sequence[Replica], most: int) -> list[tuple[str, str]]:
+    """One mark per replica, then an empty slot for each more up to ``most`` replicas (at most 24 marks)."""
     order = {"ready": 0, "starting": 1, "pending": 1, "draining": 2, "stopping": 2, "failed": 3}
     ranked = sorted(replicas, key=lambda replica: order.get(replica.state, 4))
     shown = [
@@ -125,50 +145,9 @@ def replica_marks(replicas: Sequence[Replica], deployment: Deployment) -> list[t
         )
         for replica in ranked
     ]
-    slots = deployment.max_replicas - sum(replica.state != "failed" for replica in replicas)
+    slots = most - sum(replica.state != "failed" for replica in replicas)
     shown += [("slot", "Could have one more")] * max(0, slots)
     return shown[:24]
-
-
-def current_profiles(now: datetime) -> dict[UUID, CostProfile]:
-    """The price in force of each pool, by pool."""
-    newest = (
-        CostProfile.objects.filter(pool=OuterRef("pool"), effective_from__lte=now)
-        .order_by("-effective_from", "-version")
-        .values("pk")[:1]
-    )
-    return {row.pool_id: row for row in CostProfile.objects.filter(pk=Subquery(newest))}
-
-
-def sold_now(now: datetime) -> dict[UUID, float]:
-    """MU/min reserved and running at ``now``, by pool."""
-    running = Reservation.objects.filter(state=Reservation.State.ACTIVE, starts_at__lte=now).filter(
-        Q(ends_at__isnull=True) | Q(ends_at__gt=now)
-    )
-    return dict(running.order_by().values("pool").annotate(sum=Sum("mu_per_min")).values_list("pool", "sum"))
-
-
-def used_now(now: datetime) -> dict[UUID, float]:
-    """MU settled in the last 60 s, by deployment, from this and the last minute's roll-ups."""
-    minute = now.replace(second=0, microsecond=0)
-    sums: dict[UUID, dict[datetime, float]] = defaultdict(dict)
-    rollups = UsageRollup.objects.filter(
-        period=UsageRollup.Period.MINUTE, starts_at__gte=minute - timedelta(minutes=1), starts_at__lte=minute
-    )
-    for deployment_id, starts_at, mu in (
-        rollups.order_by()
-        .values("deployment_id", "starts_at")
-        .annotate(sum=Sum("mu"))
-        .values_list("deployment_id", "starts_at", "sum")
-    ):
-        sums[deployment_id][starts_at] = mu
-    elapsed_s = (now - minute).total_seconds()
-    return {
-        deployment_id: figures.sliding_minute(
-            by_minute.get(minute - timedelta(minutes=1), 0.0), by_minute.get(minute, 0.0), elapsed_s
-        )
-        for deployment_id, by_minute in sums.items()
-    }
 
 
 def ttft_p95_ms(now: datetime) -> dict[UUID, float | None]:
@@ -280,21 +259,23 @@ def _incident_row(incident: Incident) -> IncidentRow:
     return IncidentRow(incident=incident, open_s=open_s, last_step="" if step in incident.summary else step)
 
 
-def total(rows: Sequence[DeploymentRow]) -> Totals:
-    """Sums over all deployments, in MU/min of the one pool or in replica-equivalents of several."""
-    pools = {row.deployment.pool_id for row in rows}
-    is_one = len(pools) == 1
+def total(rows: Sequence[DeploymentRow], *, profiles: Mapping[UUID, CostProfile], sold: Mapping[UUID, float]) -> Totals:
+    """Sums over all deployments, in MU/min of the one pool or in replica-equivalents of several.
+
+    ``sold`` (MU/min by pool) counts also where nothing is deployed: that is the first thing an operator must see.
+    """
+    is_one = len({row.deployment.pool_id for row in rows} | set(sold)) == 1
 
     def scaled(row: DeploymentRow, mu_per_min: float) -> float:
         return mu_per_min if is_one else mu_per_min / row.reference_mu_per_min
 
-    sold = {row.deployment.pool_id: scaled(row, row.sold_mu_per_min) for row in rows}
+    sold_by_pool = [mu if is_one else mu / reference_mu_per_min(profiles.get(pool)) for pool, mu in sold.items()]
     seen = [(row, row.now) for row in rows if row.now is not None]
     return Totals(
         unit="MU/min" if is_one else "replica-eq.",
         have=sum(scaled(row, row.have_mu_per_min) for row in rows),
         could=sum(scaled(row, row.could_mu_per_min) for row in rows),
-        sold=sum(sold.values()),
+        sold=sum(sold_by_pool),
         used=sum(scaled(row, row.used_mu_per_min) for row in rows),
         offered=sum(scaled(row, now.offered_mu_per_min) for row, now in seen) if seen else None,
         requests_per_s=sum(now.requests_per_s for _, now in seen) if seen else None,
@@ -302,17 +283,20 @@ def total(rows: Sequence[DeploymentRow]) -> Totals:
         ready=sum(row.ready for row in rows),
         starting=sum(row.starting for row in rows),
         failed=sum(row.failed for row in rows),
-        pool=rows[0].deployment.pool.name if is_one else "",
+        pool=rows[0].deployment.pool.name if is_one and rows else "",
     )
 
 
 def headline(totals: Totals, rows: Sequence[DeploymentRow]) -> str:
     """The sentence that answers the page's question: how much do we have, have we sold, is being used?"""
+    unit = totals.unit if totals.unit == "MU/min" else "replica-equivalents"
+    if not rows and totals.sold:
+        return f"{figures.number(totals.sold)} {unit} are sold, and nothing is deployed to serve them."
     if not rows:
         return "Nothing is deployed yet, so there is nothing to sell."
-    unit = f"MU/min of {totals.pool}" if totals.pool else "replica-equivalents"
+    of_pool = f" of {totals.pool}" if totals.pool else ""
     first = (
-        f"We have {figures.number(totals.have)} {unit}, have sold {figures.number(totals.sold)}"
+        f"We have {figures.number(totals.have)} {unit}{of_pool}, have sold {figures.number(totals.sold)}"
         f" and use {figures.number(totals.used)}."
     )
     down = [row.deployment.name for row in rows if row.deployment.is_enabled and not row.ready]

@@ -60,6 +60,8 @@ class DeploymentRow:
     engine: str
     is_simulated: bool
     marks: list[tuple[str, str]]
+    most: int
+    """Replicas that it may have."""
     ready: int
     starting: int
     failed: int
@@ -81,8 +83,7 @@ class DeploymentRow:
 
     @property
     def marks_label(self) -> str:
-        most = self.deployment.max_replicas
-        return f"{self.ready} ready, {self.starting} starting, {self.failed} failed, {most} at most"
+        return f"{self.ready} ready, {self.starting} starting, {self.failed} failed, {self.most} at most"
 
     @property
     def meter_kind(self) -> str:

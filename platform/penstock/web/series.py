@@ -9,9 +9,10 @@ from uuid import UUID
 from django.db.models import Q, Sum
 
 from capacity.models import Pool, Reservation, UsageRollup
-from penstock.web.console_data import current_profiles
+from capacity.selectors import profiles_in_force, reference_mu_per_min, usage_rows
 from penstock.web.live import DeploymentSample, read_ring
 from serving.models import Deployment, ScalingDecision
+from serving.selectors import replicas_at_most
 
 Line = list[float | None]
 
@@ -162,39 +163,38 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
     """
     starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
     begins = datetime.fromtimestamp(starts[0], UTC)
-    deployments = list(Deployment.objects.filter(**({"pool": pool} if pool else {})).select_related("pool"))
-    profiles = current_profiles(now)
-    factors = {
-        row.pool_id: 1.0 if pool or row.pool_id not in profiles else 1.0 / profiles[row.pool_id].replica_mu_per_min
-        for row in deployments
-    }
+    deployments = list(Deployment.objects.filter(**({"pool": pool} if pool else {})))
+    profiles = profiles_in_force(at=now)
+
+    def factor_of(pool_id: UUID) -> float:
+        return 1.0 if pool else 1.0 / reference_mu_per_min(profiles.get(pool_id))
+
     minutes = _decision_minutes([row.pk for row in deployments], begins)
-    used = _used_minutes([row.pk for row in deployments], begins)
-    sales = _sales(list(factors), begins)
+    used = _used_minutes([row.pk for row in deployments], begins, now)
+    sales = _sales(begins, pool)
     have, offered, use = [], [], []
     for row in deployments:
         ring = read_ring(str(row.pk), _ring_samples(chosen))
         seen = bucketed(starts, step_s, ring, minutes[row.pk])
-        factor = factors[row.pool_id]
+        factor = factor_of(row.pool_id)
         have.append(scale(seen.have, factor))
         offered.append(scale(seen.offered, factor))
         until = now.timestamp() // 60 * 60
         use.append(scale(per_bucket(starts, step_s, used[row.pk], until), factor))
     could = sum(
-        row.max_replicas
-        * (profiles[row.pool_id].replica_mu_per_min if row.pool_id in profiles else 100.0)
-        * factors[row.pool_id]
+        replicas_at_most(row) * reference_mu_per_min(profiles.get(row.pool_id)) * factor_of(row.pool_id)
         for row in deployments
-        if row.is_enabled
     )
-    sold_by_pool = [scale(list(sold_line(starts, sales[pool_id])), factors[pool_id]) for pool_id in factors]
+    sold = [scale(list(sold_line(starts, own)), factor_of(pool_id)) for pool_id, own in sales.items()]
+    if deployments:
+        sold.append([0.0] * len(starts))
     empty: Line = [None] * len(starts)
     return {
         "unit": "MU/min" if pool else "replica-equivalents",
         "t": starts,
         "have": add(have) if have else empty,
         "could": [could] * len(starts) if deployments else empty,
-        "sold": add(sold_by_pool) if sold_by_pool else empty,
+        "sold": add(sold) if sold else empty,
         "offered": add(offered) if offered else empty,
         "used": add(use) if use else empty,
     }
@@ -232,25 +232,22 @@ def _figure(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _used_minutes(deployment_ids: Sequence[UUID], begins: datetime) -> dict[UUID, dict[float, float]]:
+def _used_minutes(deployment_ids: Sequence[UUID], begins: datetime, now: datetime) -> dict[UUID, dict[float, float]]:
     rows: dict[UUID, dict[float, float]] = defaultdict(dict)
-    rollups = UsageRollup.objects.filter(
-        period=UsageRollup.Period.MINUTE,
-        starts_at__gte=begins - timedelta(minutes=1),
-        deployment_id__in=deployment_ids,
-    )
-    summed = rollups.order_by().values("deployment_id", "starts_at").annotate(sum=Sum("mu"))
-    for deployment_id, starts_at, mu in summed.values_list("deployment_id", "starts_at", "sum"):
+    rollups = usage_rows(period=UsageRollup.Period.MINUTE, since=begins - timedelta(minutes=1), until=now)
+    summed = rollups.filter(deployment_id__in=deployment_ids).values("deployment_id", "starts_at")
+    for deployment_id, starts_at, mu in summed.annotate(sum=Sum("mu")).values_list("deployment_id", "starts_at", "sum"):
         rows[deployment_id][starts_at.timestamp()] = mu
     return rows
 
 
-def _sales(pool_ids: Sequence[UUID], begins: datetime) -> dict[UUID, list[tuple[float, float | None, float]]]:
-    rows: dict[UUID, list[tuple[float, float | None, float]]] = {pool_id: [] for pool_id in pool_ids}
+def _sales(begins: datetime, pool: Pool | None) -> dict[UUID, list[tuple[float, float | None, float]]]:
+    """What was sold since ``begins``, by pool, also where nothing is deployed: (from, until or None, MU/min)."""
+    rows: dict[UUID, list[tuple[float, float | None, float]]] = defaultdict(list)
     held = Reservation.objects.filter(
         Q(ends_at__isnull=True) | Q(ends_at__gt=begins),
-        pool_id__in=pool_ids,
         state__in=(Reservation.State.ACTIVE, Reservation.State.ENDED),
+        **({"pool": pool} if pool else {}),
     )
     for pool_id, starts_at, ends_at, mu in held.values_list("pool_id", "starts_at", "ends_at", "mu_per_min"):
         rows[pool_id].append((starts_at.timestamp(), ends_at.timestamp() if ends_at else None, mu))
