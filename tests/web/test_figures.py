@@ -55,12 +55,6 @@ def test_a_percentile_is_a_value_that_the_right_share_does_not_exceed(values: li
     assert sum(value < got for value in values) < 0.95 * len(values) + 1e-9
 
 
-@given(st.floats(0, 1e6), st.floats(0, 60))
-def test_an_even_flow_is_its_own_sliding_minute(rate: float, elapsed_s: float) -> None:
-    now = figures.sliding_minute(rate, rate * elapsed_s / 60, elapsed_s)
-    assert now == pytest.approx(rate, rel=1e-9, abs=1e-9)
-
-
 def sample(at: float, mu: float = 0.0, requests: float = 0.0, capacity: float = 100.0) -> DeploymentSample:
     return DeploymentSample(at=at, offered_mu=mu, offered_requests=requests, capacity_mu_per_min=capacity)
 

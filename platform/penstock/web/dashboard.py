@@ -1,19 +1,16 @@
 """The tenant's dashboard: how much am I using, and is it fast? And the chooser between tenants."""
 
-from datetime import datetime
-
 from django.conf import settings
 from django.http import Http404, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.views.decorators.http import require_GET
 
 from capacity.models import Pool
 from penstock.web import figures
 from penstock.web.access import UserRequest, signed_in, tenant_or_404
-from penstock.web.dashboard_data import TENANT_RANGES, Dashboard, gather_dashboard, usage_series
+from penstock.web.dashboard_data import TENANT_RANGES, Dashboard, Place, gather_dashboard, usage_series
 from penstock.web.series import pick
 from penstock.web.shell import page, tenants_of
 from penstock.web.snippets import snippets
@@ -50,22 +47,14 @@ def chooser(request: UserRequest) -> HttpResponse:
     )
 
 
-def _moment(text: str | None) -> datetime | None:
-    """A time from the URL, None when it is absent or malformed."""
-    try:
-        at = parse_datetime((text or "").replace(" ", "+"))
-    except ValueError:
-        return None
-    return at if at is not None and at.tzinfo is not None else None
-
-
 @require_GET
 @signed_in
 def tenant(request: UserRequest, slug: str) -> HttpResponse:
     owner, role = tenant_or_404(request.user, slug)
     chosen = pick(TENANT_RANGES, request.GET.get("range"), DEFAULT_RANGE)
     only_failed = request.GET.get("outcome") == "failed"
-    data = gather_dashboard(owner, chosen, timezone.now(), _moment(request.GET.get("before")), only_failed)
+    before = Place.parse(request.GET.get("before", ""))
+    data = gather_dashboard(owner, chosen, timezone.now(), before, only_failed)
     model = next((row.name for row in data.models if row.name == request.GET.get("model")), None)
     model = model or (data.models[0].name if data.models else MODEL_PLACEHOLDER)
     pools = list({row.pool.slug: row.pool for row in data.models}.values())
@@ -83,7 +72,7 @@ def tenant(request: UserRequest, slug: str) -> HttpResponse:
         "snippets": snippets(settings.PENSTOCK_API_URL.rstrip("/"), model),
         "base_url": settings.PENSTOCK_API_URL,
         "only_failed": only_failed,
-        "is_paged": bool(request.GET.get("before")),
+        "is_paged": before is not None,
     }
     return page(request, "dashboard/home.html", context, current="tenant", tenant=owner)
 

@@ -3,19 +3,23 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
 from uuid import UUID
 
 from django.db.models import Q, QuerySet, Sum
+from django.utils.dateparse import parse_datetime
 
 from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
+from capacity.selectors import reservations_running, usage_rows, used_mu_per_min
 from penstock.web import figures
 from penstock.web.series import Line, Range, bucket_starts, sold_line
 from serving.models import Deployment, Revision
+from serving.selectors import current_revisions
 from tenants.models import ApiKey, Limit, Tenant
 
 LATEST_ROWS = 20
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TENANT_RANGES = {
     item.key: item
     for item in (
@@ -43,6 +47,27 @@ SUMS = {
 
 Row = dict[str, Any]
 """Sums of roll-ups with the identifiers they are grouped by."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the list of requests. Many end at one moment when a gateway is lost: its time alone is none."""
+
+    ended_at: datetime
+    id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.ended_at.isoformat()}_{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """What ``str`` gave, from a URL; None when it is absent or malformed."""
+        moment, _, identifier = text.partition("_")
+        try:
+            ended_at, request_id = parse_datetime(moment.replace(" ", "+")), UUID(identifier)
+        except ValueError:
+            return None
+        return cls(ended_at, request_id) if ended_at is not None and ended_at.tzinfo is not None else None
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ class Dashboard:
     by_model: list[Usage]
     by_key: list[Usage]
     latest: list[RequestRow]
-    older: str
+    older: Place | None
     limits: list[Limit]
     models: list[ModelChoice]
     held: list[Held]
@@ -132,6 +157,13 @@ def period_for(chosen: Range) -> UsageRollup.Period:
     return UsageRollup.Period.HOUR if chosen.step >= timedelta(hours=1) else UsageRollup.Period.MINUTE
 
 
+def begins(chosen: Range, now: datetime) -> datetime:
+    """The start of the first roll-up that lies wholly within ``chosen``: a sum never holds more than its label says."""
+    period = timedelta(hours=1) if period_for(chosen) == UsageRollup.Period.HOUR else timedelta(minutes=1)
+    first = now - chosen.length
+    return first + (EPOCH - first) % period
+
+
 def usable_models(tenant: Tenant) -> list[ModelChoice]:
     """Models the tenant may send requests to, by name."""
     deployments = list(
@@ -140,7 +172,7 @@ def usable_models(tenant: Tenant) -> list[ModelChoice]:
         .distinct()
         .order_by("name")
     )
-    revisions = {row.deployment_id: row for row in Revision.objects.filter(deployment__in=deployments, is_current=True)}
+    revisions = current_revisions(deployments)
     choices = []
     for row in deployments:
         revision = revisions.get(row.pk)
@@ -156,22 +188,18 @@ def usable_models(tenant: Tenant) -> list[ModelChoice]:
 
 
 def gather_dashboard(
-    tenant: Tenant, chosen: Range, now: datetime, before: datetime | None, only_failed: bool
+    tenant: Tenant, chosen: Range, now: datetime, before: Place | None, only_failed: bool
 ) -> Dashboard:
     """Everything the dashboard shows. ``before`` pages back through the latest requests."""
-    rollups = _rollups(tenant, chosen, now)
+    rollups = usage_rows(period=period_for(chosen), since=begins(chosen, now), until=now, tenant_id=tenant.pk)
     names = dict(Deployment.objects.values_list("pk", "name"))
     pools = dict(Pool.objects.values_list("pk", "name"))
     keys = list(ApiKey.objects.filter(tenant=tenant).order_by("name"))
     key_names = {key.pk: key.name for key in keys}
-    by = rollups.order_by().values("deployment_id", "pool_id", "key_id").annotate(**SUMS)
+    by = rollups.values("deployment_id", "pool_id", "key_id").annotate(**SUMS)
     grouped: list[Row] = [dict(row) for row in by]
-    latest = UsageRecord.objects.filter(tenant_id=tenant.pk).order_by("-ended_at")
-    if before is not None:
-        latest = latest.filter(ended_at__lt=before)
-    if only_failed:
-        latest = latest.exclude(outcome="completed")
-    records = list(latest[: LATEST_ROWS + 1])
+    records = list(_latest(tenant, before, only_failed)[: LATEST_ROWS + 1])
+    last = records[LATEST_ROWS - 1] if len(records) > LATEST_ROWS else None
     return Dashboard(
         at=now,
         total=_sum("Total", "", grouped),
@@ -179,7 +207,7 @@ def gather_dashboard(
         by_model=_by_model(grouped, names, pools),
         by_key=_by_key(grouped, names, key_names),
         latest=[_request_row(row, key_names) for row in records[:LATEST_ROWS]],
-        older=records[LATEST_ROWS - 1].ended_at.isoformat() if len(records) > LATEST_ROWS else "",
+        older=Place(last.ended_at, last.pk) if last else None,
         limits=list(Limit.objects.filter(tenant=tenant).select_related("api_key").order_by("api_key__name", "kind")),
         models=usable_models(tenant),
         held=held_now(tenant, now),
@@ -188,11 +216,12 @@ def gather_dashboard(
     )
 
 
-def _rollups(tenant: Tenant, chosen: Range, now: datetime) -> QuerySet[UsageRollup]:
-    starts = bucket_starts(now.timestamp(), chosen)
-    return UsageRollup.objects.filter(
-        tenant_id=tenant.pk, period=period_for(chosen), starts_at__gte=datetime.fromtimestamp(starts[0], now.tzinfo)
-    )
+def _latest(tenant: Tenant, before: Place | None, only_failed: bool) -> QuerySet[UsageRecord]:
+    rows = UsageRecord.objects.filter(tenant_id=tenant.pk).order_by("-ended_at", "-pk")
+    if before is not None:
+        older = Q(ended_at__lt=before.ended_at) | Q(pk__lt=before.id)
+        rows = rows.filter(older, ended_at__lte=before.ended_at)
+    return rows.exclude(outcome="completed") if only_failed else rows
 
 
 def _sum(name: str, sub: str, rows: Sequence[Row]) -> Usage:
@@ -243,46 +272,23 @@ def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:
 
 def held_now(tenant: Tenant, now: datetime) -> list[Held]:
     """The tenant's running reservations with what it used of each pool in the last 60 s."""
-    running = list(
-        Reservation.objects.filter(tenant=tenant, state=Reservation.State.ACTIVE, starts_at__lte=now)
-        .filter(Q(ends_at__isnull=True) | Q(ends_at__gt=now))
-        .select_related("pool")
-    )
-    minute = now.replace(second=0, microsecond=0)
-    rollups = UsageRollup.objects.filter(
-        tenant_id=tenant.pk, period=UsageRollup.Period.MINUTE, starts_at__gte=minute - timedelta(minutes=1)
-    )
-    by_pool: dict[UUID, dict[datetime, float]] = defaultdict(dict)
-    for pool_id, starts_at, mu in (
-        rollups.order_by()
-        .values("pool_id", "starts_at")
-        .annotate(sum=Sum("mu"))
-        .values_list("pool_id", "starts_at", "sum")
-    ):
-        by_pool[pool_id][starts_at] = mu
-    elapsed_s = (now - minute).total_seconds()
-    return [
-        Held(
-            reservation=row,
-            used_mu_per_min=figures.sliding_minute(
-                by_pool[row.pool_id].get(minute - timedelta(minutes=1), 0.0),
-                by_pool[row.pool_id].get(minute, 0.0),
-                elapsed_s,
-            ),
-        )
-        for row in running
-    ]
+    running = list(reservations_running(at=now).filter(tenant=tenant).select_related("pool"))
+    used = used_mu_per_min(now=now, group="pool_id", tenant_id=tenant.pk)
+    return [Held(reservation=row, used_mu_per_min=used.get(row.pool_id, 0.0)) for row in running]
 
 
 def usage_series(tenant: Tenant, pool: Pool, chosen: Range, now: datetime) -> dict[str, object]:
     """The tenant's MU/min of one pool over the range, and what it has reserved of it."""
     starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
     sums = [0.0] * len(starts)
-    rollups = _rollups(tenant, chosen, now).filter(pool_id=pool.pk)
-    for starts_at, mu in rollups.order_by().values("starts_at").annotate(sum=Sum("mu")).values_list("starts_at", "sum"):
-        index = int((starts_at.timestamp() - starts[0]) // step_s)
-        if 0 <= index < len(starts):
-            sums[index] += mu
+    rollups = usage_rows(
+        period=period_for(chosen),
+        since=datetime.fromtimestamp(starts[0], now.tzinfo),
+        until=datetime.fromtimestamp(starts[-1] + step_s, now.tzinfo),
+        tenant_id=tenant.pk,
+    ).filter(pool_id=pool.pk)
+    for starts_at, mu in rollups.values("starts_at").annotate(sum=Sum("mu")).values_list("starts_at", "sum"):
+        sums[int((starts_at.timestamp() - starts[0]) // step_s)] += mu
     used: Line = [value / step_s * 60.0 for value in sums]
     sales = [
         (row.starts_at.timestamp(), row.ends_at.timestamp() if row.ends_at else None, row.mu_per_min)

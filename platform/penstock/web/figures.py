@@ -71,12 +71,3 @@ def percentile(values: list[float], share: float) -> float | None:
     ordered = sorted(values)
     rank = max(1, -(-len(ordered) * round(share * 1000) // 1000))
     return ordered[min(rank, len(ordered)) - 1]
-
-
-def sliding_minute(previous: float, current: float, elapsed_s: float) -> float:
-    """Amount of the last 60 s from two calendar minutes: the whole current one and the rest of the one before.
-
-    Assumes an even flow within the previous minute (the sliding-window counter). ``elapsed_s`` is the current
-    minute's age in seconds.
-    """
-    return current + previous * max(0.0, 1.0 - elapsed_s / 60.0)
