@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "mu"
+TOKEN_PREFIX = "pst"
+"""Of a person's access token, which has the same shape."""
 PUBLIC_LENGTH = 12
 SECRET_LENGTH = 43
 """62^43 ≥ 2^256."""
@@ -28,22 +30,23 @@ class KeyText(NamedTuple):
 
     public_id: str
     secret: str
+    prefix: str = PREFIX
 
     def __str__(self) -> str:
-        return f"{PREFIX}_{self.public_id}_{self.secret}"
+        return f"{self.prefix}_{self.public_id}_{self.secret}"
 
 
-def key_make() -> KeyText:
+def key_make(prefix: str = PREFIX) -> KeyText:
     """A new random key."""
-    return KeyText(_random_text(PUBLIC_LENGTH), _random_text(SECRET_LENGTH))
+    return KeyText(_random_text(PUBLIC_LENGTH), _random_text(SECRET_LENGTH), prefix)
 
 
 def key_parse(text: str) -> KeyText | None:
-    """The parts of ``text``, or None if it is not shaped like a key."""
+    """The parts of an API key's or access token's text, or None if it is not shaped like one."""
     parts = text.split("_")
-    if len(parts) != 3 or parts[0] != PREFIX or not parts[1] or not parts[2]:
+    if len(parts) != 3 or parts[0] not in (PREFIX, TOKEN_PREFIX) or not parts[1] or not parts[2]:
         return None
-    return KeyText(parts[1], parts[2])
+    return KeyText(parts[1], parts[2], parts[0])
 
 
 def key_digest(secret: str, pepper: str) -> str:
