@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tenants.keys import (
     current_pepper,
     key_digest,
     key_make,
+    key_matches,
+    key_parse,
     name_errors,
     network_errors,
     scope_errors,
@@ -19,14 +24,22 @@ def test_a_new_key_reads_back() -> None:
     made = key_make()
     assert str(made) == f"mu_{made.public_id}_{made.secret}"
     assert str(made).count("_") == 2, "the parts hold none, so that a text is parsed without doubt"
+    assert key_parse(str(made)) == made
     assert len({str(key_make()) for _ in range(200)}) == 200
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_parsed_without_an_error(text: str) -> None:
+    parsed = key_parse(text)
+    assert parsed is None or str(parsed) == text
 
 
 def test_the_digest_is_hmac_sha256_under_the_pepper() -> None:
     expected = hmac.new(b"pepper", b"secret", hashlib.sha256).hexdigest()
     assert key_digest("secret", "pepper") == expected
-    assert key_digest("secret", "another") != expected
-    assert key_digest("Secret", "pepper") != expected
+    assert key_matches("secret", expected, "pepper")
+    assert not key_matches("secret", expected, "another")
+    assert not key_matches("Secret", expected, "pepper")
 
 
 def test_the_newest_pepper_signs() -> None:
