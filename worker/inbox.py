@@ -42,7 +42,7 @@ class Inbox:
         """Take the orders an earlier agent kept, as far as they are for this host: no broker is needed to go on."""
         try:
             envelope = msgspec.json.decode(self._path.read_bytes())
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             return
         try:
             self.offer(envelope)

@@ -17,7 +17,7 @@ class LearntStart:
         self._path = folder / "learnt.json"
         try:
             self.seconds = float(msgspec.json.decode(self._path.read_bytes())["start_s"])
-        except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError):
             self.seconds = 0.0
 
     def learn(self, start_s: float) -> None:

@@ -76,7 +76,7 @@ def load_states(replicas: Path) -> dict[str, ReplicaState]:
     for path in sorted(replicas.glob("*/state.json")):
         try:
             state = msgspec.json.decode(path.read_bytes(), type=ReplicaState)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             continue
         if state.replica_id == path.parent.name:
             found[state.replica_id] = state

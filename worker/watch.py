@@ -172,5 +172,5 @@ def _error_text(body: bytes) -> str:
     try:
         decoded: Any = msgspec.json.decode(body)
         return str(decoded["error"]["message"])[:200]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return body[:200].decode("utf-8", "replace")

@@ -271,6 +271,25 @@ def test_a_replica_whose_state_is_not_on_disk_keeps_its_folder(ticking: Ticking)
     assert len(list(ticking.config.replicas.iterdir())) == KEPT_FOLDERS + 1
 
 
+@pytest.mark.parametrize("damage", [b'{"replica_id": "\xff"}', b"\xff", b"5", b""])
+def test_a_damaged_file_of_the_folder_is_no_file(config: AgentConfig, damage: bytes) -> None:
+    (config.replicas / "r1").mkdir()
+    (config.replicas / "r1" / "state.json").write_bytes(damage)
+    (config.folder / "orders.json").write_bytes(damage)
+    (config.folder / "learnt.json").write_bytes(damage)
+    status = environments.sibling(environments.environment_path(config.environments, "vllm-cpu"), ".status.json")
+    status.parent.mkdir()
+    status.write_bytes(damage)
+    inbox = Inbox(config)
+    inbox.load()
+    assert inbox.orders is None
+    assert load_states(config.replicas) == {}
+    assert environments.read_status(status.with_name(status.name.removesuffix(".status.json"))) is None
+    ticking = Ticking(config)
+    ticking.tick()
+    assert ticking.reports[-1].replicas == ()
+
+
 # --------------------------------------------------------------------- life of the threads
 async def test_facts_that_cannot_be_read_once_are_read_again(
     config: AgentConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

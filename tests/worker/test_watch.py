@@ -29,6 +29,8 @@ class Engine:
             return web.Response(text="vllm:num_requests_running 1\n")
         if request.path == "/v1/models":
             return web.json_response(self.models)
+        if request.path == "/x":
+            return web.Response(status=500, body=b'{"error": {"message": "\xff"}}')
         return web.json_response({"version": "1"})
 
     def plan(self) -> LaunchPlan:
@@ -88,4 +90,14 @@ async def test_an_engine_whose_answers_cannot_be_read_is_not_healthy(
         assert not watcher.view.is_healthy
         is_odd = False
         await until(lambda: watcher.view.is_healthy and watcher.view.metrics == {"running": 1.0})
+        watcher.cancel()
+
+
+async def test_an_error_in_no_encoding_is_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.watch.PERIOD_S", 0.05)
+    async with aiohttp.ClientSession() as session:
+        watcher = EngineWatcher(session, engine.plan(), lambda _: METRICS, lambda: 1.0, lambda: None)
+        watcher.warm_up()
+        await until(lambda: watcher.view.warm_up == "failed")
+        assert watcher.view.warm_up_error.startswith("answered 500")
         watcher.cancel()

@@ -130,5 +130,5 @@ def read_status(environment: Path) -> BuildStatus | None:
     """Return what the last builder said, or None. Never raises: the file may be half there."""
     try:
         return msgspec.json.decode(sibling(environment, ".status.json").read_bytes(), type=BuildStatus)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError):
         return None
