@@ -10,17 +10,16 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any
 
 import redis
 
 from capacity.models import CostProfile, Host
 from capacity.policy.profiles import engine_ms_per_mu
+from capacity.selectors import profiles_in_force
 from penstock.loops.alone import alone, is_news
 from penstock.loops.asking import Question, ask, take_answer
 from penstock.loops.dispatch import orders_send
-from penstock.loops.prices import current_profile
 from serving.agents.hangs import replica_condemn
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -75,12 +74,12 @@ def _watch(client: redis.Redis, *, now: float) -> list[Watched]:
     beats = read_beats(client)
     rings = ring_read_many(client, [replica_ring(str(replica.id)) for replica in replicas], 1)
     at = datetime.datetime.fromtimestamp(now, datetime.UTC)
-    profile_of = cache(lambda pool_id: current_profile(pool_id, at=at))
+    profiles = profiles_in_force(at=at)
     watched: list[Watched] = []
     for replica in replicas:
         with alone(f"the probe of {replica}"):
             replica_id = str(replica.id)
-            config = CONFIG.for_steps(longest_step_s(replica, profile_of(replica.deployment.pool_id)))
+            config = CONFIG.for_steps(longest_step_s(replica, profiles.get(replica.deployment.pool_id)))
             memory = _with_answer(client, replica, _memory(client, replica_id))
             seen = sighting(replica_id, beats, rings[replica_ring(replica_id)])
             memory = health.look(memory, seen, now=now, config=config)

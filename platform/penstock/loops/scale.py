@@ -12,7 +12,7 @@ from django.db.models import Count, Q
 
 from capacity.models import CostProfile
 from capacity.policy import autoscale
-from penstock.loops.prices import current_profile
+from capacity.selectors import profile_in_force
 from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
@@ -50,7 +50,7 @@ def scale(client: redis.Redis, *, now: float) -> int:
 
 
 def _scale_one(client: redis.Redis, deployment: Any, samples: Sequence[dict[str, Any]], *, now: float) -> bool:
-    profile = current_profile(deployment.pool_id, at=datetime.datetime.fromtimestamp(now, datetime.UTC))
+    profile = profile_in_force(pool_id=deployment.pool_id, at=datetime.datetime.fromtimestamp(now, datetime.UTC))
     if profile is None:
         return False
     stored = policy_state_read(client, _LOOP, str(deployment.id)) or {}
