@@ -89,7 +89,6 @@ TEMPLATES: list[dict[str, Any]] = [
 DATABASES = {"default": database_settings(env.text("DATABASE_URL"), DATA)}
 REDIS_URL = env.text("REDIS_URL") or f"unix://{DATA / 'state' / 'valkey.sock'}"
 """The shared state: loads, snapshot, grants, ring buffers, broker. The bundled Valkey when REDIS_URL is not set."""
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}}
 
 PENSTOCK_WEB_HOST = env.text("PENSTOCK_HOST", "127.0.0.1")
 PENSTOCK_WEB_PORT = env.integer("PENSTOCK_PORT", 8000)
