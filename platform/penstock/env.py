@@ -1,6 +1,7 @@
 """Settings from the environment, typed. ``NAME_FILE`` may name a file that holds the value of ``NAME``."""
 
 import os
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
 
@@ -43,3 +44,11 @@ def integer(name: str, default: int) -> int:
 def words(name: str, default: str = "") -> list[str]:
     """``name`` as a list, separated by commas."""
     return [part.strip() for part in text(name, default).split(",") if part.strip()]
+
+
+def networks(name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """``name`` as networks in CIDR form, separated by commas. Raises SettingError."""
+    try:
+        return tuple(ip_network(part, strict=False) for part in words(name))
+    except ValueError as error:
+        raise SettingError(f"{name} must list networks such as 10.0.0.0/8, separated by commas: {error}") from error

@@ -41,3 +41,12 @@ def test_numbers_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBER", "twelve")
     with pytest.raises(env.SettingError, match="NUMBER must be a whole number"):
         env.integer("NUMBER", 1)
+
+
+def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert env.networks("ABSENT") == ()
+    monkeypatch.setenv("NETS", "10.0.0.0/8, 192.0.2.7")
+    assert [str(network) for network in env.networks("NETS")] == ["10.0.0.0/8", "192.0.2.7/32"]
+    monkeypatch.setenv("NETS", "the proxy")
+    with pytest.raises(env.SettingError, match=r"NETS must list networks such as 10\.0\.0\.0/8.*'the proxy'"):
+        env.networks("NETS")

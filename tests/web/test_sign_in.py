@@ -1,6 +1,7 @@
 """Signing in by password and by one-time link, and out again."""
 
 import re
+from ipaddress import ip_network
 
 import pytest
 from django.test import Client
@@ -57,6 +58,42 @@ def test_guessing_pauses_sign_in_and_says_for_how_long(client: Client, user: Use
     assert 0 < int(answer["Retry-After"]) <= 900
     assert b"Too many wrong passwords" in answer.content
     assert "_auth_user_id" not in client.session
+
+
+PROXY = {"REMOTE_ADDR": "10.0.0.2"}
+
+
+@pytest.fixture
+def behind_a_proxy(settings: object) -> None:
+    settings.PENSTOCK_TRUSTED_PROXIES = (ip_network("10.0.0.0/8"),)  # type: ignore[attr-defined]
+
+
+def test_guesses_through_a_proxy_do_not_block_others(client: Client, user: User, behind_a_proxy: None) -> None:
+    for number in range(31):
+        guess = {"email": f"person{number}@penstock.example", "password": "wrong"}
+        answer = client.post("/sign-in/", guess, HTTP_X_FORWARDED_FOR="203.0.113.7", **PROXY)
+    assert answer.status_code == 429
+    form = {"email": user.email, "password": PASSWORD}
+    assert client.post("/sign-in/", form, HTTP_X_FORWARDED_FOR="203.0.113.7", **PROXY).status_code == 429
+    assert client.post("/sign-in/", form, HTTP_X_FORWARDED_FOR="198.51.100.9", **PROXY).status_code == 302
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for"),
+    [
+        ("203.0.113.7", "198.51.100.{}"),  # not by a proxy of ours
+        ("10.0.0.2", "198.51.100.{}, 203.0.113.7"),  # the visitor's own invention, before what the proxy saw
+    ],
+)
+def test_nobody_gets_a_new_address_by_saying_so(
+    client: Client, user: User, behind_a_proxy: None, peer: str, forwarded_for: str
+) -> None:
+    form = {"email": user.email, "password": "wrong"}
+    tries = [
+        client.post("/sign-in/", form, REMOTE_ADDR=peer, HTTP_X_FORWARDED_FOR=forwarded_for.format(number)).status_code
+        for number in range(6)
+    ]
+    assert tries == [422] * 5 + [429]
 
 
 @pytest.mark.parametrize(
