@@ -6,6 +6,7 @@ carry intent: a phase only ever moves a replica along ``ALLOWED``, and an exit n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -28,9 +29,6 @@ ALLOWED: Mapping[State, frozenset[State]] = {
 
 LIVE: frozenset[State] = frozenset({"pending", "starting", "ready"})
 """States that count towards the desired number of replicas."""
-
-HELD: frozenset[State] = frozenset({"starting", "ready", "draining", "stopping"})
-"""States in which a placed replica occupies its host: cores, memory and accelerators."""
 
 _STARTING_WORDS: Mapping[str, str] = {
     "environment": "the engine's environment is being prepared",
@@ -72,7 +70,8 @@ def next_state(
     *,
     acknowledged: bool = True,
     detail: str = "",
-    in_flight: int = 0,
+    in_flight: int | None = 0,
+    in_engine: float | None = None,
     state_age_s: float = 0.0,
     drain_s: float = 30.0,
 ) -> Transition:
@@ -80,7 +79,9 @@ def next_state(
 
     ``phase`` None: the agent's newest report does not list the replica. ``acknowledged``: that report is fresh and from
     an agent that has applied the orders naming this replica, so its absence means that it is gone. ``detail`` is the
-    agent's own reason. ``in_flight`` requests, ``state_age_s`` and ``drain_s`` end a drain. Host loss is ``lose``.
+    agent's own reason. A drain ends when the gateways have nothing ``in_flight`` (None: no gateway tells) and the
+    engine itself nothing running or waiting (``in_engine``, None: it does not tell), or ``drain_s`` after it began,
+    ``state_age_s`` ago. Host loss is ``lose``.
     """
     if current in ("stopped", "failed"):
         return Transition(current, current, "it has ended")
@@ -93,7 +94,7 @@ def next_state(
     if phase == "failed":
         return Transition(current, "stopped", f"the engine ended by itself{_because(detail)}")
     if intent == "drain":
-        return _while_draining(current, in_flight, state_age_s, drain_s)
+        return _while_draining(current, in_flight, in_engine, state_age_s, drain_s)
     return Transition(current, "stopping", "the engine is being stopped")
 
 
@@ -133,18 +134,25 @@ def _while_running(current: State, phase: Phase | None, detail: str) -> Transiti
     return Transition(current, "starting", reason)
 
 
-def _while_draining(current: State, in_flight: int, age_s: float, drain_s: float) -> Transition:
+def _while_draining(
+    current: State, in_flight: int | None, in_engine: float | None, age_s: float, drain_s: float
+) -> Transition:
     if current in ("pending", "starting"):
         return Transition(current, "stopping", "not needed any more before it served")
     if current == "ready":
         return Transition(current, "draining", "taken out of rotation; requests in flight finish")
     if current == "stopping":
         return Transition(current, current, "a stop cannot be taken back")
-    if in_flight <= 0:
+    if in_flight is not None and in_flight <= 0 and not in_engine:
         return Transition(current, "stopping", "drained: no request in flight")
+    if in_flight is None:
+        # Gateways that are cut off from the state stream on, and go on sending by their last snapshot.
+        what = "no gateway tells what is in flight"
+    else:
+        what = f"{max(in_flight, math.ceil(in_engine or 0))} in flight"
     if age_s >= drain_s:
-        return Transition(current, "stopping", f"drain limit of {drain_s:g} s reached with {in_flight} in flight")
-    return Transition(current, current, f"draining: {in_flight} in flight, {max(0.0, drain_s - age_s):.0f} s left")
+        return Transition(current, "stopping", f"drain limit of {drain_s:g} s reached: {what}")
+    return Transition(current, current, f"draining: {what}, {max(0.0, drain_s - age_s):.0f} s left")
 
 
 def _because(detail: str) -> str:

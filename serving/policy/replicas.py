@@ -26,7 +26,10 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A replica that serves or is on its way. ``in_flight_mu`` is what it would have to finish first."""
+    """A replica that serves or is on its way. ``in_flight_mu`` is what it would have to finish first.
+
+    ``makes_room``: it is of an older revision and holds what a current one that found no host needs.
+    """
 
     id: str
     state: ReplicaState
@@ -34,6 +37,7 @@ class Alive:
     placed: bool
     created_at: float
     in_flight_mu: float = 0.0
+    makes_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +54,17 @@ class Patience:
     """Back-off: ``base_s`` doubles per failure in a row up to ``max_s``; ``limit`` failures in a row are the end.
 
     A replica that served for ``stable_s`` ends a row: its failure is the first of a new one. After ``forget_s`` a
-    failure is forgotten, so that what healed by itself is found out without a person.
+    failure is forgotten, so that what healed by itself is found out without a person. The launches of a row span two
+    minutes at least: an outage of half a minute is lived through.
     """
 
     base_s: float = 2.0
     max_s: float = 60.0
-    limit: int = 5
+    limit: int = 8
     stable_s: float = 60.0
     forget_s: float = 3600.0
+    room_s: float = 30.0
+    """So long a replica of the current revision looks for a host before one of an older revision makes room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +120,14 @@ def plan(
     *,
     now: float,
     last_stable_at: float | None = None,
+    leaving: int = 0,
     patience: Patience | None = None,
 ) -> Plan:
     """Compare what is wanted with what is alive. ``now`` and all times are UNIX seconds.
 
     Replicas of an older revision stay until as many of the current one are ready, and are then drained one by one.
+    Where both do not fit, one that serves makes room: the next only when the newer one in its place is ready, and while
+    none is ``leaving`` (draining or stopping).
     """
     patience = patience or Patience()
     count, reason = target(want)
@@ -127,6 +137,8 @@ def plan(
         *_surplus(current, len(current) - count, f"{reason}, {len(current)} there"),
         *_outdated(older, keep=max(0, count - sum(replica.state == "ready" for replica in current))),
     ]
+    if not remove and not leaving and looking_for_room(current, now=now, patience=patience):
+        remove = _giving_way(current, older, patience=patience)
     missing = count - len(current)
     if missing <= 0:
         return Plan(target=count, create=0, remove=tuple(remove), reason=reason)
@@ -151,6 +163,27 @@ def backoff_s(failures: int, patience: Patience) -> float:
     if failures <= 1:
         return 0.0
     return min(patience.max_s, patience.base_s * 2.0 ** (failures - 2))
+
+
+def looking_for_room(alive: Iterable[Alive], *, now: float, patience: Patience) -> list[Alive]:
+    """The replicas of the current revision that have found no host for long."""
+    return [
+        replica
+        for replica in alive
+        if replica.is_current
+        and replica.state == "pending"
+        and not replica.placed
+        and now - replica.created_at >= patience.room_s
+    ]
+
+
+def _giving_way(current: Sequence[Alive], older: Sequence[Alive], *, patience: Patience) -> list[Removal]:
+    if any(replica.placed and replica.state != "ready" for replica in current):
+        return []
+    reason = f"makes room for a newer revision, which has found no host for {patience.room_s:g} s"
+    able = [replica for replica in older if replica.makes_room and replica.state == "ready"]
+    idlest = sorted(able, key=lambda replica: (replica.in_flight_mu, replica.created_at))[:1]
+    return [Removal(id=replica.id, drain=True, reason=reason) for replica in idlest]
 
 
 def _surplus(replicas: Sequence[Alive], excess: int, reason: str) -> list[Removal]:

@@ -70,6 +70,11 @@ class World:
     agents: list[ScriptedAgent]
     now: float = 1_800_000_000.0
     secrets: HostSecrets = field(default_factory=HostSecrets)
+    idle_gateway: FakeGateway | None = None
+    """A gateway that lives and has nothing to do."""
+
+    def __post_init__(self) -> None:
+        self.idle_gateway = FakeGateway(self.client, name="gw-0", pid=99)
 
     @property
     def client_url(self) -> str:
@@ -89,6 +94,8 @@ class World:
 
     def tick(self, seconds: float = 2.0, *, silent: tuple[ScriptedAgent, ...] = ()) -> None:
         """One round: agents act and report, the loop reconciles, time passes."""
+        if self.idle_gateway is not None:
+            self.idle_gateway.beat()
         for agent in self.agents:
             if agent not in silent:
                 agent.step(self.now)

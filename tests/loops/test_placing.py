@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from penstock.loops.prices import current_profile
 from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
 from serving.models import Replica, Revision
 from serving.services import deployment_create, replica_create
+from tests.factories import race
 from tests.loops.conftest import BOSS, World
 from worker.runtimes import get_runtime
 from worker.runtimes import vllm as vllm_runtime
@@ -133,6 +136,48 @@ def test_the_simulated_engine_takes_them_too(world: World, gpu: HardwareType) ->
     (order,) = replica_orders(host, drain_limit_s=30.0)
     get_runtime("simulated").launch_plan(order=order, host=CUDA, environment=None, weights=None, port=1)
     assert order.options == {"seed": 3}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("memory_bytes", [30 * GIB, 2 * GIB])
+def test_passes_that_overlap_give_nothing_twice(
+    world: World, gpu: HardwareType, memory_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have seen the accelerator, or the memory, free before either takes it."""
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    has(world, 1, memory_bytes=memory_bytes)
+    kind = gpu if memory_bytes == 30 * GIB else cpu
+    replicas = [waiting(kind, "vllm") for _ in range(2)]
+    both, place, calls = threading.Barrier(2), placing.place, itertools.count()
+
+    def overlapping(*args: Any) -> Any:
+        placement = place(*args)
+        if next(calls) < 2:
+            both.wait(10)
+        return placement
+
+    monkeypatch.setattr(placing, "place", overlapping)
+    outcomes = race(*[lambda each=each: placing.place_one(each, now=world.at) for each in replicas])
+    assert sorted(outcomes) == [False, True]
+    assert Replica.objects.filter(host__isnull=False).count() == 1
+
+
+def test_one_that_cannot_be_placed_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    has(world, 0)
+    poison, good = waiting(cpu, "simulated"), waiting(cpu, "simulated")
+    need = placing.need_of
+
+    def picky(replica: Replica, profile: Any) -> Any:
+        if replica.pk == poison.pk:
+            raise ValueError("two is no number")
+        return need(replica, profile)
+
+    monkeypatch.setattr(placing, "need_of", picky)
+    assert placed(world, poison, good) == [None, []]
+    assert "two is no number" in caplog.text
 
 
 def test_no_engine_has_an_option_of_placement() -> None:

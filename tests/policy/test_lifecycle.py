@@ -57,6 +57,29 @@ def test_a_release_drains_before_it_stops():
     assert next_state("stopping", None, "stop").state == "stopped"
 
 
+def test_a_drain_waits_while_the_engine_itself_is_at_work():
+    def drain(**seen):
+        return next_state("draining", "draining", "drain", state_age_s=5, drain_s=30, **seen)
+
+    assert drain(in_flight=0, in_engine=2.0).state == "draining"
+    assert "2 in flight" in drain(in_flight=0, in_engine=2.0).reason
+    assert drain(in_flight=0, in_engine=0.0).state == "stopping"
+    assert drain(in_flight=0, in_engine=None).state == "stopping"
+    assert drain(in_flight=1, in_engine=0.0).state == "draining"
+
+
+@pytest.mark.parametrize("in_engine", [None, 0.0, 3.0])
+def test_without_a_gateway_nobody_knows_and_a_drain_takes_its_whole_time(in_engine):
+    def drain(age_s):
+        return next_state(
+            "draining", "draining", "drain", in_flight=None, in_engine=in_engine, state_age_s=age_s, drain_s=30
+        )
+
+    assert drain(29.9).state == "draining"
+    assert "no gateway tells" in drain(29.9).reason
+    assert drain(30.0).state == "stopping"
+
+
 def test_a_drain_can_be_taken_back_but_a_stop_cannot():
     assert next_state("draining", "ready", "run").state == "ready"
     assert next_state("stopping", "ready", "run").state == "stopping"

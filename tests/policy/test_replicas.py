@@ -7,6 +7,7 @@ from serving.policy.replicas import Alive, Failure, Patience, Want, backoff_s, p
 
 NOW = 1_000_000.0
 PATIENCE = Patience(base_s=2.0, max_s=60.0, limit=5, stable_s=60.0, forget_s=3600.0)
+DEFAULT = Patience()
 
 
 def want(desired: int = 1, *, minimum: int = 0, maximum: int = 10, **kwargs: object) -> Want:
@@ -21,6 +22,7 @@ def alive(name: str, state: str = "ready", *, mu: float = 0.0, age_s: float = 10
         placed=kwargs.get("placed", True),
         created_at=NOW - age_s,
         in_flight_mu=mu,
+        makes_room=kwargs.get("makes_room", False),
     )
 
 
@@ -84,6 +86,25 @@ def test_five_failures_in_a_row_are_the_end_and_say_what_to_do() -> None:
     assert "retry" in made.reason
 
 
+def test_the_longest_wait_is_reached_before_the_end() -> None:
+    waits = [backoff_s(failures, DEFAULT) for failures in range(DEFAULT.limit)]
+    assert waits[-1] == DEFAULT.max_s
+
+
+def test_an_outage_of_half_a_minute_is_lived_through() -> None:
+    """Each launch fails at once while the outage lasts; the first one after it serves."""
+    failed: list[float] = []
+    now = NOW
+    while now < NOW + 30.0:
+        made = plan(want(1), [], [Failure(at, "the hub does not answer") for at in failed], now=now)
+        assert not made.gave_up
+        if made.create:
+            failed.append(now)
+        now += 2.0
+    made = plan(want(1), [], [Failure(at, "the hub does not answer") for at in failed], now=NOW + 90.0)
+    assert made.create == 1
+
+
 def test_a_replica_that_had_served_begins_a_new_row() -> None:
     failures = [*broken(500, 400, 300, 200), *broken(100, served_s=90.0)]
     assert plan(want(1), [], failures, now=NOW, patience=PATIENCE).create == 1
@@ -122,6 +143,44 @@ def test_an_older_revision_leaves_as_the_newer_one_gets_ready() -> None:
 def test_an_older_revision_that_does_not_serve_yet_goes_at_once() -> None:
     made = plan(want(1), [alive("old", "starting", is_current=False)], [], now=NOW)
     assert (made.create, removed(made), made.remove[0].drain) == (1, ["old"], False)
+
+
+class TestRoom:
+    """The older revision holds all accelerators: one of its replicas makes room for one newer at a time."""
+
+    def older(self, *names: str) -> list[Alive]:
+        return [alive(name, is_current=False, makes_room=True, mu=mu) for mu, name in enumerate(names)]
+
+    def test_it_waits_for_room_first(self) -> None:
+        there = [*self.older("old"), alive("new", "pending", placed=False, age_s=29.0)]
+        assert removed(plan(want(1), there, [], now=NOW)) == []
+
+    def test_then_the_idlest_that_makes_room_is_drained(self) -> None:
+        there = [
+            alive("elsewhere", is_current=False, makes_room=False),
+            *self.older("old-1", "old-2"),
+            *(alive(f"new-{number}", "pending", placed=False) for number in range(3)),
+        ]
+        made = plan(want(3), there, [], now=NOW)
+        assert [(r.id, r.drain) for r in made.remove] == [("old-1", True)]
+        assert "found no host" in made.remove[0].reason
+
+    def test_the_next_waits_until_the_first_has_left_and_its_successor_serves(self) -> None:
+        waiting = alive("new-2", "pending", placed=False)
+        old = self.older("old-2", "old-3")
+        assert removed(plan(want(3), [*old, waiting], [], now=NOW, leaving=1)) == []
+        starting = alive("new-1", "starting")
+        assert removed(plan(want(3), [*old, starting, waiting], [], now=NOW)) == []
+        ready = alive("new-1")
+        assert removed(plan(want(3), [*old, ready, waiting], [], now=NOW)) == ["old-2"]
+
+    def test_where_nobody_makes_room_everything_serves_on(self) -> None:
+        there = [alive("old", is_current=False), alive("new", "pending", placed=False)]
+        assert removed(plan(want(1), there, [], now=NOW)) == []
+
+    def test_one_that_found_its_host_asks_for_no_room(self) -> None:
+        there = [*self.older("old"), alive("new", "starting"), alive("new-2", "pending")]
+        assert removed(plan(want(2), there, [], now=NOW)) == []
 
 
 @given(

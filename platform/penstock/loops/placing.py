@@ -2,10 +2,15 @@
 
 import datetime
 import logging
+import uuid
 from collections.abc import Sequence
+
+from django.db import transaction
+from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Host, Model
 from capacity.policy.placement import AcceleratorView, HostView, Need, Placement, place
+from penstock.loops.alone import alone
 from penstock.loops.prices import current_profile
 from serving.models import Replica, Revision
 from serving.options import placement_errors
@@ -38,26 +43,61 @@ def place_pending(*, now: datetime.datetime) -> int:
     )
     placed = 0
     for replica in waiting:
-        placement = _place(replica, now=now)
-        reason = placement.reason[:500]
-        free = Replica.objects.filter(pk=replica.pk, state=Replica.State.PENDING, host=None)
-        if placement.host_id is None:
-            if replica.reason != reason:
-                free.update(reason=reason, updated_at=now)
-                log.warning("%s cannot be placed: %s", replica, reason)
-            continue
-        placed += free.update(
-            host=placement.host_id, accelerators=list(placement.accelerators), reason=reason, updated_at=now
-        )
+        with alone(f"the placement of {replica}"):
+            placed += place_one(replica, now=now)
     return placed
 
 
-def _place(replica: Replica, *, now: datetime.datetime) -> Placement:
+def place_one(replica: Replica, *, now: datetime.datetime) -> bool:
+    """Give the replica a host, or the reason why it waits; whether it has found one."""
+    placement = _place(replica, now=now)
+    if placement.host_id is not None:
+        return _take(replica, uuid.UUID(placement.host_id), now=now)
+    reason = placement.reason[:500]
+    if replica.reason != reason:
+        _unplaced(replica).update(reason=reason, updated_at=now)
+        log.warning("%s cannot be placed: %s", replica, reason)
+    return False
+
+
+def would_fit(replica: Replica, *, now: datetime.datetime, without: Replica | None = None) -> bool:
+    """Whether ``replica`` would find room now, or on the host of ``without`` if that were gone."""
+    host_id = without.host_id if without else None
+    return _place(replica, now=now, host_id=host_id, without=without).host_id is not None
+
+
+@transaction.atomic
+def _take(replica: Replica, host_id: uuid.UUID, *, now: datetime.datetime) -> bool:
+    """Give the replica its host; False if that has no room any more, or the replica has found one.
+
+    Two passes may overlap and see the same room: the second waits here, and looks again at what the first has left.
+    """
+    Host(pk=host_id).take_turn()
+    placement = _place(replica, now=now, host_id=host_id)
+    if placement.host_id is None:
+        return False
+    swapped = _unplaced(replica).update(
+        host=host_id, accelerators=list(placement.accelerators), reason=placement.reason[:500], updated_at=now
+    )
+    return bool(swapped)
+
+
+def _unplaced(replica: Replica) -> QuerySet[Replica]:
+    return Replica.objects.filter(pk=replica.pk, state=Replica.State.PENDING, host=None)
+
+
+def _place(
+    replica: Replica,
+    *,
+    now: datetime.datetime,
+    host_id: uuid.UUID | None = None,
+    without: Replica | None = None,
+) -> Placement:
+    """The decision for a replica over all hosts, or over one; ``without`` one of their replicas."""
     if errors := placement_errors(replica.revision.options):
         # A revision from before they were checked: nobody else must wait for it.
         return Placement(None, (), f"make a revision with other options. {' '.join(errors)}", {})
-    profile = current_profile(replica.deployment.pool_id, at=now)
-    return place(need_of(replica, profile), host_views(replica, now=now))
+    return place(_need_now(replica, now=now), host_views(replica, now=now, host_id=host_id, without=without))
 
 
 def need_of(replica: Replica, profile: CostProfile | None) -> Need:
@@ -94,23 +134,34 @@ def _cpu_kv_bytes(replica: Replica) -> int:
     return int(replica.revision.options.get("kv_cache_bytes") or (CPU_TINY_KV_BYTES if is_tiny else CPU_KV_BYTES))
 
 
-def host_views(replica: Replica, *, now: datetime.datetime) -> list[HostView]:
-    """The hosts as the placement of ``replica`` sees them."""
+def host_views(
+    replica: Replica, *, now: datetime.datetime, host_id: uuid.UUID | None = None, without: Replica | None = None
+) -> list[HostView]:
+    """The hosts, or one of them, as the placement of ``replica`` sees them; as if ``without`` had left."""
+    there = Replica.objects.filter(host__isnull=False, state__in=_OCCUPYING)
+    hosts = Host.objects.prefetch_related("accelerators")
+    if host_id is not None:
+        there, hosts = there.filter(host=host_id), hosts.filter(pk=host_id)
+    if without is not None:
+        there = there.exclude(pk=without.pk)
     occupants: dict[object, list[Replica]] = {}
-    for other in Replica.objects.filter(host__isnull=False, state__in=_OCCUPYING).select_related(
-        "deployment__pool__model", "revision"
-    ):
+    for other in there.select_related("deployment__pool__model", "revision"):
         occupants.setdefault(other.host_id, []).append(other)
-    return [
-        _host_view(host, occupants.get(host.pk, []), replica, now=now)
-        for host in Host.objects.prefetch_related("accelerators")
-    ]
+    # What an engine that serves holds is missing from what its host reports as available.
+    freed = _need_now(without, now=now).memory_bytes if without and without.state == Replica.State.READY else 0
+    return [_host_view(host, occupants.get(host.pk, []), replica, freed_bytes=freed, now=now) for host in hosts]
 
 
-def _host_view(host: Host, there: Sequence[Replica], replica: Replica, *, now: datetime.datetime) -> HostView:
+def _need_now(replica: Replica, *, now: datetime.datetime) -> Need:
+    return need_of(replica, current_profile(replica.deployment.pool_id, at=now))
+
+
+def _host_view(
+    host: Host, there: Sequence[Replica], replica: Replica, *, freed_bytes: int, now: datetime.datetime
+) -> HostView:
     taken = {index for other in there for index in other.accelerators}
     loading = [other for other in there if other.state in _LOADING]
-    committed = sum(need_of(other, current_profile(other.deployment.pool_id, at=now)).memory_bytes for other in loading)
+    committed = sum(_need_now(other, now=now).memory_bytes for other in loading)
     age_s = None if host.last_report_at is None else (now - host.last_report_at).total_seconds()
     return HostView(
         id=str(host.pk),
@@ -118,7 +169,7 @@ def _host_view(host: Host, there: Sequence[Replica], replica: Replica, *, now: d
         state=host.state,
         report_age_s=age_s,
         cores=float(host.report.get("cores", 1)),
-        memory_available_bytes=int(host.report.get("memory_available_bytes", 0)),
+        memory_available_bytes=int(host.report.get("memory_available_bytes", 0)) + freed_bytes,
         memory_committed_bytes=committed,
         accelerators=tuple(
             AcceleratorView(

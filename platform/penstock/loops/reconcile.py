@@ -7,19 +7,21 @@ incidents close when a replacement serves.
 import datetime
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
 from django.conf import settings
+from django.db import transaction
 
 from capacity.models import Host
+from penstock.loops.alone import alone
 from penstock.loops.dispatch import orders_send
-from penstock.loops.placing import place_pending
+from penstock.loops.placing import place_pending, would_fit
 from penstock.loops.prices import current_profile
 from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
-from serving.gateway.state import policy_state_read, policy_state_write
+from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
 from serving.models import Deployment, Incident, Replica, Revision
 from serving.policy import lifecycle
 from serving.policy import replicas as policy
@@ -35,8 +37,11 @@ _DRAIN_SETTLE_S = 2.0
 _STOP_LIMIT_S = 60.0
 _PROOF_S = 20.0
 """A token or answer this recent proves that an engine serves, though its agent is silent."""
+_METRICS_FRESH_S = 10.0
+"""What an engine said of itself longer ago says nothing about now."""
 _FAILURES_READ = 50
 _BROKEN = (Incident.Kind.HANG, Incident.Kind.CRASH, Incident.Kind.START_FAILED)
+_WANTS = ("is_enabled", "min_replicas", "max_replicas", "desired_replicas", "pinned_replicas", "retry_attempt")
 PATIENCE = policy.Patience()
 
 
@@ -51,10 +56,11 @@ class Load:
 
 @dataclass(slots=True)
 class Tick:
-    """One pass. ``moved`` counts replicas that changed state."""
+    """One pass. ``moved`` counts replicas that changed state; ``has_gateways``: at least one tells what it does."""
 
     client: redis.Redis
     now: float
+    has_gateways: bool = True
     loads: dict[str, Load] = field(default_factory=dict)
     moved: int = 0
 
@@ -65,14 +71,17 @@ class Tick:
 
 def reconcile(client: redis.Redis, *, now: float) -> int:
     """One pass over hosts, deployments, placements and orders; how many replicas moved. ``now``: UNIX seconds."""
-    tick = Tick(client, now, loads=loads_by_replica(read_beats(client)))
+    beats = read_beats(client)
+    tick = Tick(client, now, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
     for deployment in Deployment.objects.select_related("pool__model"):
-        _reconcile_deployment(tick, deployment)
+        with alone(f"the reconciliation of {deployment}"):
+            _reconcile_deployment(tick, deployment)
     _end_drains(tick)
     tick.moved += place_pending(now=tick.at)
     for host in Host.objects.all():
-        orders_send(host, client=client, now=tick.at)
+        with alone(f"the orders of host {host}"):
+            orders_send(host, client=client, now=tick.at)
     _close_incidents(tick)
     return tick.moved
 
@@ -96,25 +105,31 @@ def _check_hosts(tick: Tick) -> None:
     since = tick.now if is_gap else float(stored.get("since", tick.now))
     policy_state_write(tick.client, _LOOP, "clock", {"at": tick.now, "since": since})
     for host in Host.objects.exclude(last_report_at=None):
-        reported = host.last_report_at.timestamp() if host.last_report_at else 0.0
-        if tick.now - reported <= settings.PENSTOCK_HOST_LOST_S:
-            if host.state == Host.State.LOST:
-                host_return(host=host, now=tick.at)
-            continue
-        if tick.now - since <= settings.PENSTOCK_HOST_LOST_S:
-            continue
-        if host.state != Host.State.LOST:
-            host_lose(host=host, silent_s=tick.now - reported, now=tick.at)
+        with alone(f"the check of host {host}"):
+            _check_host(tick, host, since=since)
+
+
+def _check_host(tick: Tick, host: Host, *, since: float) -> None:
+    reported = host.last_report_at.timestamp() if host.last_report_at else 0.0
+    if tick.now - reported <= settings.PENSTOCK_HOST_LOST_S:
         if host.state == Host.State.LOST:
-            tick.moved += replicas_of_lost_fail(host=host, serving=_proven(tick, host), now=tick.at)
+            host_return(host=host, now=tick.at)
+        return
+    if tick.now - since <= settings.PENSTOCK_HOST_LOST_S:
+        return
+    if host.state != Host.State.LOST:
+        host_lose(host=host, silent_s=tick.now - reported, now=tick.at)
+    if host.state == Host.State.LOST:
+        tick.moved += replicas_of_lost_fail(host=host, serving=_proven(tick, host), now=tick.at)
 
 
 def _proven(tick: Tick, host: Host) -> Collection[str]:
     """Replicas of a silent host that showed life lately, to a gateway or to a probe."""
     proven = set()
-    for replica_id in map(str, Replica.objects.filter(host=host).values_list("pk", flat=True)):
+    serving = Replica.objects.filter(host=host, state__in=(Replica.State.READY, Replica.State.DRAINING))
+    for replica_id in map(str, serving.values_list("pk", flat=True)):
         memory = policy_state_read(tick.client, "probe", replica_id) or {}
-        signs = [memory.get("answered_at"), memory.get("progressed_at"), tick.loads.get(replica_id, Load()).alive_at]
+        signs = [memory.get("progressed_at"), tick.loads.get(replica_id, Load()).alive_at]
         if any(sign and tick.now - sign <= _PROOF_S for sign in signs):
             proven.add(replica_id)
     return proven
@@ -126,8 +141,12 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
         return
     rows = {
         str(replica.pk): replica
-        for replica in deployment.replicas.filter(state__in=tuple(lifecycle.LIVE)).select_related("deployment")
+        for replica in deployment.replicas.filter(state__in=tuple(lifecycle.LIVE)).select_related(
+            "deployment__pool__model", "revision"
+        )
     }
+    alive = [_alive(replica, revision, tick.loads) for replica in rows.values()]
+    alive, leaving = _room_made(tick, deployment, alive, rows)
     plan = policy.plan(
         policy.Want(
             enabled=deployment.is_enabled,
@@ -136,16 +155,17 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
             desired=deployment.desired_replicas,
             pinned=deployment.pinned_replicas,
         ),
-        [_alive(replica, revision, tick.loads) for replica in rows.values()],
+        alive,
         failures(deployment, revision),
         now=tick.now,
         last_stable_at=_last_stable_at(rows.values(), tick.now),
+        leaving=leaving,
         patience=PATIENCE,
     )
     for removal in plan.remove:
         tick.moved += _remove(rows[removal.id], removal, now=tick.at)
     if plan.create:
-        _create(tick, deployment, revision, plan)
+        tick.moved += _create(deployment, revision, plan, now=tick.at)
     if plan.gave_up:
         _open_crash_loop(deployment, plan, now=tick.at)
     _explain(tick, deployment, plan)
@@ -161,6 +181,24 @@ def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> p
         created_at=replica.created_at.timestamp(),
         in_flight_mu=loads.get(str(replica.pk), Load()).mu,
     )
+
+
+def _room_made(
+    tick: Tick, deployment: Deployment, alive: list[policy.Alive], rows: Mapping[str, Replica]
+) -> tuple[list[policy.Alive], int]:
+    """``alive`` with who could make room for a newer one that found no host, and how many are leaving already."""
+    waiting = policy.looking_for_room(alive, now=tick.now, patience=PATIENCE)
+    if not waiting or all(each.is_current for each in alive):
+        return alive, 0
+    newer = rows[waiting[0].id]
+    if would_fit(newer, now=tick.at):
+        return alive, 0  # Room has been made: it is placed later in this pass.
+    marked = [
+        each if each.is_current else replace(each, makes_room=would_fit(newer, without=rows[each.id], now=tick.at))
+        for each in alive
+    ]
+    leaving = deployment.replicas.filter(state__in=(Replica.State.DRAINING, Replica.State.STOPPING))
+    return marked, leaving.count()
 
 
 def failures(deployment: Deployment, revision: Revision) -> Iterator[policy.Failure]:
@@ -200,18 +238,28 @@ def _remove(replica: Replica, removal: policy.Removal, *, now: datetime.datetime
     return replica_transition(replica=replica, to=to, reason=removal.reason, now=now)
 
 
-def _create(tick: Tick, deployment: Deployment, revision: Revision, plan: policy.Plan) -> None:
-    profile = current_profile(deployment.pool_id, at=tick.at)
-    for _ in range(plan.create):
+@transaction.atomic
+def _create(deployment: Deployment, revision: Revision, plan: policy.Plan, *, now: datetime.datetime) -> int:
+    """Make what the plan misses; how many.
+
+    Two passes may overlap and miss the same replicas: the second waits here, and counts what the first has made.
+    """
+    stored = deployment.take_turn()
+    if any(getattr(stored, name) != getattr(deployment, name) for name in _WANTS):
+        return 0  # Somebody wants something else by now: the next pass plans anew.
+    there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE)).count()
+    missing = max(0, min(plan.create, plan.target - there))
+    profile = current_profile(deployment.pool_id, at=now)
+    for _ in range(missing):
         replica_create(
             deployment=deployment,
             revision=revision,
             reason=plan.reason,
             supply_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
             attempt=deployment.retry_attempt,
-            now=tick.at,
+            now=now,
         )
-    tick.moved += plan.create
+    return missing
 
 
 def _open_crash_loop(deployment: Deployment, plan: policy.Plan, *, now: datetime.datetime) -> None:
@@ -241,20 +289,11 @@ def _explain(tick: Tick, deployment: Deployment, plan: policy.Plan) -> None:
 
 
 def _end_drains(tick: Tick) -> None:
-    for replica in Replica.objects.filter(state=Replica.State.DRAINING).select_related("deployment"):
-        age_s = tick.now - replica.state_since.timestamp()
-        if age_s < _DRAIN_SETTLE_S:
-            continue
-        after = lifecycle.next_state(
-            "draining",
-            "draining",
-            "drain",
-            in_flight=tick.loads.get(str(replica.pk), Load()).requests,
-            state_age_s=age_s,
-            drain_s=settings.PENSTOCK_DRAIN_LIMIT_S,
-        )
-        if after.is_change:
-            tick.moved += replica_transition(replica=replica, to=after.state, reason=after.reason, now=tick.at)
+    draining = list(Replica.objects.filter(state=Replica.State.DRAINING).select_related("deployment"))
+    rings = ring_read_many(tick.client, [replica_ring(str(replica.pk)) for replica in draining], 1) if draining else {}
+    for replica in draining:
+        with alone(f"the drain of {replica}"):
+            _end_drain(tick, replica, rings[replica_ring(str(replica.pk))])
     # An engine that does not stop when asked is not asked again.
     late = tick.at - datetime.timedelta(seconds=_STOP_LIMIT_S)
     Replica.objects.filter(state=Replica.State.STOPPING, kill=False, state_since__lt=late).update(
@@ -262,23 +301,45 @@ def _end_drains(tick: Tick) -> None:
     )
 
 
+def _end_drain(tick: Tick, replica: Replica, metrics: Sequence[Mapping[str, Any]]) -> None:
+    age_s = tick.now - replica.state_since.timestamp()
+    if age_s < _DRAIN_SETTLE_S:
+        return
+    is_fresh = bool(metrics) and abs(tick.now - metrics[0]["at"]) <= _METRICS_FRESH_S
+    after = lifecycle.next_state(
+        "draining",
+        "draining",
+        "drain",
+        in_flight=tick.loads.get(str(replica.pk), Load()).requests if tick.has_gateways else None,
+        in_engine=metrics[0].get("running", 0.0) + metrics[0].get("waiting", 0.0) if is_fresh else None,
+        state_age_s=age_s,
+        drain_s=settings.PENSTOCK_DRAIN_LIMIT_S,
+    )
+    if after.is_change:
+        tick.moved += replica_transition(replica=replica, to=after.state, reason=after.reason, now=tick.at)
+
+
 def _close_incidents(tick: Tick) -> None:
     """Close what has recovered: a replacement became ready, or as many replicas serve as are wanted."""
     incidents = list(Incident.objects.filter(kind__in=_BROKEN, closed_at=None, deployment_id__isnull=False))
     deployments = Deployment.objects.in_bulk([i.deployment_id for i in incidents if i.deployment_id])
     for incident in incidents:
-        deployment = deployments.get(incident.deployment_id) if incident.deployment_id else None
-        if deployment is None or not deployment.is_enabled:
-            incident_close(incident=incident, what="the deployment is not served any more", now=tick.at)
-            continue
-        ready = list(deployment.replicas.filter(state=Replica.State.READY, ready_at__isnull=False))
-        newer = [r.ready_at for r in ready if r.ready_at and r.ready_at > incident.opened_at]
-        stored = policy_state_read(tick.client, _LOOP, str(deployment.pk)) or {}
-        if newer:
-            at = min(newer)
-            took_s = (at - incident.opened_at).total_seconds()
-            what = f"serving again after {took_s:.1f} s"
-            incident_close(incident=incident, what=what, now=at)
-        elif len(ready) >= int(stored.get("target", 1)):
-            what = "as many replicas serve as are wanted"
-            incident_close(incident=incident, what=what, now=tick.at)
+        with alone(f"the end of the incident {incident}"):
+            _close_incident(tick, incident, deployments.get(incident.deployment_id) if incident.deployment_id else None)
+
+
+def _close_incident(tick: Tick, incident: Incident, deployment: Deployment | None) -> None:
+    # A report may have opened it while this pass was under way.
+    now = max(tick.at, incident.opened_at)
+    if deployment is None or not deployment.is_enabled:
+        incident_close(incident=incident, what="the deployment is not served any more", now=now)
+        return
+    ready = list(deployment.replicas.filter(state=Replica.State.READY, ready_at__isnull=False))
+    newer = [r.ready_at for r in ready if r.ready_at and r.ready_at > incident.opened_at]
+    stored = policy_state_read(tick.client, _LOOP, str(deployment.pk)) or {}
+    if newer:
+        at = min(newer)
+        took_s = (at - incident.opened_at).total_seconds()
+        incident_close(incident=incident, what=f"serving again after {took_s:.1f} s", now=at)
+    elif len(ready) >= int(stored.get("target", 1)):
+        incident_close(incident=incident, what="as many replicas serve as are wanted", now=now)
