@@ -32,6 +32,8 @@ SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 if _IS_TLS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+PENSTOCK_TRUSTED_PROXIES = env.networks("PENSTOCK_TRUSTED_PROXIES")
+"""Whose ``X-Forwarded-For`` is believed. A proxy on this machine needs no entry: uvicorn believes it."""
 
 INSTALLED_APPS = [
     "unfold",
