@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "mu"
-TOKEN_PREFIX = "pst"
+TOKEN_PREFIX = "pst"  # noqa: S105
 """Of a person's access token, which has the same shape."""
 PUBLIC_LENGTH = 12
 SECRET_LENGTH = 43

@@ -1,7 +1,7 @@
 """The control plane's URLs."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
 from penstock.web import console, console_actions, dashboard, health, signin, style_guide
@@ -20,6 +20,7 @@ urlpatterns = [
     path("t/<slug:slug>/", dashboard.tenant, name="tenant"),
     path("t/<slug:slug>/series.json", dashboard.tenant_series, name="tenant-series"),
     path("healthz", health.healthz, name="healthz"),
+    path("api/", include("penstock.api.urls")),
     # The admin's own form knows no pause after wrong passwords.
     path("admin/login/", RedirectView.as_view(pattern_name="sign-in", query_string=True)),
     path("admin/", admin.site.urls),

@@ -3,9 +3,9 @@
 from django.contrib import admin
 from django.contrib.auth.models import Group
 
-from tenants.admin import access, log, people
+from tenants.admin import access, api, log, people
 
-__all__ = ["access", "log", "people"]
+__all__ = ["access", "api", "log", "people"]
 
 # Roles are memberships; Django's groups have no part in them.
 admin.site.unregister(Group)

@@ -1,14 +1,17 @@
 """Who uses the platform: users, tenants, memberships, keys, limits, and the record of who did what."""
 
-from tenants.models.access import ApiKey, Limit, SignInAttempt, SignInLink
+from tenants.models.access import AccessToken, ApiKey, Limit, SignInAttempt, SignInLink
+from tenants.models.api import IdempotentAnswer
 from tenants.models.base import Identified, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
 from tenants.models.log import AuditEntry, Change, Lease
 from tenants.models.people import Membership, Tenant, User
 
 __all__ = [
+    "AccessToken",
     "ApiKey",
     "AuditEntry",
     "Change",
+    "IdempotentAnswer",
     "Identified",
     "Lease",
     "Limit",

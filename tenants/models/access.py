@@ -83,6 +83,46 @@ class ApiKey(Identified):
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > timezone.now())
 
 
+class AccessToken(Identified):
+    """A person's token for the REST API and the command line: it may do what the person may do.
+
+    Its text ``pst_<public id>_<secret>`` is shown once; ``pepper`` is the number of the pepper of its digest.
+    """
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="access_tokens")
+    name = models.CharField(max_length=120)
+    public_id = models.CharField(max_length=24, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)
+    pepper = models.PositiveSmallIntegerField(editable=False)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("user", "name")
+        constraints = (
+            models.CheckConstraint(
+                condition=~models.Q(name=""),
+                name="tenants_accesstoken_has_name",
+                violation_error_code="name",
+                violation_error_message="A token needs a name: say where it is used.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(expires_at__isnull=True) | models.Q(expires_at__gt=models.F("created_at")),
+                name="tenants_accesstoken_expires_after_creation",
+                violation_error_code="expires_at",
+                violation_error_message="A token must expire after it was made.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} (pst_{self.public_id}_…)"
+
+    @property
+    def is_usable(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > timezone.now())
+
+
 class Limit(Identified):
     """A plain limit for a tenant or, when ``api_key`` is set, for one key. Empty ``model`` means every model."""
 

@@ -1,5 +1,6 @@
 """What each role may do in its tenant: one table, asked by pages, API and admin alike."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -36,9 +37,21 @@ ROLES: dict[str, frozenset[Action]] = {
 }
 """Actions by role. ``key.manage`` and ``key.create`` differ: a developer manages the keys they made themselves."""
 
+KEY_SCOPES: dict[str, frozenset[Action]] = {
+    "inference": frozenset(),
+    "usage": frozenset({Action.TENANT_VIEW, Action.USAGE_VIEW}),
+    "manage": _ADMIN - {Action.INFERENCE_USE},
+}
+"""Actions of the REST API by an API key's scope: at most what an admin of its tenant may do."""
+
 PLATFORM_ACTIONS = frozenset({Action.PLATFORM_VIEW, Action.PLATFORM_OPERATE})
 
 
 def role_allows(role: str | None, action: Action) -> bool:
     """Whether ``role`` (None: not a member) covers ``action``. An unknown role covers nothing."""
     return role is not None and action in ROLES.get(role, frozenset())
+
+
+def scopes_allow(scopes: Iterable[str], action: Action) -> bool:
+    """Whether one of an API key's ``scopes`` covers ``action``."""
+    return any(action in KEY_SCOPES.get(scope, frozenset()) for scope in scopes)

@@ -1,5 +1,6 @@
 """Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
 
+from tenants.services.answers import idempotent_answers_delete_old
 from tenants.services.keys import (
     api_key_create,
     api_key_revoke,
@@ -19,14 +20,19 @@ from tenants.services.people import (
     user_set_active,
     user_set_password,
 )
+from tenants.services.tokens import access_token_create, access_token_revoke, access_token_used
 
 __all__ = [
     "SignInLinkError",
+    "access_token_create",
+    "access_token_revoke",
+    "access_token_used",
     "api_key_create",
     "api_key_revoke",
     "api_key_rotate",
     "api_key_update",
     "api_keys_mark_used",
+    "idempotent_answers_delete_old",
     "limit_remove",
     "limit_set",
     "membership_add",

@@ -20,8 +20,18 @@ from capacity.usage.writer import write_batch
 from serving.models import Deployment, ProviderCredential, Replica, Revision
 from serving.services import incident_open, provider_credential_set, scaling_decision_record
 from tenants.crypto import decrypt
-from tenants.models import ApiKey, AuditEntry, Limit, Membership, SignInLink, Tenant, User
-from tenants.services import limit_set, membership_add, sign_in_link_create
+from tenants.models import (
+    AccessToken,
+    ApiKey,
+    AuditEntry,
+    IdempotentAnswer,
+    Limit,
+    Membership,
+    SignInLink,
+    Tenant,
+    User,
+)
+from tenants.services import access_token_create, limit_set, membership_add, sign_in_link_create
 from tests import factories
 
 OURS = ("tenants", "capacity", "serving")
@@ -57,6 +67,8 @@ def populate(times: int) -> None:
         deployment = factories.deployment()
         replica = factories.replica(deployment, host=host)
         incident_open(kind="crash", summary="it broke", replica=replica)
+        access_token_create(user=person, name=f"token {person.email}", actor="t")
+        IdempotentAnswer.objects.create(caller=f"user:{person.pk}", key="k", fingerprint="f", body=b"hidden-value")
         scaling_decision_record(deployment=deployment, before=1, after=2, reason="load", inputs={"offered_mu": 3.0})
         provider_credential_set(name=f"cred {deployment.name}", provider="openai", secret="hidden-value", actor="t")
         profile = deployment.pool.profiles.get()
@@ -102,6 +114,7 @@ def test_lists_do_not_ask_more_with_more_rows(client: Client) -> None:
 def test_every_row_opens_and_no_secret_shows(client: Client) -> None:
     populate(1)
     secrets = [*ApiKey.objects.values_list("digest", flat=True), *SignInLink.objects.values_list("digest", flat=True)]
+    secrets += AccessToken.objects.values_list("digest", flat=True)
     secrets += [decrypt(host.secret).hex() for host in Host.objects.all()] + ["hidden-value"]
     secrets += [bytes(host.secret).decode() for host in Host.objects.all()]
     for model in REGISTERED:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from capacity.models import Reservation, Watermark
 from penstock.loops.upkeep import upkeep
-from tenants.models import AuditEntry, SignInAttempt
+from tenants.models import AuditEntry, IdempotentAnswer, SignInAttempt
 from tenants.policy.sign_in import WINDOW_S
 from tests import factories
 
@@ -51,3 +51,12 @@ def test_closed_segments_are_known_for_longer_than_their_records(settings: Any) 
         Watermark.objects.create(segment=segment, gateway="g", at=at, is_closed=is_closed, updated_at=at)
     upkeep()
     assert set(Watermark.objects.values_list("segment", flat=True)) == {"recent", "open"}
+
+
+def test_answers_to_creations_are_forgotten_after_a_day() -> None:
+    now = timezone.now()
+    for key, hours in (("old", 25), ("fresh", 23)):
+        made = IdempotentAnswer.objects.create(caller="user:x", key=key, fingerprint="f")
+        IdempotentAnswer.objects.filter(pk=made.pk).update(created_at=now - datetime.timedelta(hours=hours))
+    upkeep()
+    assert list(IdempotentAnswer.objects.values_list("key", flat=True)) == ["fresh"]

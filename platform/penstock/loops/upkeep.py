@@ -11,11 +11,13 @@ from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
+from tenants.services import idempotent_answers_delete_old
 from tenants.signin import attempts_delete_old
 
 log = logging.getLogger(__name__)
 
 _LINKS_KEPT = datetime.timedelta(days=1)
+_ANSWERS_KEPT = datetime.timedelta(days=1)
 _SEGMENTS_KEPT = datetime.timedelta(days=90)
 """Beyond the retention of records."""
 _HELD_UP_S = 300.0
@@ -40,5 +42,6 @@ def upkeep() -> None:
     watermarks_delete_closed(before=now - usage_kept - _SEGMENTS_KEPT)
     SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
     attempts_delete_old(now=now)
+    idempotent_answers_delete_old(before=now - _ANSWERS_KEPT)
     Session.objects.filter(expire_date__lt=now).delete()
     reservations_end(now=now, actor=ACTOR)

@@ -1,0 +1,22 @@
+"""Permission of the REST API: the table of roles decides, views only say what they need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import permissions
+from rest_framework.request import Request
+
+from tenants.api.caller import caller_of
+
+
+class MayAct(permissions.BasePermission):
+    """Asks the table of roles for what the view says it requires. An action that says nothing is open to nobody."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        caller = caller_of(request)
+        if caller is None:
+            return False
+        if view.action is None:  # OPTIONS, and methods that are not allowed
+            return True
+        return bool(view.may(caller, view.required[view.action]))
