@@ -26,7 +26,7 @@ _LONGEST_SOCKET_PATH = 107
 AGENT_COMMANDS = """
     get set del exists incr incrby expire pexpire ttl pttl hget hset hdel hlen llen lpush rpush rpop brpop lrem lrange
     sadd srem smembers zadd zrem zrange zrangebyscore zrevrangebyscore zscore zcard publish subscribe unsubscribe
-    psubscribe punsubscribe ping multi exec discard watch unwatch select quit eval evalsha hello auth info
+    psubscribe punsubscribe ping multi exec discard watch unwatch select eval evalsha hello auth info
     client|setname client|setinfo client|id client|getname client|no-evict script|load script|exists
 """.split()  # noqa: SIM905
 

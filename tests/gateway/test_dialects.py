@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
@@ -200,7 +200,7 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(DIALECTS)), st.dictionaries(FIELDS, JSON, max_size=6))
 def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str, Any]) -> None:
     dialect = DIALECTS[path]

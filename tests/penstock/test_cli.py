@@ -156,11 +156,14 @@ def test_one_role_replaces_the_process(tmp_path: Path) -> None:
     data = tmp_path / "d"
     command = [sys.executable, "-P", "-m", "penstock", "up", "--only", "state", "--data", str(data)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any("Ready to accept connections" in line for line in process.stdout)
-        assert "valkey" in Path(f"/proc/{process.pid}/cmdline").read_text()
-        process.terminate()
-        assert process.wait(10) == 0
+        try:
+            assert process.stdout is not None
+            assert any("eady to accept connections" in line for line in process.stdout)
+            assert "valkey" in Path(f"/proc/{process.pid}/cmdline").read_text()
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
