@@ -64,6 +64,7 @@ LOGIN_REDIRECT_URL = "home"
 CSRF_FAILURE_VIEW = "penstock.web.errors.csrf_failure"
 
 MIDDLEWARE = [
+    "penstock.web.request_id.request_id",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -42,4 +42,6 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def _error(request: HttpRequest, status: int, title: str, why: str) -> HttpResponse:
-    return render(request, TEMPLATE, {"status": status, "title": title, "why": why}, status=status)
+    # Whoever asks the operator about the page can name it by the id that is in the log.
+    context = {"status": status, "title": title, "why": why, "request_id": request.META.get("REQUEST_ID", "")}
+    return render(request, TEMPLATE, context, status=status)

@@ -23,13 +23,15 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
+        line = copy.copy(record)
+        line.msg, line.args = record.getMessage(), ()
+        if identifier := getattr(getattr(record, "request", None), "META", {}).get("REQUEST_ID"):
+            line.msg += f" [request {identifier}]"
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _AWAY):
-            why = " ".join(str(error).split())
-            record = copy.copy(record)
-            record.msg, record.args = f"{record.getMessage()}: {why} ({type(error).__name__})", ()
-            record.exc_info = record.exc_text = None
-        return _LINK.sub(r"\1(hidden)", super().format(record))
+            line.msg += f": {' '.join(str(error).split())} ({type(error).__name__})"
+            line.exc_info = line.exc_text = None
+        return _LINK.sub(r"\1(hidden)", super().format(line))
 
 
 class NewsFilter(logging.Filter):
