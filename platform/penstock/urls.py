@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from penstock.web import console, console_actions, dashboard, health, signin, style_guide
+from penstock.web import console, console_actions, dashboard, health, password, signin, style_guide
 
 urlpatterns = [
     path("", dashboard.home, name="home"),
@@ -23,6 +23,7 @@ urlpatterns = [
     path("api/", include("penstock.api.urls")),
     # The admin's own form knows no pause after wrong passwords.
     path("admin/login/", RedirectView.as_view(pattern_name="sign-in", query_string=True)),
+    path("admin/password_change/", admin.site.admin_view(password.own_password)),
     path("admin/", admin.site.urls),
 ]
 handler400 = "penstock.web.errors.bad_request"

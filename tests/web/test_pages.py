@@ -32,6 +32,7 @@ PAGES = {
     "tenant-series": "/t/{tenant}/series.json?pool=chat-32b",
     "healthz": "/healthz",
     "admin/login/": "/admin/login/",
+    "admin/password_change/": "/admin/password_change/",
 }
 OPERATOR_PAGES = ("console", "console-live", "console-series", "style-guide")
 
