@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -84,7 +83,7 @@ class Config:
 class Observation:
     """What was seen at ``now`` (UNIX seconds).
 
-    ``replica_mu_per_min``: what one replica supplies (``mean_supply``). ``ready`` replicas serve, ``starting`` will
+    ``replica_mu_per_min``: what one replica supplies (``replica_supply``). ``ready`` replicas serve, ``starting`` will
     (pending ones included); draining ones are in neither. ``queue_mu`` was admitted and waits for a replica.
     ``offered_mu_per_min`` and ``requests`` are the rate and the number offered since the last tick, refused ones too.
     """
@@ -228,12 +227,6 @@ def replica_supply(
     if not mean_request_mu or not mean_residence_s:
         return knee_mu_per_min
     return min(knee_mu_per_min, 60.0 * target_concurrency * mean_request_mu / mean_residence_s)
-
-
-def mean_supply(supplies: Iterable[float], *, default: float) -> float:
-    """Return the mean supply of the replicas that serve, in MU/min, or ``default`` where none does."""
-    known = [supply for supply in supplies if supply > 0]
-    return sum(known) / len(known) if known else default
 
 
 def _rebased(c: Config, state: State, seen: Observation) -> State:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-COUNTERS = ("offered_mu", "offered_requests", "refused", "completed")
-"""What a gateway counts per deployment since its start."""
+COUNTERS = ("offered_mu", "offered_requests", "refused", "completed", "departed")
+"""What a gateway counts since its start: the first four per deployment, who ``departed`` per replica."""
 
 Counts = dict[str, float]
 """Counter name -> value."""
@@ -19,7 +19,10 @@ RECENT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class GatewayCounts:
-    """Cumulative counters of one gateway process by deployment id. ``started_at`` (UNIX s) tells restarts apart."""
+    """Cumulative counters of one gateway process by the id of a deployment or replica.
+
+    ``started_at`` (UNIX s) tells restarts apart.
+    """
 
     gateway: str
     started_at: float
@@ -44,7 +47,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One second of a deployment. Offered, refused and completed count since the sample before, the rest is ``at``."""
+    """One second of a deployment. Offered, refused, completed and departed count since the sample before, the rest is
+    ``at``. ``departed`` have left a replica however they ended, ``completed`` were served.
+    """
 
     at: float
     offered_mu: float = 0.0
@@ -54,6 +59,7 @@ class Sample:
     in_flight_mu: float = 0.0
     refused: float = 0.0
     completed: float = 0.0
+    departed: float = 0.0
     ready: int = 0
     capacity_mu_per_min: float = 0.0
 
@@ -64,7 +70,7 @@ class Sample:
 def differences(
     memory: Memory | None, beats: Iterable[GatewayCounts], *, now: float
 ) -> tuple[dict[str, Counts], Memory]:
-    """How far each deployment's counters rose since ``memory``, over all gateways, and the memory for the next tick.
+    """How far the counters of each deployment and replica rose since ``memory``, over all gateways; the next memory.
 
     A restarted gateway counts from zero again. One that a recent memory does not know has just started: all that it
     counted is new. With no memory or an old one its counters only become the base line: a loops process that starts

@@ -35,8 +35,8 @@ def test_a_sample_sums_all_gateways(world: World, gateway: FakeGateway) -> None:
     assert newest(world)["offered_mu"] == 0.0
     gateway.deployments[deployment_id] = DeploymentBeat(offered_mu=103.0, offered_requests=3, refused=1, completed=2)
     second.deployments[deployment_id] = DeploymentBeat(offered_mu=1004.0, offered_requests=2, queue_mu=2.5)
-    gateway.replicas[str(replica.pk)] = ReplicaBeat(n=2, w=0.5, d=1.0)
-    second.replicas[str(replica.pk)] = ReplicaBeat(n=1, d=0.25)
+    gateway.replicas[str(replica.pk)] = ReplicaBeat(n=2, w=0.5, d=1.0, departed=3)
+    second.replicas[str(replica.pk)] = ReplicaBeat(n=1, d=0.25, departed=1)
     gateway.beat()
     second.beat()
     observe(world.client, now=world.now + 1)
@@ -49,9 +49,24 @@ def test_a_sample_sums_all_gateways(world: World, gateway: FakeGateway) -> None:
         "in_flight_mu": 1.75,
         "refused": 1.0,
         "completed": 2.0,
+        "departed": 4.0,
         "ready": 1,
         "capacity_mu_per_min": 80.0,
     }
+
+
+def test_who_hangs_up_has_left_and_so_has_who_was_at_a_replica_that_broke(world: World, gateway: FakeGateway) -> None:
+    revision = world.deployment.revisions.get()
+    replica = replica_create(deployment=world.deployment, revision=revision, reason="x", host=world.host())
+    Replica.objects.update(state="ready", address="http://127.0.0.1:1")
+    seen = []
+    for second, (departed, state) in enumerate([(5, "ready"), (9, "ready"), (30, "failed"), (30, "failed")]):
+        Replica.objects.update(state=state)
+        gateway.replicas[str(replica.pk)] = ReplicaBeat(n=1, departed=departed, last_error_at=1.0)
+        gateway.beat()
+        observe(world.client, now=world.now + second)
+        seen.append(newest(world)["departed"])
+    assert seen == [0.0, 4.0, 21.0, 0.0]
 
 
 def test_another_process_takes_the_next_tick(world: World, gateway: FakeGateway) -> None:

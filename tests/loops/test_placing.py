@@ -11,10 +11,10 @@ import pytest
 from django.db.models import QuerySet
 
 from capacity.models import HardwareType, Host, Pool
+from capacity.selectors import profile_in_force
 from capacity.services import hardware_type_get_or_create, model_create, pool_create
 from penstock.loops import placing
 from penstock.loops.placing import need_of, place_pending
-from penstock.loops.prices import current_profile
 from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
 from serving.models import Replica, Revision
 from serving.services import deployment_create, replica_create
@@ -103,7 +103,7 @@ def test_the_cache_is_the_one_that_the_agent_will_give(
 ) -> None:
     cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
     replica = waiting(cpu, "vllm", kind=kind, value=value, options=options, parameters=1_000_000_000)
-    need = need_of(replica, current_profile(replica.deployment.pool_id, at=world.at))
+    need = need_of(replica, profile_in_force(pool_id=replica.deployment.pool_id, at=world.at))
     assert need.memory_bytes == int(2.4e9) + placing.CPU_ENGINE_BYTES + kv_bytes
 
 

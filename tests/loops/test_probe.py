@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from capacity.selectors import profile_in_force
 from penstock.loops import probe as loop
 from penstock.loops.asking import classify
-from penstock.loops.prices import current_profile
 from penstock.loops.probe import CONFIG, longest_step_s, probe
 from serving.gateway.loads import ReplicaBeat
 from serving.models import Incident, Replica
@@ -277,7 +277,7 @@ class TestLoop:
     def test_what_an_engine_may_take_for_a_step_follows_its_price(self, world: World) -> None:
         """100 MU/min at the knee and 0.01 MU per token: 2,048 tokens are 20.48 MU, at 0.62 of saturation 7.6 s."""
         replica = serve(world, "http://127.0.0.1:1")
-        profile = current_profile(world.pool.pk, at=world.at)
+        profile = profile_in_force(pool_id=world.pool.pk, at=world.at)
         assert longest_step_s(replica, None) == 0.0
         assert longest_step_s(replica, profile) < 0.01
         replica.revision.options = {}

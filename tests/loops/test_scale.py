@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from capacity.policy import autoscale
+from capacity.policy.cost import CostProfile
+from capacity.services import profile_add
 from penstock.loops.scale import scale
 from serving.models import Deployment, Replica, ScalingDecision
-from serving.services import deployment_disable, deployment_update, replica_create
+from serving.services import deployment_create, deployment_disable, deployment_update, replica_create
 from tests.loops.conftest import BOSS, World
 
 pytestmark = pytest.mark.django_db
@@ -33,6 +35,7 @@ class Traffic:
             "in_flight_mu": 0.0,
             "refused": 0,
             "completed": mu_per_s,
+            "departed": mu_per_s,
             "ready": 1,
             "capacity_mu_per_min": 100.0,
         }
@@ -147,6 +150,45 @@ def test_long_requests_count_against_the_slots(world: World, traffic: Traffic) -
     newest = ScalingDecision.objects.order_by("-at").first()
     assert newest is not None
     assert newest.inputs["observation"]["replica_mu_per_min"] == pytest.approx(24.0, rel=0.05)
+
+
+def test_who_hangs_up_makes_nobody_elses_request_longer(world: World, traffic: Traffic) -> None:
+    """Half of the requests are cancelled: 16 slots at 20 s each let 48 MU/min through, not 24."""
+    traffic.run(60, 1.0, in_flight=20.0, completed=0.5)
+    newest = ScalingDecision.objects.order_by("-at").first()
+    assert newest is not None
+    assert newest.inputs["observation"]["replica_mu_per_min"] == pytest.approx(48.0, rel=0.05)
+
+
+def test_what_was_counted_at_an_older_price_is_left_out(world: World, traffic: Traffic) -> None:
+    """A request of 10 MU became one of 1 MU: 16 slots at 40 s let 24 of the new MU/min through."""
+    traffic.run(60, 10.0, in_flight=40.0, offered_requests=1.0, departed=1.0)
+    prices = CostProfile(version=2, base=0.0, alpha=0.001, beta=0.02, gamma=0.0, epsilon=0.0, cached_factor=0.1)
+    profile_add(
+        pool=world.pool,
+        hardware_type=world.host().hardware_type,
+        profile=prices,
+        actor=BOSS,
+        replica_mu_per_min=100.0,
+        effective_from=world.at,
+    )
+    traffic.run(65, 1.0, in_flight=40.0)
+    newest = ScalingDecision.objects.order_by("-at").first()
+    assert newest is not None
+    assert newest.inputs["config"]["profile_version"] > 1
+    assert newest.inputs["observation"]["replica_mu_per_min"] == pytest.approx(24.0, rel=0.05)
+
+
+def test_a_deployment_that_nobody_can_read_stops_no_other(
+    world: World, traffic: Traffic, caplog: pytest.LogCaptureFixture
+) -> None:
+    poison = deployment_create(pool=world.pool, name="a poison", runtime="simulated", actor=BOSS)
+    world.now += 1
+    world.client.lpush(f"penstock:ring:deployment:{poison.pk}", json.dumps({"at": world.now}))
+    traffic.second(1.0)
+    scale(world.client, now=world.now)
+    assert "the scaling of a poison failed (KeyError: 'offered_requests'" in caplog.text
+    assert {decision.deployment_id for decision in ScalingDecision.objects.all()} == {world.deployment.pk}
 
 
 def test_who_was_overtaken_changes_nothing(world: World, traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:

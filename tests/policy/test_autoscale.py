@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capacity.policy.autoscale import Config, Decision, Observation, State, decide, mean_supply, replica_supply
+from capacity.policy.autoscale import Config, Decision, Observation, State, decide, replica_supply
 
 T0 = 1_790_000_000.0
 SUPPLY = 100.0
@@ -237,8 +237,6 @@ def test_supply_is_bound_by_the_knee_or_by_the_slots():
     assert supply(mean_request_mu=10.0, mean_residence_s=2.0) == 100.0
     with pytest.raises(ValueError, match="knee"):
         replica_supply(knee_mu_per_min=0.0, target_concurrency=8, mean_request_mu=None, mean_residence_s=None)
-    assert mean_supply([80.0, 120.0], default=100.0) == 100.0
-    assert mean_supply([], default=70.0) == 70.0
 
 
 @pytest.mark.parametrize(

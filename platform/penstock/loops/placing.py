@@ -10,8 +10,8 @@ from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Host, Model
 from capacity.policy.placement import AcceleratorView, HostView, Need, Placement, place
+from capacity.selectors import profile_in_force
 from penstock.loops.alone import alone
-from penstock.loops.prices import current_profile
 from serving.models import Replica, Revision
 from serving.options import placement_errors
 
@@ -153,7 +153,7 @@ def host_views(
 
 
 def _need_now(replica: Replica, *, now: datetime.datetime) -> Need:
-    return need_of(replica, current_profile(replica.deployment.pool_id, at=now))
+    return need_of(replica, profile_in_force(pool_id=replica.deployment.pool_id, at=now))
 
 
 def _host_view(

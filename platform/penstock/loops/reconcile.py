@@ -15,10 +15,10 @@ from django.conf import settings
 from django.db import transaction
 
 from capacity.models import Host
+from capacity.selectors import profile_in_force
 from penstock.loops.alone import alone
 from penstock.loops.dispatch import orders_send
 from penstock.loops.placing import place_pending, would_fit
-from penstock.loops.prices import current_profile
 from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -249,7 +249,7 @@ def _create(deployment: Deployment, revision: Revision, plan: policy.Plan, *, no
         return 0  # Somebody wants something else by now: the next pass plans anew.
     there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE)).count()
     missing = max(0, min(plan.create, plan.target - there))
-    profile = current_profile(deployment.pool_id, at=now)
+    profile = profile_in_force(pool_id=deployment.pool_id, at=now)
     for _ in range(missing):
         replica_create(
             deployment=deployment,

@@ -13,6 +13,7 @@ from django.db.models import Count, Q
 from capacity.models import CostProfile
 from capacity.policy import autoscale
 from capacity.selectors import profile_in_force
+from penstock.loops.alone import alone
 from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
@@ -43,9 +44,10 @@ def scale(client: redis.Redis, *, now: float) -> int:
     rings = ring_read_many(client, [deployment_ring(str(d.id)) for d in deployments], _LOOK_BACK_S)
     changed = 0
     for deployment in deployments:
-        samples = rings[deployment_ring(str(deployment.id))]
-        if samples and now - samples[0]["at"] <= _STALE_S:
-            changed += _scale_one(client, deployment, samples, now=now)
+        with alone(f"the scaling of {deployment}"):
+            samples = rings[deployment_ring(str(deployment.id))]
+            if samples and now - samples[0]["at"] <= _STALE_S:
+                changed += _scale_one(client, deployment, samples, now=now)
     return changed
 
 
@@ -110,16 +112,18 @@ def observation(
 ) -> autoscale.Observation:
     """What the ring buffer (newest sample first) says about the time since ``last_at`` (UNIX seconds).
 
+    Samples from before the profile count in another unit: they are left out.
     Replicas that are wanted and not there yet, e.g. between a crash and the next launch, count as starting: a gap is
     no reason to want fewer.
     """
     since = now - TIMETABLE[_LOOP].every_s if last_at is None else max(last_at, now - _LOOK_BACK_S)
-    recent = [sample for sample in samples if sample["at"] > since]
+    priced = [sample for sample in samples if sample["at"] > profile.effective_from.timestamp()]
+    recent = [sample for sample in priced if sample["at"] > since]
     covered_s = max(1.0, now - since)
     wanted = min(deployment.desired_replicas, deployment.max_replicas)
     return autoscale.Observation(
         now=now,
-        replica_mu_per_min=supply(deployment, profile, samples),
+        replica_mu_per_min=supply(deployment, profile, priced),
         ready=deployment.ready,
         starting=max(deployment.starting, wanted - deployment.ready),
         queue_mu=max(0.0, samples[0]["queue_mu"]),
@@ -131,16 +135,17 @@ def observation(
 def supply(deployment: Deployment, profile: CostProfile, samples: Sequence[dict[str, Any]]) -> float:
     """MU/min of one replica: its knee, or what its slots let through at the residence time seen lately.
 
-    Residence is Little's law over the look-back: requests in flight on average / completions per second.
+    Residence is Little's law over the look-back: requests in flight on average / departures per second. Who hangs up
+    was in flight, too, so every departure counts.
     """
     revision = deployment.revisions.filter(is_current=True).first()
-    completed = sum(sample.get("completed", 0.0) for sample in samples)
+    departed = sum(sample.get("departed", 0.0) for sample in samples)
     offered = sum(sample["offered_requests"] for sample in samples)
     mean_mu = mean_residence_s = None
-    if completed >= _ENOUGH_REQUESTS and offered >= _ENOUGH_REQUESTS:
+    if departed >= _ENOUGH_REQUESTS and offered >= _ENOUGH_REQUESTS:
         mean_mu = sum(sample["offered_mu"] for sample in samples) / offered
         # One sample a second: the sum of in-flight samples is request-seconds.
-        mean_residence_s = sum(sample["in_flight"] for sample in samples) / completed
+        mean_residence_s = sum(sample["in_flight"] for sample in samples) / departed
     return autoscale.replica_supply(
         knee_mu_per_min=profile.replica_mu_per_min,
         target_concurrency=revision.target_concurrency if revision else 1,
