@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
 
 from django.db import IntegrityError, transaction
+from django.utils.crypto import salted_hmac
 from rest_framework import exceptions
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -56,6 +56,8 @@ def _replay(record: IdempotentAnswer, print_of: str) -> Response:
 
 
 def _fingerprint(request: Request) -> str:
+    """Keyed: a body may hold a password, which must not be guessed from a plain digest."""
     data: Any = request.data
     body = json.dumps(data, sort_keys=True, cls=JSONEncoder)
-    return hashlib.sha256(f"{request.method} {request.path}\n{body}".encode()).hexdigest()
+    text = f"{request.method} {request.path}\n{body}"
+    return salted_hmac("tenants.api.idempotency", text, algorithm="sha256").hexdigest()
