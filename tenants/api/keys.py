@@ -115,13 +115,17 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         return ApiKey.objects.filter(tenant=self.tenant).select_related("tenant", "created_by")
 
     def list(self, request: Request, tenant: str) -> Response:
+        """The tenant's API keys, without their texts."""
         return self.listed(self.get_queryset())
 
     def retrieve(self, request: Request, tenant: str, pk: str) -> Response:
+        """One API key, without its text."""
         return self.shown(self.get_object())
 
     @extend_schema(request=NewKey, responses={201: MadeKey})
     def create(self, request: Request, tenant: str) -> Response:
+        """Make an API key. Its text is in this answer and never shown again."""
+
         def make() -> Response:
             key, text = api_key_create(tenant=self.tenant, actor=self.caller.actor, **self.read(NewKey))
             return self._made(key, text)
@@ -130,6 +134,7 @@ class KeysViewSet(TenantViewSet[ApiKey]):
 
     @extend_schema(request=KeyFields)
     def partial_update(self, request: Request, tenant: str, pk: str) -> Response:
+        """Change what is sent of a key; its text stays. Developers change the keys they made themselves."""
         key = self._managed()
         given = self.read(KeyFields, partial=True)
         return self.changed(key, lambda: self.shown(api_key_update(key=key, actor=self.caller.actor, **given)))

@@ -20,3 +20,20 @@ class MayAct(permissions.BasePermission):
         if view.action is None:  # OPTIONS, and methods that are not allowed
             return True
         return bool(view.may(caller, view.required[view.action]))
+
+
+class IsCaller(permissions.BasePermission):
+    """Any caller: for what speaks of nobody but the caller."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        return caller_of(request) is not None
+
+
+class IsPerson(permissions.BasePermission):
+    """A person, not an API key: for what is a person's own."""
+
+    message = "An API key has no access tokens: they belong to people. Sign in, or send a person's access token."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        caller = caller_of(request)
+        return caller is not None and caller.user is not None

@@ -74,13 +74,17 @@ class TenantsViewSet(ApiViewSet[Tenant]):
         return found
 
     def list(self, request: Request) -> Response:
+        """The tenants that you have a part in; for operators all of them."""
         return self.listed(self.get_queryset())
 
     def retrieve(self, request: Request, tenant: str) -> Response:
+        """One tenant, by slug or id."""
         return self.shown(self.get_object())
 
     @extend_schema(responses={201: TenantSerializer})
     def create(self, request: Request) -> Response:
+        """Make a tenant. For operators. Without a slug it is made from the name."""
+
         def make() -> Response:
             given = self.read(TenantSerializer)
             is_active = given.pop("is_active", True)
@@ -92,6 +96,7 @@ class TenantsViewSet(ApiViewSet[Tenant]):
         return self.created(make)
 
     def partial_update(self, request: Request, tenant: str) -> Response:
+        """Change what is sent of a tenant. The keys of an inactive tenant are refused."""
         row = self.get_object()
         given = self.read(TenantSerializer, partial=True)
         return self.changed(row, lambda: self.shown(tenant_update(tenant=row, actor=self.caller.actor, **given)))

@@ -4,15 +4,18 @@ from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
 from tenants.api.keys import KeysViewSet
+from tenants.api.me import MeViewSet, TokensViewSet
 from tenants.api.tenants import TenantsViewSet
 
 _platform = SimpleRouter(trailing_slash=False)
 _platform.register("tenants", TenantsViewSet)
+_platform.register("me/tokens", TokensViewSet, basename="my-token")
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("keys", KeysViewSet, basename="tenant-key")
 
 urlpatterns = [
+    path("me", MeViewSet.as_view({"get": "retrieve"}), name="me"),
     *_platform.urls,
     path("tenants/<str:tenant>/", include(_tenant.urls)),
 ]
