@@ -1,8 +1,17 @@
 """Hardware types, hosts and their accelerators."""
 
+from django.core.exceptions import ValidationError
 from django.db import models
 
 from tenants.models import Identified
+
+
+def require_labels(labels: object) -> None:
+    """Labels are texts by text. Raises ValidationError at ``labels``."""
+    if not isinstance(labels, dict) or not all(
+        isinstance(name, str) and name and isinstance(value, str) for name, value in labels.items()
+    ):
+        raise ValidationError({"labels": 'Give texts by name, e.g. {"zone": "a"}.'})
 
 
 class HardwareType(Identified):
@@ -62,6 +71,9 @@ class Host(Identified):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        require_labels(self.labels)
 
 
 class Accelerator(Identified):

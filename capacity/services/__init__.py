@@ -4,6 +4,7 @@ from capacity.services.hosts import (
     hardware_type_get_or_create,
     host_cordon,
     host_enrol,
+    host_labels_set,
     host_secret_renew,
     host_uncordon,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "hardware_type_get_or_create",
     "host_cordon",
     "host_enrol",
+    "host_labels_set",
     "host_secret_renew",
     "host_uncordon",
     "model_create",

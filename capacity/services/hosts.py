@@ -56,6 +56,21 @@ def host_secret_renew(*, host: Host, actor: Actor) -> bytes:
     return secret
 
 
+@transaction.atomic
+def host_labels_set(*, host: Host, labels: Mapping[str, str], actor: Actor) -> Host:
+    """Replace the labels that placement asks for; what runs goes on. Raises ValidationError by field."""
+    stored = host.take_turn()
+    before = state_of(stored)
+    stored.labels = dict(labels)
+    stored.full_clean()
+    stored.save(update_fields=("labels", "updated_at"))
+    after = state_of(stored)
+    if before != after:
+        audit(actor=actor, action="host.set_labels", target=stored, before=before, after=after)
+    host.refresh_from_db()
+    return host
+
+
 def host_cordon(*, host: Host, actor: Actor) -> bool:
     """Place nothing new on the host; what runs goes on. Returns False unless it was active."""
     return _swap(host, Host.State.ACTIVE, Host.State.CORDONED, "host.cordon", actor)

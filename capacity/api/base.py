@@ -1,0 +1,68 @@
+"""What the views of this app share: rows that are named by id or by slug, and numbers that are finite."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any, TypeVar
+
+from django.db import models
+from django.db.models import QuerySet
+from django.http import Http404
+from rest_framework import serializers
+
+from tenants.api.base import ApiViewSet
+
+_Row = TypeVar("_Row", bound=models.Model)
+
+
+class NamedViewSet(ApiViewSet[_Row]):
+    """Its rows are found by id, or by the name in ``name_field``."""
+
+    name_field = "slug"
+
+    def get_object(self) -> _Row:
+        name = self.kwargs[self.lookup_url_kwarg or self.lookup_field]
+        return find_named(self.get_queryset(), name, self.name_field)
+
+
+def find_named(rows: QuerySet[_Row], name: str, name_field: str = "slug") -> _Row:
+    """The row of this id or name. Raises Http404."""
+    found = rows.filter(**_by(name, name_field)).first()
+    if found is None:
+        raise Http404(f"There is no {rows.model._meta.verbose_name} with the id or {name_field} {name!r}.")
+    return found
+
+
+class NamedField(serializers.SlugRelatedField[Any]):
+    """Another row, named by its id or slug in a request, and by its slug in an answer."""
+
+    default_error_messages = {"does_not_exist": "There is none with the id or {slug_name} {value}."}
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        rows: QuerySet[Any] = self.get_queryset()  # type: ignore[assignment]  # None for read-only fields alone
+        found = rows.filter(**_by(data, self.slug_field or "slug")).first()
+        if found is None:
+            self.fail("does_not_exist", slug_name=self.slug_field, value=repr(data))
+        return found
+
+
+class NumberField(serializers.FloatField):
+    """A finite number: no price, objective or wait is infinite."""
+
+    default_error_messages = {"not_finite": "Give a finite number."}
+
+    def to_internal_value(self, data: Any) -> float:
+        value = float(super().to_internal_value(data))
+        if not math.isfinite(value):
+            self.fail("not_finite")
+        return value
+
+
+def _by(name: str, name_field: str) -> dict[str, Any]:
+    try:
+        return {"pk": uuid.UUID(name)}
+    except ValueError:
+        return {name_field: name}
