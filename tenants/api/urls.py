@@ -5,6 +5,7 @@ from rest_framework.routers import SimpleRouter
 
 from tenants.api.keys import KeysViewSet
 from tenants.api.me import MeViewSet, TokensViewSet
+from tenants.api.members import MembersViewSet
 from tenants.api.tenants import TenantsViewSet
 
 _platform = SimpleRouter(trailing_slash=False)
@@ -13,6 +14,7 @@ _platform.register("me/tokens", TokensViewSet, basename="my-token")
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("keys", KeysViewSet, basename="tenant-key")
+_tenant.register("members", MembersViewSet, basename="tenant-member")
 
 urlpatterns = [
     path("me", MeViewSet.as_view({"get": "retrieve"}), name="me"),
