@@ -17,6 +17,7 @@ from penstock import env
 from penstock.supervisor import Role
 
 ROLES = ("state", "gateway", "web", "loops", "agent")
+_OF_GATEWAYS = ("REDIS_URL", "PENSTOCK_KEY_PEPPERS", "PENSTOCK_TRUSTED_PROXIES")
 STAGE_STATE, STAGE_LOOPS, STAGE_CONTROL, STAGE_GATEWAY = 0, 1, 2, 3
 """Stages stop from the highest to the lowest: gateways drain first and ship their journal, then pages and agent,
 then the loops that write what was shipped, then the state."""
@@ -96,7 +97,7 @@ def role_environment(options: Options) -> dict[str, str]:
     }
     kept = {name: value for name, value in defaults.items() if not os.environ.get(name)}
     # A gateway does not read files that NAME_FILE names.
-    read = {name: env.text(name) for name in ("REDIS_URL", "PENSTOCK_KEY_PEPPERS") if os.environ.get(f"{name}_FILE")}
+    read = {name: env.text(name) for name in _OF_GATEWAYS if os.environ.get(f"{name}_FILE")}
     return {**kept, **fixed, **read, **options.env}
 
 

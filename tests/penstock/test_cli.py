@@ -173,6 +173,14 @@ def test_what_counts_as_this_machine(host: str, is_local: bool) -> None:
     assert roles.is_loopback(host) is is_local
 
 
+def test_gateway_and_console_believe_the_same_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway does not read files that NAME_FILE names: the launcher does."""
+    (tmp_path / "proxies").write_text("10.0.0.0/8\n")
+    monkeypatch.setenv("PENSTOCK_TRUSTED_PROXIES_FILE", str(tmp_path / "proxies"))
+    for role in (roles.gateway_role(Options(data=tmp_path), 1), roles.web_role(Options(data=tmp_path))):
+        assert role.env["PENSTOCK_TRUSTED_PROXIES"] == "10.0.0.0/8"
+
+
 def test_urls_can_be_opened_on_this_machine(tmp_path: Path) -> None:
     assert Options(data=tmp_path, host="0.0.0.0").api_url == "http://127.0.0.1:8080/v1"
     assert Options(data=tmp_path, host="::1", port=81).console_url == "http://[::1]:81"
