@@ -8,6 +8,7 @@ from serving.services.deployments import (
     deployment_retry,
     deployment_update,
     revision_create,
+    revision_restore,
 )
 from serving.services.incidents import incident_close, incident_evidence_add, incident_open
 from serving.services.providers import provider_credential_remove, provider_credential_set
@@ -30,5 +31,6 @@ __all__ = [
     "replica_transition",
     "replicas_delete_old",
     "revision_create",
+    "revision_restore",
     "scaling_decision_record",
 ]

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
-from capacity.models import Pool
+from capacity.models import Model, Pool
 from serving.models import Deployment, Revision
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
@@ -33,8 +33,8 @@ def deployment_create(
     *,
     pool: Pool,
     name: str,
-    runtime: str,
     actor: Actor,
+    runtime: str | None = None,
     options: Mapping[str, Any] | None = None,
     target_concurrency: int = 16,
     min_replicas: int = 1,
@@ -42,7 +42,10 @@ def deployment_create(
     pinned_replicas: int | None = None,
     cold_start_s: float = 60.0,
 ) -> Deployment:
-    """Serve ``pool`` under ``name``, with a first revision. Raises ValidationError by field."""
+    """Serve ``pool`` under ``name``, with a first revision. Raises ValidationError by field.
+
+    Without ``runtime``: vLLM, or the simulated engine for a model without weights.
+    """
     deployment = Deployment(
         pool=pool,
         name=name.strip(),
@@ -106,14 +109,14 @@ def deployment_retry(*, deployment: Deployment, actor: Actor) -> Deployment:
 def revision_create(
     *,
     deployment: Deployment,
-    runtime: str,
     actor: Actor,
+    runtime: str | None = None,
     options: Mapping[str, Any] | None = None,
     target_concurrency: int = 16,
 ) -> Revision:
     """The deployment's next revision, current from now on; earlier ones stay as they are.
 
-    Raises ValidationError by field.
+    Without ``runtime``: vLLM, or the simulated engine for a model without weights. Raises ValidationError by field.
     """
     if not isinstance(options, Mapping | None):
         raise ValidationError({"options": "Give runtime options as an object."})
@@ -124,7 +127,7 @@ def revision_create(
     revision = Revision(
         deployment=deployment,
         number=newest + 1,
-        runtime=runtime,
+        runtime=_runtime_of(deployment.pool) if runtime is None else runtime,
         options=dict(options or {}),
         target_concurrency=target_concurrency,
     )
@@ -133,6 +136,27 @@ def revision_create(
     audit(actor=actor, action="revision.create", target=revision, after=state_of(revision))
     record_change(kind="deployment", object_id=deployment.pk)
     return revision
+
+
+@transaction.atomic
+def revision_restore(*, revision: Revision, actor: Actor) -> Revision:
+    """A new revision with the contents of an earlier one. Raises ValidationError for the current one."""
+    revision.deployment.take_turn()
+    revision.refresh_from_db(fields=("is_current",))
+    if revision.is_current:
+        raise ValidationError(f"Revision {revision.number} is the current one: there is nothing to restore.")
+    return revision_create(
+        deployment=revision.deployment,
+        runtime=revision.runtime,
+        options=revision.options,
+        target_concurrency=revision.target_concurrency,
+        actor=actor,
+    )
+
+
+def _runtime_of(pool: Pool) -> str:
+    has_weights = pool.model.artifact_kind != Model.Artifact.NONE
+    return Revision.Runtime.VLLM if has_weights else Revision.Runtime.SIMULATED
 
 
 @transaction.atomic
