@@ -13,7 +13,7 @@ from serving.models import Replica
 from tenants.crypto import decrypt
 from tenants.models import AuditEntry
 from tests import factories
-from tests.api.callers import OPERATORS_ONLY, codes
+from tests.api.answers import OPERATORS_ONLY, codes
 from tests.api.conftest import World
 from tests.api.test_foundation import problem
 
