@@ -45,6 +45,7 @@ SHOTS = (
     ("console-pool", "operator", "/console/?range=24h&pool=chat-32b"),
     ("tenant", "owner", "/t/northwind/?range=24h"),
     ("tenants", "operator", "/tenants/"),
+    ("tokens", "operator", "/tokens"),
     ("style-guide", "operator", "/console/style-guide/"),
     ("not-found", None, "/nothing-here"),
 )
@@ -56,6 +57,7 @@ EMPTY_SHOTS = (
     ("console-empty", "operator", "/console/"),
     ("tenant-empty", "owner", "/t/fresh/"),
     ("tenants-empty", "lonely", "/tenants/"),
+    ("tokens-empty", "owner", "/tokens"),
 )
 
 

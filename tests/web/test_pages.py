@@ -28,6 +28,8 @@ PAGES = {
     "deployment-retry": "/console/deployments/{deployment}/retry",
     "style-guide": "/console/style-guide/",
     "tenants": "/tenants/",
+    "tokens": "/tokens",
+    "token-revoke": "/tokens/{deployment}/revoke",
     "tenant": "/t/{tenant}/",
     "tenant-series": "/t/{tenant}/series.json?pool=chat-32b",
     "healthz": "/healthz",
@@ -46,7 +48,7 @@ def test_every_url_of_the_control_plane_is_in_the_table_of_this_test() -> None:
     assert {pattern.name or str(pattern.pattern) for pattern in patterns} == set(PAGES)
 
 
-@pytest.mark.parametrize("name", [*OPERATOR_PAGES, "tenants", "tenant", "tenant-series", "home"])
+@pytest.mark.parametrize("name", [*OPERATOR_PAGES, "tenants", "tokens", "tenant", "tenant-series", "home"])
 def test_a_visitor_is_sent_to_sign_in(client: Client, platform: Seeded, name: str) -> None:
     answer = client.get(path_of(name, platform))
     assert answer.status_code == 302

@@ -98,6 +98,7 @@ def page(
 ) -> HttpResponse:
     """A page inside the application's frame, for a signed-in user."""
     shell = build_shell(request.user, current=current, tenant=tenant)
-    response = render(request, template, {"shell": shell, "tenant": tenant, **context}, status=status)
+    shared = {"shell": shell, "tenant": tenant, "current_page": current}
+    response = render(request, template, {**shared, **context}, status=status)
     response.headers["Cache-Control"] = "private, no-store"
     return response
