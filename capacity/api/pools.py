@@ -1,0 +1,221 @@
+"""``/pools`` and their prices, for operators; ``/tenants/{tenant}/pools``: those that a tenant may use."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import django_filters
+from django.db.models import Q, QuerySet
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers, status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from capacity.api.base import NamedField, NamedViewSet, NumberField, find_named
+from capacity.api.prices import (
+    CoefficientFields,
+    NewProfile,
+    PricedSerializer,
+    PricesMixin,
+    ProfileSerializer,
+    price_of,
+)
+from capacity.models import CostProfile, HardwareType, Model, Pool
+from capacity.services import pool_create, pool_tenants_set, pool_update, profile_add
+from tenants.api.base import ApiViewSet, TenantViewSet
+from tenants.models import Tenant
+from tenants.policy.roles import Action
+
+_LARGEST = 2**31 - 1
+
+
+class TenantPoolSerializer(PricedSerializer, serializers.ModelSerializer[Pool]):
+    """What a tenant needs to know of a pool: nothing of who else uses it, and of how it is run."""
+
+    model = serializers.SlugRelatedField[Model](slug_field="slug", read_only=True)
+
+    class Meta:
+        model = Pool
+        fields: tuple[str, ...] = (
+            "id",
+            "slug",
+            "name",
+            "model",
+            "ttft_objective_ms",
+            "tpot_objective_ms",
+            "tolerable_wait_s",
+            "slo_share",
+            "price",
+        )
+        read_only_fields: tuple[str, ...] = fields
+
+
+class PoolSerializer(TenantPoolSerializer):
+    tenants = serializers.SlugRelatedField[Tenant](
+        slug_field="slug", many=True, read_only=True, help_text="Who may use it, unless it is public."
+    )
+
+    class Meta(TenantPoolSerializer.Meta):
+        fields = (
+            *TenantPoolSerializer.Meta.fields,
+            "is_public",
+            "tenants",
+            "oversell_factor",
+            "keep_spare",
+            "version",
+            "created_at",
+            "updated_at",
+        )
+        read_only_fields = fields
+
+
+class PoolFields(serializers.Serializer[Pool]):
+    """What can be changed of a pool."""
+
+    name = serializers.CharField(max_length=120, required=False, help_text="The model's, where it is not given.")
+    is_public = serializers.BooleanField(required=False, help_text="Every tenant may use it; else only those listed.")
+    ttft_objective_ms = serializers.IntegerField(min_value=1, max_value=_LARGEST, required=False)
+    tpot_objective_ms = serializers.IntegerField(min_value=1, max_value=_LARGEST, required=False)
+    tolerable_wait_s = NumberField(required=False, help_text="A request may wait this long for admission.")
+    slo_share = NumberField(required=False, help_text="Share of requests that may wait longer (0..1).")
+    oversell_factor = NumberField(required=False, help_text="MU/min sold per MU/min had.")
+    keep_spare = serializers.BooleanField(required=False, help_text="Keep the promise with one replica lost.")
+
+
+class NewPool(PoolFields):
+    slug = serializers.SlugField(max_length=80, required=False, help_text="Made from the name where it is not given.")
+    model = NamedField(slug_field="slug", queryset=Model.objects.all(), help_text="Id or slug.")
+    hardware_type = NamedField(
+        slug_field="slug", queryset=HardwareType.objects.all(), help_text="Id or slug of what the price is for."
+    )
+    tenants = NamedField(
+        slug_field="slug", queryset=Tenant.objects.all(), many=True, required=False, help_text="Ids or slugs."
+    )
+    price = CoefficientFields(
+        required=False, help_text="Where it is not given: a default from model size and hardware, marked uncalibrated."
+    )
+
+
+class PoolTenants(serializers.Serializer[Any]):
+    """Who may use a pool."""
+
+    tenants = NamedField(
+        slug_field="slug", queryset=Tenant.objects.all(), many=True, help_text="All of them, by id or slug."
+    )
+    is_public = serializers.BooleanField(required=False, help_text="Every tenant may use it; else only those listed.")
+
+
+class TenantPoolFilter(django_filters.FilterSet):
+    model = django_filters.CharFilter(field_name="model__slug", label="Slug of its model.")
+    search = django_filters.CharFilter(field_name="name", lookup_expr="icontains", label="Part of the name.")
+
+
+class PoolFilter(TenantPoolFilter):
+    class Meta:
+        model = Pool
+        fields = ("is_public", "keep_spare")
+
+
+class PoolsViewSet(PricesMixin, NamedViewSet[Pool]):
+    required: ClassVar = {
+        "list": Action.PLATFORM_VIEW,
+        "retrieve": Action.PLATFORM_VIEW,
+        "create": Action.PLATFORM_OPERATE,
+        "partial_update": Action.PLATFORM_OPERATE,
+        "tenants": Action.PLATFORM_OPERATE,
+    }
+    queryset = Pool.objects.select_related("model").prefetch_related("tenants")
+    serializer_class = PoolSerializer
+    filterset_class = PoolFilter
+    ordering_fields = ("name", "slug", "created_at")
+    lookup_url_kwarg = "pool"
+
+    def list(self, request: Request) -> Response:
+        """What is sold: models with a price, objectives, and rules of selling."""
+        return self.listed(self.get_queryset())
+
+    def retrieve(self, request: Request, pool: str) -> Response:
+        """One pool, by id or slug, with the price in force."""
+        return self.shown(self.get_object())
+
+    @extend_schema(request=NewPool, responses={201: PoolSerializer})
+    def create(self, request: Request) -> Response:
+        """A new pool with its first price: the one sent, or a default from model size and hardware."""
+
+        def make() -> Response:
+            given = self.read(NewPool)
+            price = given.pop("price", None)
+            made = pool_create(actor=self.caller.actor, profile=price_of(dict(price)) if price else None, **given)
+            return self.shown(made, code=status.HTTP_201_CREATED)
+
+        return self.created(make)
+
+    @extend_schema(request=PoolFields)
+    def partial_update(self, request: Request, pool: str) -> Response:
+        """Change what is sent. A new price is a new version under the pool's profiles."""
+        row = self.get_object()
+        given = self.read(PoolFields, partial=True)
+        return self.changed(row, lambda: self.shown(pool_update(pool=row, actor=self.caller.actor, **given)))
+
+    @extend_schema(request=PoolTenants, responses=PoolSerializer)
+    @action(detail=True, methods=["put"])
+    def tenants(self, request: Request, pool: str) -> Response:
+        """Say who may use the pool: the tenants listed and nobody else, or every tenant."""
+        row = self.get_object()
+        given = self.read(PoolTenants)
+
+        def put() -> Response:
+            pool_tenants_set(pool=row, actor=self.caller.actor, **given)
+            return self.shown(self.get_object())
+
+        return self.changed(row, put)
+
+
+class ProfilesViewSet(ApiViewSet[CostProfile]):
+    required: ClassVar = {"list": Action.PLATFORM_VIEW, "create": Action.PLATFORM_OPERATE}
+    queryset = CostProfile.objects.none()
+    serializer_class = ProfileSerializer
+    filterset_fields = ("calibrated",)
+    ordering_fields = ("version", "effective_from")
+
+    def get_queryset(self) -> QuerySet[CostProfile]:
+        rows = CostProfile.objects.filter(pool=find_named(Pool.objects.all(), self.kwargs["pool"]))
+        return rows.select_related("hardware_type").order_by("-version")
+
+    def list(self, request: Request, pool: str) -> Response:
+        """All versions of the pool's price, newest first. A version is never edited: a new one replaces it."""
+        return self.listed(self.get_queryset())
+
+    @extend_schema(request=NewProfile, responses={201: ProfileSerializer})
+    def create(self, request: Request, pool: str) -> Response:
+        """The pool's next price, in force from a moment on. What was used before keeps the price it was given."""
+        row = find_named(Pool.objects.all(), pool)
+
+        def make() -> Response:
+            given = self.read(NewProfile)
+            made = profile_add(pool=row, profile=price_of(given), actor=self.caller.actor, **given)
+            return self.shown(made, code=status.HTTP_201_CREATED)
+
+        return self.created(make)
+
+
+class TenantPoolsViewSet(PricesMixin, NamedViewSet[Pool], TenantViewSet[Pool]):
+    required: ClassVar = {"list": Action.TENANT_VIEW, "retrieve": Action.TENANT_VIEW}
+    queryset = Pool.objects.none()
+    serializer_class = TenantPoolSerializer
+    filterset_class = TenantPoolFilter
+    ordering_fields = ("name", "slug")
+    lookup_url_kwarg = "pool"
+
+    def get_queryset(self) -> QuerySet[Pool]:
+        listed = Pool.tenants.through.objects.filter(tenant=self.tenant).values("pool")
+        return Pool.objects.filter(Q(is_public=True) | Q(pk__in=listed)).select_related("model")
+
+    def list(self, request: Request, tenant: str) -> Response:
+        """The pools that the tenant may use, with their objectives and the price in force."""
+        return self.listed(self.get_queryset())
+
+    def retrieve(self, request: Request, tenant: str, pool: str) -> Response:
+        """One pool that the tenant may use, by id or slug."""
+        return self.shown(self.get_object())
