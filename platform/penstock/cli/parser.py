@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from penstock import env, paths
+from penstock.cli.remote.arguments import add_nouns, add_session
 from penstock.roles import ROLES
 
 _DESCRIPTION = "Penstock sells, serves and watches LLM inference capacity in model units."
@@ -30,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_doctor(commands.add_parser("doctor", help="look at this machine and say what to do"))
     _add_setup(commands.add_parser("setup", help="migrate, make secrets and (asked for) the demo, without starting"))
     _add_test(commands.add_parser("test", help="run the tests; what follows goes to pytest", allow_abbrev=False))
+    add_session(commands)
+    add_nouns(commands)
     commands.add_parser("manage", help="Django's commands: penstock manage help", add_help=False)
     commands.add_parser("version", help="print the version")
     commands.add_parser("help", help="print this help")

@@ -1,0 +1,114 @@
+"""The REST API's client: the standard library's HTTP, so that a command starts at once."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from penstock.cli.remote.profile import Profile
+
+_TIMEOUT_S = 30.0
+_PAGE = 500
+
+
+class ApiError(Exception):
+    """What the installation answered, or why it could not be asked, in words; ``status`` is 0 without an answer."""
+
+    def __init__(
+        self, message: str, *, status: int = 0, hint: str = "", fields: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.hint = hint
+        self.fields = fields
+
+
+class Api:
+    """``path`` arguments begin with a slash, below ``/api/v1``."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
+        return self._call("GET", path, query=query)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """A creation or an act. A lost answer may be asked for again: it happens once."""
+        return self._call("POST", path, body={} if body is None else body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        return self._call("PATCH", path, body=body)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._call("PUT", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
+    def every(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows of a list, page after page."""
+        page = self.get(path, {"page_size": _PAGE, **(query or {})})
+        while True:
+            yield from page["results"]
+            following = page.get("next")
+            if not following:
+                return
+            page = self._open("GET", following, None)
+
+    def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        given = {name: value for name, value in (query or {}).items() if value not in (None, "")}
+        url = f"{self._profile.url}/api/v1{quote(path, safe='/')}" + (f"?{urlencode(given)}" if given else "")
+        return self._open(method, url, body)
+
+    def _open(self, method: str, url: str, body: Any) -> Any:
+        headers = {
+            "Authorization": f"Bearer {self._profile.token}",
+            "Accept": "application/json, application/problem+json",
+        }
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        if method == "POST":
+            headers["Idempotency-Key"] = str(uuid.uuid4())
+        if not url.startswith(("http://", "https://")):
+            raise ApiError(f"{self._profile.url!r} is not an address: give http://… or https://…")
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - checked above
+        tries = 2 if method in ("GET", "POST") else 1
+        while True:
+            tries -= 1
+            try:
+                with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                    text = answer.read()
+                    return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                raise _problem(error) from None
+            except (urllib.error.URLError, OSError, TimeoutError) as error:
+                if not tries:
+                    reason = getattr(error, "reason", error)
+                    raise ApiError(
+                        f"{self._profile.url} does not answer: {reason}",
+                        hint="Is the address right, and is Penstock running there? 'penstock login URL' sets another.",
+                    ) from None
+            except ValueError:
+                raise ApiError(
+                    f"{self._profile.url} does not speak Penstock's API", hint="Give the console's address."
+                ) from None
+
+
+def _problem(error: urllib.error.HTTPError) -> ApiError:
+    with error:
+        try:
+            told = json.loads(error.read())
+        except (OSError, ValueError):
+            told = {}
+    if not isinstance(told, dict) or "detail" not in told:
+        hint = "Its log says why." if error.code >= 500 else "Give the console's address."
+        return ApiError(f"{error.code} {error.reason}", status=error.code, hint=hint)
+    fields = tuple((str(f.get("field", "")), str(f.get("message", ""))) for f in told.get("errors", ()))
+    return ApiError(str(told["detail"]), status=error.code, hint=str(told.get("hint", "")), fields=fields)

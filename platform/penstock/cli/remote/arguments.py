@@ -1,0 +1,116 @@
+"""The arguments of the nouns, from their table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from penstock.cli.remote.resources import RESOURCES, Field, Resource, Verb
+
+
+def add_nouns(commands: Any) -> None:
+    """``commands``: argparse's sub-parsers of ``penstock``."""
+    for resource in RESOURCES:
+        noun = commands.add_parser(resource.noun, help=resource.help, description=_capital(resource.help) + ".")
+        noun.set_defaults(resource=resource, command="remote.nouns")
+        verbs = noun.add_subparsers(dest="verb_name", metavar="VERB", title="verbs", required=True)
+        _add_list(verbs.add_parser("list", help="show all"), resource)
+        show = verbs.add_parser("show", help="show one")
+        _common(show, resource)
+        _row(show, resource)
+        for verb in resource.verbs:
+            _add_verb(
+                verbs.add_parser(verb.name, help=verb.help, description=_capital(verb.help) + "."), resource, verb
+            )
+
+
+def add_session(commands: Any) -> None:
+    """``login``, ``logout`` and ``whoami``."""
+    login = commands.add_parser("login", help="speak to an installation from now on", description="Keep who you are.")
+    login.add_argument("url", metavar="URL", help="the console's address")
+    commands.add_parser("logout", help="forget the installation and the token")
+    whoami = commands.add_parser("whoami", help="who you are there, and what you may do")
+    whoami.add_argument("--json", action="store_true", help="JSON for programs")
+    for name in ("login", "logout", "whoami"):
+        commands.choices[name].set_defaults(command="remote.login", act=name)
+
+
+def _add_list(parser: argparse.ArgumentParser, resource: Resource) -> None:
+    _common(parser, resource)
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="show at most so many")
+    for field in resource.filters:
+        _add(parser, field)
+
+
+def _add_verb(parser: argparse.ArgumentParser, resource: Resource, verb: Verb) -> None:
+    _common(parser, resource)
+    parser.set_defaults(verb=verb)
+    if not verb.is_on_list:
+        _row(parser, resource)
+    if not verb.is_undoable:
+        parser.add_argument("-y", "--yes", action="store_true", help="do not ask; this cannot be undone")
+    for field in verb.fields:
+        _add(parser, field)
+
+
+def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:
+    parser.add_argument("row", metavar=resource.names[0].upper(), help=f"{', '.join(resource.names)} or id")
+
+
+def _common(parser: argparse.ArgumentParser, resource: Resource) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON for programs")
+    if resource.is_of_tenant:
+        parser.add_argument("--tenant", default="", help="slug or id (PENSTOCK_TENANT; else your only one)")
+
+
+def _add(parser: argparse.ArgumentParser, field: Field) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {"metavar": "TEXT"},
+        "number": {"type": _number, "metavar": "N"},
+        "optional-number": {"type": _optional_number, "metavar": "N|none"},
+        "switch": {"type": _switch, "metavar": "yes|no"},
+        "words": {"type": _words, "metavar": "A,B"},
+        "json": {"type": _json, "metavar": "JSON"},
+    }
+    options = kinds[field.kind]
+    if field.is_place:
+        parser.add_argument(field.name, help=field.help, **{**options, "metavar": field.name.upper()})
+    else:
+        parser.add_argument(field.flag, dest=field.name, help=field.help, required=field.is_required, **options)
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _optional_number(text: str) -> int | float | str:
+    return "" if text == "none" else _number(text)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("yes", "no", "true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: say yes or no")
+    return text.lower() in ("yes", "true")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

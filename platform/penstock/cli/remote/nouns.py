@@ -1,0 +1,137 @@
+"""``penstock NOUN VERB``: lists, rows, and what is done to them."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from penstock.cli.remote import output
+from penstock.cli.remote.api import Api, ApiError
+from penstock.cli.remote.profile import NotSignedIn, load
+from penstock.cli.remote.resources import Resource, Verb
+
+
+class Refused(Exception):
+    """The command line cannot be carried out; the message says what to change."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return told(lambda: _run(arguments))
+
+
+def told(act: Callable[[], int]) -> int:
+    """``act()``, with what goes wrong in words. 1: it was refused or failed; 3: not signed in."""
+    try:
+        return act()
+    except NotSignedIn as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 3
+    except Refused as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 1
+    except ApiError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        for field, message in error.fields if len(error.fields) > 1 else ():
+            print(f"  {field or 'request'}: {message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return 3 if error.status == 401 else 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    api, resource = Api(load()), arguments.resource
+    path = list_path(api, resource, getattr(arguments, "tenant", ""))
+    if arguments.verb_name == "list":
+        return _list(api, path, resource, arguments)
+    if arguments.verb_name == "show":
+        row = find(api, path, resource, arguments.row)
+        output.as_json(row) if arguments.json else output.details(row)
+        return 0
+    return _do(api, path, resource, arguments.verb, arguments)
+
+
+def list_path(api: Api, resource: Resource, tenant: str) -> str:
+    if not resource.is_of_tenant:
+        return resource.path
+    return resource.path.replace("{tenant}", tenant or os.environ.get("PENSTOCK_TENANT", "") or only_tenant(api))
+
+
+def only_tenant(api: Api) -> str:
+    """The slug of the one tenant that the caller sees. Raises Refused when there are others."""
+    seen = [row["slug"] for row in itertools.islice(api.every("/tenants"), 20)]
+    if len(seen) == 1:
+        return str(seen[0])
+    raise Refused(f"say which tenant: --tenant {'|'.join(seen)}" if seen else "you have no part in any tenant")
+
+
+def find(api: Api, path: str, resource: Resource, called: str) -> dict[str, Any]:
+    """The row with this id, or the only one with this name. Raises Refused."""
+    try:
+        found: dict[str, Any] = api.get(f"{path}/{uuid.UUID(called)}")
+        return found
+    except ValueError:
+        pass
+    for name in resource.names:
+        rows = [row for row in api.every(path) if row.get(name) == called]
+        living = [row for row in rows if row.get("is_usable", True)] or rows
+        if len(living) == 1:
+            return living[0]
+        if living:
+            ids = "\n  ".join(str(row["id"]) for row in living)
+            raise Refused(f"{len(living)} {resource.noun} are called {called!r}: give an id\n  {ids}")
+    raise Refused(f"no {resource.noun} called {called!r}: penstock {resource.noun} list shows what there is")
+
+
+def _list(api: Api, path: str, resource: Resource, arguments: argparse.Namespace) -> int:
+    query = {field.name: getattr(arguments, field.name) for field in resource.filters}
+    rows = api.every(path, {name: value for name, value in query.items() if value is not None})
+    chosen = itertools.islice(rows, arguments.limit or None)
+    if arguments.json:
+        output.as_json(list(chosen))
+    else:
+        output.table(chosen, resource.columns, nothing=resource.nothing)
+    return 0
+
+
+def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse.Namespace) -> int:
+    given = {field.name: getattr(arguments, field.name) for field in verb.fields}
+    body = {name: None if value == "" else value for name, value in given.items() if value is not None}
+    row = {} if verb.is_on_list else find(api, path, resource, arguments.row)
+    if verb.name == "set" and not body:
+        raise Refused(f"nothing to change: give one of {', '.join(field.flag for field in verb.fields)}")
+    if not verb.is_undoable and not arguments.yes:
+        _ask(f"{verb.name} {arguments.row}? It cannot be undone.")
+    target = path + verb.path if verb.is_on_list else f"{path}/{row['id']}{verb.path}"
+    calls: dict[str, Callable[[], Any]] = {
+        "GET": lambda: api.get(target),
+        "POST": lambda: api.post(target, body),
+        "PATCH": lambda: api.patch(target, body),
+        "PUT": lambda: api.put(target, body),
+        "DELETE": lambda: api.delete(target),
+    }
+    answer = calls[verb.method]()
+    if arguments.json:
+        output.as_json(answer)
+    elif verb.secret and isinstance(answer, dict):
+        print("shown this once, keep it:", file=sys.stderr)
+        print(answer[verb.secret])
+    elif isinstance(answer, dict):
+        output.details(answer)
+    else:
+        print("done", file=sys.stderr)
+    return 0
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise Refused(f"{question} Say --yes to do it without being asked.")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise Refused("left as it was")

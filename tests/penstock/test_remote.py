@@ -1,0 +1,175 @@
+"""The commands that speak to an installation: against the real API, in a server of its own thread."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_django.live_server_helper import LiveServer
+
+from penstock.cli import main
+from penstock.cli.remote import profile
+from tenants.models import ApiKey, Membership, Tenant, User
+from tenants.services import access_token_create, membership_add, tenant_create, user_create
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Shell:
+    """Runs commands as a person at a terminal would, with a home of their own."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+        self.capsys, self.monkeypatch, self.url = capsys, monkeypatch, url
+
+    def __call__(self, *words: str, stdin: str = "") -> tuple[int, str, str]:
+        self.monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        self.capsys.readouterr()
+        try:
+            code = main(words)
+        except SystemExit as left:
+            code = int(left.code or 0)
+        told = self.capsys.readouterr()
+        return code, told.out, told.err
+
+    def json(self, *words: str) -> Any:
+        code, out, err = self(*words, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+
+@pytest.fixture
+def people(transactional_db: None) -> dict[str, tuple[User, str]]:
+    made = {}
+    for name in ("operator", "owner", "outsider"):
+        user = user_create(email=f"{name}@example.org", actor="test", is_operator=name == "operator")
+        made[name] = (user, access_token_create(user=user, name="test", actor="test")[1])
+    for slug, owner in (("acme", "owner"), ("other", "outsider")):
+        tenant = tenant_create(name=slug.title(), actor="test")
+        membership_add(tenant=tenant, user=made[owner][0], role=Membership.Role.OWNER, actor="test")
+    return made
+
+
+@pytest.fixture
+def shell(
+    live_server: LiveServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settings: Any,
+) -> Shell:
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("PENSTOCK_URL", "PENSTOCK_TOKEN", "PENSTOCK_TENANT"):
+        monkeypatch.delenv(name, raising=False)
+    return Shell(capsys, monkeypatch, live_server.url)
+
+
+def sign_in(shell: Shell, people: dict[str, tuple[User, str]], who: str = "owner") -> None:
+    code, _, err = shell("login", shell.url, stdin=people[who][1] + "\n")
+    assert code == 0, err
+
+
+def test_from_nothing_to_a_key(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    code, _, err = shell("keys", "list")
+    assert code == 3
+    assert "penstock login URL" in err
+    sign_in(shell, people)
+    assert stat.S_IMODE(profile.place().stat().st_mode) == 0o600
+    assert "owner of acme" in shell("whoami")[1]
+    code, out, err = shell("keys", "create", "ci", "--scopes", "usage,manage")
+    assert code == 0
+    assert out.startswith("mu_")
+    assert "shown this once" in err
+    key = ApiKey.objects.get(name="ci")
+    assert key.scopes == ["usage", "manage"]
+    code, out, _ = shell("keys", "list")
+    assert out.splitlines()[0].split()[:2] == ["NAME", "PUBLIC"]
+    assert "usage, manage" in out
+    assert shell.json("keys", "show", "ci")["id"] == str(key.pk)
+    assert shell("logout")[0] == 0
+    assert shell("whoami")[0] == 3
+
+
+def test_a_wrong_token_keeps_nothing(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    code, _, err = shell("login", shell.url, stdin="pst_no_such\n")
+    assert code == 3
+    assert "token is unknown" in err
+    assert not profile.place().exists()
+    assert shell("login", "nowhere", stdin="x\n")[0] == 1
+
+
+def test_changes_rotation_and_an_end_that_asks_first(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people)
+    shell("keys", "create", "ci")
+    assert shell.json("keys", "set", "ci", "--name", "build")["name"] == "build"
+    assert "nothing to change" in shell("keys", "set", "build")[2]
+    code, out, _ = shell("keys", "rotate", "build", "--overlap-s", "60")
+    assert code == 0
+    assert out.startswith("mu_")
+    code, _, err = shell("keys", "revoke", "build")
+    assert code == 1
+    assert "are called 'build'" in err, "the old and the new one"
+    newest = ApiKey.objects.order_by("-created_at").first()
+    assert newest is not None
+    code, _, err = shell("keys", "revoke", str(newest.pk))
+    assert (code, "--yes" in err) == (1, True)
+    assert shell("keys", "revoke", str(newest.pk), "--yes")[0] == 0
+    newest.refresh_from_db()
+    assert newest.revoked_at is not None
+
+
+def test_errors_say_the_field_and_what_to_do(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people)
+    code, _, err = shell("keys", "create", "x", "--allowed-ips", "nowhere", "--expires-at", "tomorrow")
+    assert code == 1
+    assert "expires_at" in err
+    assert "Correct the fields" in err
+    code, _, err = shell("keys", "show", "missing")
+    assert code == 1
+    assert "penstock keys list" in err
+    code, _, err = shell("tenants", "create", "Mine")
+    assert code == 1
+    assert "operator" in err
+
+
+def test_the_tenant_is_asked_for_where_there_are_several(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people, "operator")
+    code, _, err = shell("keys", "list")
+    assert code == 1
+    assert "--tenant" in err
+    assert shell("keys", "create", "k", "--tenant", "other")[0] == 0
+    shell.monkeypatch.setenv("PENSTOCK_TENANT", "other")
+    assert [row["name"] for row in shell.json("keys", "list")] == ["k"]
+    made = shell.json("tenants", "create", "New Co")
+    assert shell.json("tenants", "set", "new-co", "--is-active", "no")["is_active"] is False
+    assert Tenant.objects.get(pk=made["id"]).is_active is False
+    assert len(shell.json("tenants", "list", "--limit", "2")) == 2
+
+
+def test_anothers_tenant_does_not_exist(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people)
+    code, _, err = shell("keys", "list", "--tenant", "other")
+    assert code == 1
+    assert "no such tenant" in err
+
+
+def test_an_installation_that_is_not_there(shell: Shell) -> None:
+    shell.monkeypatch.setenv("PENSTOCK_URL", "http://127.0.0.1:9")
+    shell.monkeypatch.setenv("PENSTOCK_TOKEN", "pst_a_b")
+    code, _, err = shell("tenants", "list")
+    assert code == 1
+    assert "does not answer" in err
+    assert "Traceback" not in err
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    tenant = Tenant.objects.get(slug="acme")
+    Tenant.objects.filter(pk=tenant.pk).update(name="Evil\x1b[2J\u202e")
+    sign_in(shell, people)
+    _, out, _ = shell("tenants", "list")
+    assert "\x1b" not in out
+    assert "\u202e" not in out
