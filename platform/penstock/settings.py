@@ -134,6 +134,12 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ("rest_framework.permissions.AllowAny",),
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "EventKind": "serving.api.events.KINDS",
+        "IncidentKind": "serving.models.Incident.Kind",
+        "InvitationState": "tenants.models.Invitation.State",
+        "ReplicaState": "serving.models.Replica.State",
+    },
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }
