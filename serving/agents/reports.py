@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import logging
 import re
+import socket
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -27,6 +29,8 @@ from worker.spec import Address, HostReport, ReplicaReport
 log = logging.getLogger(__name__)
 
 RING_SAMPLES = 900
+_LARGEST = 2**62
+"""Generations and sequences are kept in 63 bits, and count on."""
 _FACTS_EVERY_S = 5.0
 _BOOTS_KEPT = 32
 _LOG_TAIL_CHARS = 8000
@@ -70,10 +74,12 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
             applied.foreign += _is_foreign(seen.replica_id, host)
             continue
         if seen.attempt >= replica.attempt:
-            _apply_replica(replica, seen, applied, now=now)
+            _apply_replica(replica, seen, applied, hostname=report.hostname, now=now)
         if seen.metrics:
             samples[replica_ring(seen.replica_id)] = {"at": seen.metrics_at or report.sent_at, **seen.metrics}
-    if report.generation >= host.generation:
+    if report.generation > host.generation:
+        _catch_up(host, report, now=now)
+    elif report.generation == host.generation and host.orders_digest:
         for replica in placed.values():
             _move(replica, _transition(replica, None, ""), {}, applied, now=now)
     if samples:
@@ -101,6 +107,8 @@ def _accept(report: HostReport, *, now: datetime.datetime) -> Host:
     host = Host.objects.filter(pk=report.host_id).first()
     if host is None:
         raise ReportRejected("unknown_host", "it names a host that is not enrolled here")
+    if not (0 <= report.generation <= _LARGEST and 0 <= report.sequence <= _LARGEST):
+        raise ReportRejected("malformed", f"host {host.name}: its generation or sequence is no number to count with")
     known: dict[str, Any] = host.report
     boots: list[str] = known.get("boots", [])
     if report.boot_id != host.boot_id and report.boot_id in boots:
@@ -123,6 +131,24 @@ def _accept(report: HostReport, *, now: datetime.datetime) -> Host:
         raise ReportRejected("replayed", f"host {host.name}: sequence {report.sequence} is not new")
     _sync_accelerators(host, report)
     return host
+
+
+def _catch_up(host: Host, report: HostReport, *, now: datetime.datetime) -> None:
+    """Count orders on from what the agent has: it takes none that are older.
+
+    It knows newer ones than the database when that was restored from a backup. What it does not run of what the
+    database believes in is not gone, but was never ordered: the next orders say.
+    """
+    swapped = Host.objects.filter(pk=host.pk, generation=host.generation).update(
+        generation=report.generation, orders_digest="", updated_at=now
+    )
+    if swapped:
+        log.warning(
+            "host %s has orders of generation %d, the database only %d (restored from a backup?): counting on from it",
+            host.name,
+            report.generation,
+            host.generation,
+        )
 
 
 def host_facts(report: HostReport) -> dict[str, Any]:
@@ -167,7 +193,7 @@ def _is_foreign(replica_id: str, host: Host) -> int:
     return 0 if Replica.objects.filter(pk=pk, host=host).exists() else 1
 
 
-def _transition(replica: Replica, seen: ReplicaReport | None, detail: str) -> Transition:
+def _transition(replica: Replica, seen: ReplicaReport | None, detail: str, unreachable: str = "") -> Transition:
     # A drain is ended by the reconcile loop, which knows what is in flight; a report must not.
     state = cast(State, replica.state)
     return next_state(
@@ -175,16 +201,44 @@ def _transition(replica: Replica, seen: ReplicaReport | None, detail: str) -> Tr
         seen.phase if seen else None,
         intent_of(state),
         detail=detail,
+        unreachable=unreachable,
         in_flight=1,
         state_age_s=0.0,
         drain_s=1.0,
     )
 
 
-def _apply_replica(replica: Replica, seen: ReplicaReport, applied: Applied, *, now: datetime.datetime) -> None:
+def _apply_replica(
+    replica: Replica, seen: ReplicaReport, applied: Applied, *, hostname: str, now: datetime.datetime
+) -> None:
     if replica.kill:
         _merge_evidence(str(replica.pk), seen, now=now)
-    _move(replica, _transition(replica, seen, seen.reason), _facts(replica, seen), applied, now=now, seen=seen)
+    why_not = unreachable(seen.address, hostname)
+    facts = _facts(replica, seen)
+    if why_not:
+        facts.pop("ready_at", None)
+    _move(replica, _transition(replica, seen, seen.reason, why_not), facts, applied, now=now, seen=seen)
+
+
+def unreachable(address: Address | None, hostname: str) -> str:
+    """Why gateways cannot reach an engine at ``address`` on the machine called ``hostname``; empty when they can.
+
+    Engines listen on loopback, and there is no ingress for other machines yet: an agent elsewhere would have requests
+    sent to whatever listens on that port here.
+    """
+    if address is None or not _is_loopback(address.host) or hostname == socket.gethostname():
+        return ""
+    return (
+        f"The engine serves, but listens on {address.host} of {hostname or 'another machine'} only, where no gateway "
+        "can reach it. Run the agent on the machine of the gateways; cordon this host, so that nothing is placed there."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _facts(replica: Replica, seen: ReplicaReport) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def next_state(
     *,
     acknowledged: bool = True,
     detail: str = "",
+    unreachable: str = "",
     in_flight: int | None = 0,
     in_engine: float | None = None,
     state_age_s: float = 0.0,
@@ -79,16 +80,18 @@ def next_state(
 
     ``phase`` None: the agent's newest report does not list the replica. ``acknowledged``: that report is fresh and from
     an agent that has applied the orders naming this replica, so its absence means that it is gone. ``detail`` is the
-    agent's own reason. A drain ends when the gateways have nothing ``in_flight`` (None: no gateway tells) and the
-    engine itself nothing running or waiting (``in_engine``, None: it does not tell), or ``drain_s`` after it began,
-    ``state_age_s`` ago. Host loss is ``lose``.
+    agent's own reason, ``unreachable`` why no gateway could reach the engine, if so.
+
+    A drain ends when the gateways have nothing ``in_flight`` (None: no gateway tells) and the engine itself nothing
+    running or waiting (``in_engine``, None: it does not tell), or ``drain_s`` after it began, ``state_age_s`` ago. Host
+    loss is ``lose``.
     """
     if current in ("stopped", "failed"):
         return Transition(current, current, "it has ended")
     if phase is None and not acknowledged:
         return Transition(current, current, "the agent has not applied the orders yet")
     if intent == "run":
-        return _while_running(current, phase, detail)
+        return _while_running(current, phase, detail, unreachable)
     if phase in (None, "stopped"):
         return Transition(current, "stopped", "it never started" if current == "pending" else "the engine has stopped")
     if phase == "failed":
@@ -109,7 +112,7 @@ def lose(current: State, *, why: str) -> Transition:
     return Transition(current, "failed", f"its host is lost: {why}")
 
 
-def _while_running(current: State, phase: Phase | None, detail: str) -> Transition:
+def _while_running(current: State, phase: Phase | None, detail: str, unreachable: str) -> Transition:
     if phase is None:
         if current == "pending":
             return Transition(current, current, "waiting for the agent to start it")
@@ -120,6 +123,8 @@ def _while_running(current: State, phase: Phase | None, detail: str) -> Transiti
         return Transition(current, "failed", f"the engine stopped without being asked{_because(detail)}")
     if current == "stopping":
         return Transition(current, current, "a stop cannot be taken back")
+    if phase == "ready" and unreachable and current in ("pending", "starting"):
+        return Transition(current, "starting", unreachable)
     if phase == "ready":
         return Transition(
             current, "ready", "the engine answers" if current != "draining" else "the drain was cancelled"

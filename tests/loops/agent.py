@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ class ScriptedAgent:
         self.address: Address | None = None
         """Where all its engines listen; None: a port each, on which nobody answers."""
         self.accelerators: tuple[AcceleratorReport, ...] = ()
+        self.hostname = socket.gethostname()
+        """Agents of this machine, unless told otherwise."""
 
     def restart(self) -> None:
         """A new agent process: it finds its engines running and reads the orders anew."""
@@ -121,7 +124,7 @@ class ScriptedAgent:
             generation=self.orders.generation,
             agent_version="1",
             agent_pid=1,
-            hostname="scripted",
+            hostname=self.hostname,
             cores=8,
             memory_bytes=32 << 30,
             memory_available_bytes=30 << 30,

@@ -13,15 +13,16 @@ from django.db import OperationalError, connection, connections
 
 from capacity.models import Accelerator, Host
 from capacity.services import host_secret_renew
+from penstock.loops.dispatch import orders_send
 from penstock.loops.reports import ReportConsumer
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
 from serving.agents.reports import report_apply
-from serving.models import Incident, Replica
+from serving.models import Deployment, Incident, Replica
 from serving.services import replica_create
 from tenants.models import AuditEntry, Change
 from tests.loops.agent import BROKEN
 from tests.loops.conftest import BOSS, World
-from worker.spec import AcceleratorReport, Address, HostReport, Progress, ReplicaReport, seal
+from worker.spec import AcceleratorReport, Address, HostReport, Progress, ReplicaReport, open_orders, seal
 
 pytestmark = pytest.mark.django_db
 
@@ -247,6 +248,34 @@ class TestHosts:
         apply(world, report(world, sequence=3, accelerators=(one, two)))
         assert Accelerator.objects.filter(is_healthy=True).count() == 2
 
+    def test_orders_count_on_from_what_an_agent_has_after_the_database_was_restored(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The agent has orders 800, the database 2; it knows nothing of a replica that ran when the backup was made."""
+        replica = place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at)
+        Host.objects.update(generation=2, orders_digest="of the second")
+        for sequence in (1, 2, 3):
+            apply(world, report(world, sequence=sequence, generation=800))
+        replica.refresh_from_db()
+        assert (replica.state, Incident.objects.count()) == ("ready", 0)
+        assert (world.host().generation, world.host().acknowledged_generation) == (800, 800)
+        assert caplog.text.count("restored from a backup") == 1
+        orders_send(world.host(), client=world.client, now=world.at)
+        raw: bytes = world.client.get(f"agent:orders:{world.agent.host_id}")  # type: ignore[assignment]
+        orders = open_orders(json.loads(raw), host_id=world.agent.host_id, secret=world.agent.secret)
+        assert (orders.generation, [order.replica_id for order in orders.replicas]) == (801, [str(replica.pk)])
+        starting = ReplicaReport(replica_id=str(replica.pk), phase="starting")
+        apply(world, report(world, starting, sequence=4, generation=801))
+        replica.refresh_from_db()
+        assert replica.state == "starting"
+
+    @pytest.mark.parametrize("number", [-1, 2**63, 2**64 - 1])
+    def test_numbers_that_nobody_can_keep_are_refused(self, world: World, number: int) -> None:
+        for field in ({"generation": number}, {"sequence": number}):
+            with pytest.raises(ReportRejected) as caught:
+                apply(world, report(world, **field))
+            assert caught.value.reason == "malformed"
+
 
 class TestReplicas:
     def test_a_replica_lives_from_pending_to_ready(self, world: World) -> None:
@@ -281,6 +310,30 @@ class TestReplicas:
         apply(world, report(world, ready(replica, address=None)))
         replica.refresh_from_db()
         assert replica.state == "starting"
+
+    @pytest.mark.parametrize(
+        ("hostname", "address", "state"),
+        [
+            ("gpu-2", "127.0.0.1", "starting"),
+            ("gpu-2", "::1", "starting"),
+            ("gpu-2", "localhost", "starting"),
+            ("gpu-2", "10.0.0.7", "ready"),
+            ("", "127.0.0.1", "ready"),
+        ],
+    )
+    def test_an_engine_on_another_machines_loopback_is_not_served_from(
+        self, world: World, hostname: str, address: str, state: str
+    ) -> None:
+        world.agent.hostname = hostname or world.agent.hostname
+        replica = place(world)
+        for sequence in (1, 2):
+            seen = ready(replica, address=Address(host=address, port=9000))
+            assert apply(world, report(world, seen, sequence=sequence)).changed == (sequence == 1)
+        replica.refresh_from_db()
+        assert replica.state == state
+        if state == "starting":
+            assert "of gpu-2 only, where no gateway can reach it. Run the agent on" in replica.reason
+            assert Deployment.objects.get(pk=world.deployment.pk).cold_start_s == 60.0
 
     @pytest.mark.parametrize("host", ["evil.example/x?", "user@evil", "", "a b", "http://x"])
     def test_an_address_can_only_be_a_host_and_a_port(self, world: World, host: str) -> None:
@@ -358,7 +411,7 @@ class TestReplicas:
 
     def test_an_engine_that_vanished_has_failed_once_the_agent_knows_its_orders(self, world: World) -> None:
         replica = place(world, "ready", address="http://127.0.0.1:9000", ready_at=world.at)
-        Host.objects.filter(pk=replica.host_id).update(generation=3)
+        Host.objects.filter(pk=replica.host_id).update(generation=3, orders_digest="of the third")
         apply(world, report(world, sequence=1, generation=2))
         replica.refresh_from_db()
         assert replica.state == "ready"

@@ -110,6 +110,14 @@ def test_what_was_never_started_stops_at_once():
     assert next_state("pending", None, "run").state == "pending"
 
 
+def test_an_engine_that_no_gateway_reaches_is_not_ready_and_says_why():
+    for state in ("pending", "starting"):
+        step = next_state(state, "ready", "run", unreachable="it listens on loopback of gpu-2")
+        assert (step.state, step.reason) == ("starting", "it listens on loopback of gpu-2")
+    assert next_state("ready", "ready", "run", unreachable="x").state == "ready"
+    assert next_state("starting", "failed", "run", unreachable="x").state == "failed"
+
+
 def test_a_lost_host_fails_what_was_placed_on_it():
     assert lose("ready", why="silent for 30 s").state == "failed"
     assert "silent for 30 s" in lose("starting", why="silent for 30 s").reason

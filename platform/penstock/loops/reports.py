@@ -14,8 +14,7 @@ from typing import Any
 
 import redis.exceptions
 from django.conf import settings
-from django.db import Error as DatabaseFailure
-from django.db import close_old_connections
+from django.db import InterfaceError, OperationalError, close_old_connections
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.message import Message
 from kombu.mixins import ConsumerMixin
@@ -79,7 +78,7 @@ class ReportConsumer(ConsumerMixin):
         if self._is_news("broker"):
             log.warning("the agents' broker does not answer: %s", error)
 
-    def _complain_of_database(self, error: DatabaseFailure) -> None:
+    def _complain_of_database(self, error: Exception) -> None:
         if self._is_news("database"):
             words = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("reports are passed over while the database does not answer: %s", words)
@@ -108,7 +107,7 @@ class ReportConsumer(ConsumerMixin):
         except ReportRejected as rejection:
             self._reject(rejection)
             return
-        except DatabaseFailure as error:
+        except (OperationalError, InterfaceError) as error:
             self._complain_of_database(error)
             return
         except Exception as error:  # noqa: BLE001  (whatever a stranger sends must not end the consumer for all hosts)
@@ -139,7 +138,7 @@ class ReportConsumer(ConsumerMixin):
                 self._reject(ReportRejected("foreign_replica", message), applied.foreign)
         except ReportRejected as rejection:
             self._reject(rejection)
-        except DatabaseFailure as error:
+        except (OperationalError, InterfaceError) as error:
             self._complain_of_database(error)
         except Exception:
             log.exception("a report of host %s could not be applied; the next one says the same", report.host_id)
