@@ -4,12 +4,13 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from penstock.web import console, console_actions, dashboard, health, password, signin, style_guide
+from penstock.web import console, console_actions, dashboard, health, invitations, password, signin, style_guide, tokens
 
 urlpatterns = [
     path("", dashboard.home, name="home"),
     path("sign-in/", signin.sign_in, name="sign-in"),
     path("sign-in/link/<str:token>", signin.sign_in_link, name="sign-in-link"),
+    path("invitations/<str:token>", invitations.invitation, name="invitation"),
     path("sign-out/", signin.sign_out, name="sign-out"),
     path("console/", console.console, name="console"),
     path("console/live", console.console_live, name="console-live"),
@@ -17,6 +18,8 @@ urlpatterns = [
     path("console/deployments/<uuid:deployment_id>/retry", console_actions.retry, name="deployment-retry"),
     path("console/style-guide/", style_guide.style_guide, name="style-guide"),
     path("tenants/", dashboard.chooser, name="tenants"),
+    path("tokens", tokens.tokens, name="tokens"),
+    path("tokens/<uuid:token_id>/revoke", tokens.token_revoke, name="token-revoke"),
     path("t/<slug:slug>/", dashboard.tenant, name="tenant"),
     path("t/<slug:slug>/series.json", dashboard.tenant_series, name="tenant-series"),
     path("healthz", health.healthz, name="healthz"),

@@ -1,4 +1,4 @@
-"""Users, tenants and memberships."""
+"""Users, tenants, memberships and invitations."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 
 from tenants.admin.base import LookInline, ServiceAdmin, column, confirmed, operator_of, remember_secret, shown_once
-from tenants.models import Membership, Tenant, User
+from tenants.models import Invitation, Membership, Tenant, User
 from tenants.services import (
+    invitation_create,
+    invitation_revoke,
     membership_add,
     membership_change,
     membership_remove,
@@ -147,3 +149,30 @@ class MembershipAdmin(ServiceAdmin):
     @confirmed(question="End these memberships? The people keep their accounts.", verb="Remove")
     def remove(self, request: HttpRequest, rows: list[Membership]) -> int:
         return sum(membership_remove(membership=membership, actor=operator_of(request)) for membership in rows)
+
+
+@admin.register(Invitation)
+class InvitationAdmin(ServiceAdmin):
+    list_display = ("email", "tenant", "role", "state", "expires_at", "invited_by")
+    list_filter = ("role", "tenant")
+    list_select_related = ("tenant", "invited_by")
+    search_fields = ("email", "tenant__name")
+    autocomplete_fields = ("tenant",)
+    fields = ("tenant", "email", "role", "invited_by", "created_at", "expires_at", "accepted_at", "revoked_at")
+    readonly_fields = fields
+    fields_on_add = ("tenant", "email", "role")
+    actions = ("revoke",)
+
+    @column("State", label={"Open": "info", "Accepted": "success", "Expired": "warning", "Revoked": "danger"})
+    def state(self, invitation: Invitation) -> str:
+        return str(invitation.state.label)
+
+    def create(self, request: HttpRequest, data: dict[str, Any]) -> Invitation:
+        invitation, token = invitation_create(actor=operator_of(request), **data)
+        url = request.build_absolute_uri(reverse("invitation", args=[token]))
+        remember_secret(request, f"Link for {invitation.email} to join {invitation.tenant}, valid for 7 days", url)
+        return invitation
+
+    @confirmed(question="Revoke these invitations? Their links stop working at once.", verb="Revoke")
+    def revoke(self, request: HttpRequest, rows: list[Invitation]) -> int:
+        return sum(invitation_revoke(invitation=invitation, actor=operator_of(request)) for invitation in rows)

@@ -3,6 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from tenants.api.invitations import InvitationsViewSet
 from tenants.api.keys import KeysViewSet
 from tenants.api.me import MeViewSet, TokensViewSet
 from tenants.api.members import MembersViewSet
@@ -15,6 +16,7 @@ _platform.register("me/tokens", TokensViewSet, basename="my-token")
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("keys", KeysViewSet, basename="tenant-key")
 _tenant.register("members", MembersViewSet, basename="tenant-member")
+_tenant.register("invitations", InvitationsViewSet, basename="tenant-invitation")
 
 urlpatterns = [
     path("me", MeViewSet.as_view({"get": "retrieve"}), name="me"),

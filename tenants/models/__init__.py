@@ -1,8 +1,9 @@
-"""Who uses the platform: users, tenants, memberships, keys, limits, and the record of who did what."""
+"""Who uses the platform: users, tenants, memberships, invitations, keys, limits, and the record of who did what."""
 
 from tenants.models.access import AccessToken, ApiKey, Limit, SignInAttempt, SignInLink
 from tenants.models.api import IdempotentAnswer
 from tenants.models.base import Identified, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
+from tenants.models.invitations import Invitation
 from tenants.models.log import AuditEntry, Change, Lease
 from tenants.models.people import Membership, Tenant, User
 
@@ -13,6 +14,7 @@ __all__ = [
     "Change",
     "IdempotentAnswer",
     "Identified",
+    "Invitation",
     "Lease",
     "Limit",
     "Membership",

@@ -1,6 +1,15 @@
 """Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
 
 from tenants.services.answers import idempotent_answers_delete_old
+from tenants.services.invitations import (
+    InvitationError,
+    InvitationForAccountError,
+    invitation_accept,
+    invitation_account,
+    invitation_create,
+    invitation_find,
+    invitation_revoke,
+)
 from tenants.services.keys import (
     api_key_create,
     api_key_revoke,
@@ -23,6 +32,8 @@ from tenants.services.people import (
 from tenants.services.tokens import access_token_create, access_token_revoke, access_token_used
 
 __all__ = [
+    "InvitationError",
+    "InvitationForAccountError",
     "SignInLinkError",
     "access_token_create",
     "access_token_revoke",
@@ -33,6 +44,11 @@ __all__ = [
     "api_key_update",
     "api_keys_mark_used",
     "idempotent_answers_delete_old",
+    "invitation_accept",
+    "invitation_account",
+    "invitation_create",
+    "invitation_find",
+    "invitation_revoke",
     "limit_remove",
     "limit_set",
     "membership_add",

@@ -25,13 +25,14 @@ from tenants.models import (
     ApiKey,
     AuditEntry,
     IdempotentAnswer,
+    Invitation,
     Limit,
     Membership,
     SignInLink,
     Tenant,
     User,
 )
-from tenants.services import access_token_create, limit_set, membership_add, sign_in_link_create
+from tenants.services import access_token_create, invitation_create, limit_set, membership_add, sign_in_link_create
 from tests import factories
 
 OURS = ("tenants", "capacity", "serving")
@@ -62,6 +63,7 @@ def populate(times: int) -> None:
         key, _ = factories.api_key(tenant)
         limit_set(tenant=tenant, api_key=key, kind="concurrency", value=4, actor="t")
         sign_in_link_create(user=person, actor="t")
+        invitation_create(tenant=tenant, email=f"invited.{person.email}", actor=person)
         host = factories.host()
         host.accelerators.create(index=0, uuid="u", name="GPU", memory_bytes=1 << 30)
         deployment = factories.deployment()
@@ -115,6 +117,7 @@ def test_every_row_opens_and_no_secret_shows(client: Client) -> None:
     populate(1)
     secrets = [*ApiKey.objects.values_list("digest", flat=True), *SignInLink.objects.values_list("digest", flat=True)]
     secrets += AccessToken.objects.values_list("digest", flat=True)
+    secrets += Invitation.objects.values_list("digest", flat=True)
     secrets += [decrypt(host.secret).hex() for host in Host.objects.all()] + ["hidden-value"]
     secrets += [bytes(host.secret).decode() for host in Host.objects.all()]
     for model in REGISTERED:
@@ -211,6 +214,18 @@ def test_a_sign_in_link_made_in_the_admin_signs_in(client: Client) -> None:
     link = re.search(r"https?://testserver(/sign-in/link/[^<\s]+)", page)
     assert link is not None
     assert SignInLink.objects.get(user=person).used_at is None
+
+
+def test_an_invitation_made_in_the_admin_has_a_link_shown_once(client: Client) -> None:
+    form = {"tenant": factories.tenant().pk, "email": "New@example.org", "role": "viewer"}
+    answer = client.post(reverse("admin:tenants_invitation_add"), form)
+    assert "no-store" in answer.headers["Cache-Control"]
+    link = re.search(r"https?://testserver(/invitations/[^<\s]+)", answer.content.decode())
+    assert link is not None
+    invitation = Invitation.objects.get(email="new@example.org")
+    assert b"new@example.org" in Client().get(link[1]).content
+    act(client, invitation, "revoke", confirmed=True)
+    assert Client().get(link[1]).status_code == 410
 
 
 def test_hosts_are_cordoned_and_deployments_retried(client: Client) -> None:

@@ -56,6 +56,15 @@ def test_a_link_that_signs_in_is_hidden(error: Exception | None) -> None:
     assert "/sign-in/link/(hidden)" in told
 
 
+@pytest.mark.parametrize(
+    "place", ["/invitations/", "https://host.example/invitations/", "/sign-in/?next=%2Finvitations%2F"]
+)
+def test_a_link_that_makes_a_member_is_hidden(place: str) -> None:
+    told = line("Forbidden (%s): %s", f"Referer checking failed - {place}{TOKEN} does not match", f"{place}{TOKEN}")
+    assert TOKEN not in told
+    assert told.count(f"{place}(hidden)") == 2
+
+
 def test_the_log_of_the_web_role_says_why(tmp_path: Path) -> None:
     with web_role(tmp_path) as (base, log), httpx.Client(base_url=base) as client:
         assert client.get("/healthz").status_code == 503

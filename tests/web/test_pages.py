@@ -21,6 +21,7 @@ PAGES = {
     "home": "/",
     "sign-in": "/sign-in/",
     "sign-in-link": "/sign-in/link/some-token",
+    "invitation": "/invitations/some-token",
     "sign-out": "/sign-out/",
     "console": "/console/",
     "console-live": "/console/live",

@@ -1,7 +1,7 @@
 """Log lines of the web role and of Django's commands: one line per event on stderr; the launcher prefixes and files it.
 
-Two things never enter it: a one-time link, which signs in whoever has it, and the way through the libraries on which a
-database or state that is away was noticed.
+Two things never enter it: the link of a sign-in or an invitation, which lets in whoever has it, and the way through the
+libraries on which a database or state that is away was noticed.
 """
 
 import copy
@@ -12,7 +12,8 @@ from http import HTTPStatus
 import redis.exceptions
 from django.db import InterfaceError, OperationalError
 
-_LINK = re.compile(r"(/sign-in/link/)[\w%-]+")
+_LINK = re.compile(r"((?:/|%2F)(?:sign-in(?:/|%2F)link|invitations)(?:/|%2F))[\w%-]+", re.IGNORECASE)
+"""Also quoted, as the address to go to next."""
 _AWAY = (OperationalError, InterfaceError, redis.exceptions.RedisError, OSError)
 
 
