@@ -12,12 +12,17 @@ from typing import Any
 from urllib.parse import parse_qs
 from uuid import UUID
 
+import redis
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
+from django.db.models import OuterRef, Prefetch, Subquery
 from django.utils import timezone
 
 from capacity.models import UsageRecord
+from penstock.loops.shared import client
+from serving.gateway.state import policy_state_read
 from serving.models import Deployment, Replica, Revision
+from serving.policy import lifecycle
 
 PATH = "/-/status"
 TOKEN_VARIABLE = "PENSTOCK_STATUS_TOKEN"  # noqa: S105  (the name of a variable)
@@ -57,6 +62,14 @@ class DeploymentState:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """The last failed launch of a deployment that runs nothing. ``gave_up``: none follows until somebody retries."""
+
+    reason: str
+    gave_up: bool
+
+
+@dataclass(frozen=True)
 class Summary:
     """How far a deployment is. ``step``: part of the state in words; ``detail``: a reason, or what moves in a step."""
 
@@ -66,8 +79,8 @@ class Summary:
     share: float | None = None
 
 
-def summarise(replicas: Sequence[ReplicaView]) -> Summary:
-    """The best that any of a deployment's replicas has reached."""
+def summarise(replicas: Sequence[ReplicaView], trouble: Trouble | None = None) -> Summary:
+    """The best that any of a deployment's living replicas has reached. Only where none lives, ``trouble`` counts."""
     ready = [replica for replica in replicas if replica.state == Replica.State.READY]
     if any(replica.is_current for replica in ready):
         return Summary("ready")
@@ -83,11 +96,14 @@ def summarise(replicas: Sequence[ReplicaView]) -> Summary:
         )
     if ready:
         return Summary("pending", detail="its host has not reported yet")
-    failed = [replica for replica in replicas if replica.state == Replica.State.FAILED]
-    if failed:
-        return Summary("failed", detail=failed[-1].reason)
     waiting = [replica for replica in replicas if replica.state == Replica.State.PENDING]
-    return Summary("pending", detail=waiting[-1].reason if waiting else "")
+    if waiting:
+        return Summary("pending", detail=waiting[-1].reason)
+    if trouble is None or any(replica.state == Replica.State.STARTING for replica in replicas):
+        return Summary("pending")
+    if trouble.gave_up:
+        return Summary("failed", detail=trouble.reason)
+    return Summary("pending", detail=f"a launch failed and is tried again: {trouble.reason}")
 
 
 def _is_under_way(replica: ReplicaView) -> bool:
@@ -97,20 +113,40 @@ def _is_under_way(replica: ReplicaView) -> bool:
 
 def deployment_states() -> list[DeploymentState]:
     """Every deployment by name, with the state of its living replicas, in a fixed number of queries."""
-    rows = Deployment.objects.prefetch_related("replicas__host", "revisions").order_by("name")
-    return [_state_of(deployment) for deployment in rows]
+    living = Replica.objects.filter(state__in=tuple(lifecycle.LIVE)).select_related("host").order_by("created_at")
+    failed = Replica.objects.filter(deployment=OuterRef("pk"), state=Replica.State.FAILED).order_by("-state_since")
+    rows = (
+        Deployment.objects.prefetch_related(
+            Prefetch("replicas", living), Prefetch("revisions", Revision.objects.filter(is_current=True))
+        )
+        .annotate(last_failure=Subquery(failed.values("reason")[:1]))
+        .order_by("name")
+    )
+    return [_state_of(deployment, deployment.last_failure) for deployment in rows]
 
 
-def _state_of(deployment: Deployment) -> DeploymentState:
-    current = next((revision for revision in deployment.revisions.all() if revision.is_current), None)
+def _state_of(deployment: Deployment, last_failure: str | None) -> DeploymentState:
+    current = next(iter(deployment.revisions.all()), None)
     engine = current.runtime if current else ""
     label = "simulated" if engine == Revision.Runtime.SIMULATED else ""
     if not deployment.is_enabled:
         return DeploymentState(deployment.name, engine, label, "disabled")
-    living = sorted(deployment.replicas.all(), key=lambda replica: replica.created_at)
+    living = deployment.replicas.all()
     views = [ReplicaView(r.state, r.phase, r.reason, r.progress or {}, _is_current(r)) for r in living]
-    found = summarise(views)
+    found = summarise(views, None if views or last_failure is None else _trouble(deployment, last_failure))
     return DeploymentState(deployment.name, engine, label, found.state, found.step, found.detail, found.share)
+
+
+def _trouble(deployment: Deployment, last_failure: str) -> Trouble:
+    """What reconcile makes of a failure: one of weeks ago is nothing that keeps it from launching now."""
+    try:
+        plan = policy_state_read(client(), "reconcile", str(deployment.pk)) or {}
+    except redis.RedisError:
+        plan = {}
+    # What it thought before this start is not what it thinks now.
+    if plan.get("gave_up") and plan.get("at", 0.0) >= _STARTED_AT.timestamp():
+        return Trouble(str(plan.get("reason") or last_failure), gave_up=True)
+    return Trouble(last_failure, gave_up=False)
 
 
 def _is_current(replica: Replica) -> bool:
