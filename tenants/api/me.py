@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
@@ -56,6 +57,7 @@ class Me(serializers.Serializer[Any]):
     is_operator = serializers.BooleanField(help_text="May do everything, in every tenant.")
     roles = RoleIn(many=True, help_text="A person's roles; empty for a key.")
     scopes = serializers.ListField(child=serializers.CharField(), help_text="A key's scopes; empty for a person.")
+    api_url = serializers.CharField(help_text="Where models answer: OpenAI's API, ending in /v1.")
 
 
 class TokenSerializer(serializers.ModelSerializer[AccessToken]):
@@ -108,6 +110,7 @@ class MeViewSet(ApiViewSet[User]):
             "is_operator": caller.is_operator,
             "roles": [{"tenant": tenant, "role": role} for tenant, role in roles.items()],
             "scopes": caller.key.scopes if caller.key else [],
+            "api_url": settings.PENSTOCK_API_URL,
         }
         return Response(self.get_serializer(told).data)
 

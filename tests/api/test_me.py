@@ -17,6 +17,7 @@ def test_a_person_is_told_who_they_are(world: World, who: str) -> None:
     me = world.by(who).get("/me").json()
     assert me["key"] is None
     assert me["is_operator"] is (who == "operator")
+    assert me["api_url"].endswith("/v1")
     assert me["scopes"] == []
     found = {role["tenant"]["slug"]: role["role"] for role in me["roles"]}
     assert found == {"operator": {}, "outsider": {"other": "owner"}}.get(who, {"acme": who})
