@@ -6,7 +6,20 @@ import argparse
 import json
 from typing import Any
 
-from penstock.cli.remote.resources import RESOURCES, Field, Resource, Verb
+from penstock.cli.remote import nouns_of_operators, nouns_of_tenants
+from penstock.cli.remote.resources import Field, Resource, Verb
+
+RESOURCES = (
+    nouns_of_tenants.TENANTS,
+    nouns_of_tenants.MEMBERS,
+    nouns_of_tenants.KEYS,
+    nouns_of_operators.HOSTS,
+    nouns_of_operators.ACCELERATORS,
+    nouns_of_operators.MODELS,
+    nouns_of_operators.POOLS,
+    nouns_of_operators.DEPLOYMENTS,
+    nouns_of_operators.REPLICAS,
+)
 
 
 def add_nouns(commands: Any) -> None:
@@ -16,9 +29,10 @@ def add_nouns(commands: Any) -> None:
         noun.set_defaults(resource=resource, command="remote.nouns")
         verbs = noun.add_subparsers(dest="verb_name", metavar="VERB", title="verbs", required=True)
         _add_list(verbs.add_parser("list", help="show all"), resource)
-        show = verbs.add_parser("show", help="show one")
-        _common(show, resource)
-        _row(show, resource)
+        if resource.has_rows:
+            show = verbs.add_parser("show", help="show one")
+            _common(show, resource)
+            _row(show, resource)
         for verb in resource.verbs:
             _add_verb(
                 verbs.add_parser(verb.name, help=verb.help, description=_capital(verb.help) + "."), resource, verb
@@ -34,6 +48,21 @@ def add_session(commands: Any) -> None:
     whoami.add_argument("--json", action="store_true", help="JSON for programs")
     for name in ("login", "logout", "whoami"):
         commands.choices[name].set_defaults(command="remote.login", act=name)
+
+
+def add_chat(commands: Any) -> None:
+    """``chat``."""
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model, streaming",
+        description="Talk to a model: one question as arguments, or line by line. /bye ends it.",
+    )
+    chat.set_defaults(command="remote.chat")
+    chat.add_argument("model", metavar="MODEL", help="its served name")
+    chat.add_argument("question", nargs="*", metavar="WORDS", help="ask this and leave")
+    chat.add_argument("--tenant", default="", help="slug or id (PENSTOCK_TENANT; else your only one)")
+    chat.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    chat.add_argument("--max-tokens", type=int, metavar="N", help="at most so many tokens an answer")
 
 
 def _add_list(parser: argparse.ArgumentParser, resource: Resource) -> None:
@@ -55,7 +84,8 @@ def _add_verb(parser: argparse.ArgumentParser, resource: Resource, verb: Verb) -
 
 
 def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:
-    parser.add_argument("row", metavar=resource.names[0].upper(), help=f"{', '.join(resource.names)} or id")
+    called = resource.names[0].rpartition(".")[2].upper()
+    parser.add_argument("row", metavar=called, help=f"{', '.join(resource.names)} or id")
 
 
 def _common(parser: argparse.ArgumentParser, resource: Resource) -> None:

@@ -80,7 +80,7 @@ def find(api: Api, path: str, resource: Resource, called: str) -> dict[str, Any]
     except ValueError:
         pass
     for name in resource.names:
-        rows = [row for row in api.every(path) if row.get(name) == called]
+        rows = [row for row in api.every(path) if output.value_at(row, name) == called]
         living = [row for row in rows if row.get("is_usable", True)] or rows
         if len(living) == 1:
             return living[0]
@@ -111,7 +111,7 @@ def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse
         _ask(f"{verb.name} {arguments.row}? It cannot be undone.")
     target = path + verb.path if verb.is_on_list else f"{path}/{row['id']}{verb.path}"
     calls: dict[str, Callable[[], Any]] = {
-        "GET": lambda: api.get(target),
+        "GET": lambda: api.get(target, body),
         "POST": lambda: api.post(target, body),
         "PATCH": lambda: api.patch(target, body),
         "PUT": lambda: api.put(target, body),

@@ -36,11 +36,17 @@ def details(row: dict[str, Any]) -> None:
         print(f"{name.replace('_', ' '):<{width}}  {cell(row, name)}")
 
 
-def cell(row: dict[str, Any], name: str) -> str:
-    """The value at ``name``, which may be a path with dots, as people read it."""
+def value_at(row: dict[str, Any], name: str) -> Any:
+    """The value at ``name``, which may be a path with dots; None where there is none."""
     value: Any = row
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    """The value at ``name`` as people read it."""
+    value = value_at(row, name)
     if value is None:
         return "–"
     if isinstance(value, bool):

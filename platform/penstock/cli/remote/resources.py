@@ -51,6 +51,8 @@ class Resource:
     verbs: tuple[Verb, ...] = ()
     filters: tuple[Field, ...] = ()
     nothing: str = "nothing there yet"
+    has_rows: bool = True
+    """False: a list alone, whose rows cannot be asked for one by one."""
 
     @property
     def is_of_tenant(self) -> bool:
@@ -63,48 +65,3 @@ def create(*fields: Field, secret: str = "", help: str = "make one") -> Verb:
 
 def change(*fields: Field) -> Verb:
     return Verb("set", "change what is given", "PATCH", fields=fields)
-
-
-NAME = Field("name", "name", is_place=True, is_required=True)
-TENANTS = Resource(
-    "tenants",
-    "the customers of the installation",
-    "/tenants",
-    ("slug", "name", "is_active", "created_at", "id"),
-    names=("slug", "name"),
-    verbs=(
-        create(NAME, Field("slug", "short name in addresses (made from the name)")),
-        change(
-            Field("name", "name"), Field("slug", "short name in addresses"), Field("is_active", "yes or no", "switch")
-        ),
-    ),
-    nothing="no tenants yet: penstock tenants create NAME",
-)
-_KEY_FIELDS = (
-    Field("scopes", "what it may do: inference, usage, manage", "words"),
-    Field("models_allowed", "served model names; none: all", "words"),
-    Field("allowed_ips", "networks in CIDR form; none: all", "words"),
-)
-KEYS = Resource(
-    "keys",
-    "API keys of a tenant",
-    "/tenants/{tenant}/keys",
-    ("name", "public_id", "scopes", "is_usable", "expires_at", "last_used_at", "id"),
-    names=("name", "public_id"),
-    verbs=(
-        create(NAME, *_KEY_FIELDS, Field("expires_at", "ISO time at which it ends"), secret="secret"),  # noqa: S106
-        change(Field("name", "name"), *_KEY_FIELDS),
-        Verb(
-            "rotate",
-            "a new key with the same rights; the old one works on for a while",
-            "POST",
-            "/rotate",
-            (Field("overlap_s", "seconds for which the old one works (86400)", "number"),),
-            secret="secret",  # noqa: S106
-        ),
-        Verb("revoke", "refuse it from now on", "POST", "/revoke", is_undoable=False),
-    ),
-    nothing="no keys yet: penstock keys create NAME",
-)
-
-RESOURCES = (TENANTS, KEYS)

@@ -1,0 +1,155 @@
+"""Hosts, models, pools and deployments, for the command line of operators."""
+
+from __future__ import annotations
+
+from penstock.cli.remote.resources import Field, Resource, Verb, change, create
+
+NAME = Field("name", "name", is_place=True, is_required=True)
+
+HOSTS = Resource(
+    "hosts",
+    "machines with an agent",
+    "/hosts",
+    ("name", "hardware_type", "state", "last_report_at", "labels", "id"),
+    verbs=(
+        change(Field("labels", 'all labels, as {"zone": "a"}', "json")),
+        Verb("cordon", "place nothing new on it; what runs goes on", "POST", "/cordon"),
+        Verb("uncordon", "place replicas on it again", "POST", "/uncordon"),
+        Verb(
+            "renew-secret",
+            "a new secret for its agent; the old one is refused within two seconds",
+            "POST",
+            "/renew-secret",
+            is_undoable=False,
+            secret="secret",  # noqa: S106
+        ),
+    ),
+    nothing="no hosts yet",
+)
+ACCELERATORS = Resource(
+    "accelerators",
+    "accelerators of all hosts, and which replica holds each",
+    "/accelerators",
+    ("host", "index", "name", "memory_bytes", "is_healthy", "used_by.deployment", "id"),
+    names=("uuid",),
+    has_rows=False,
+    filters=(Field("host", "name of its host"), Field("in_use", "whether a replica holds it", "switch")),
+    nothing="no accelerators: hosts run engines on their CPU",
+)
+MODELS = Resource(
+    "models",
+    "what can be served: where its weights are",
+    "/models",
+    ("slug", "name", "artifact_kind", "artifact_value", "parameters", "context_tokens", "id"),
+    names=("slug", "name"),
+    verbs=(
+        create(
+            NAME,
+            Field("artifact_kind", "tiny, path, hub or none", is_required=True),
+            Field("artifact_value", "the local folder, or the hub id"),
+            Field("artifact_revision", "revision on the hub"),
+            Field("slug", "short name (made from the name)"),
+            Field("parameters", "number of parameters", "number"),
+            Field("context_tokens", "context length in tokens", "number"),
+        ),
+        change(
+            Field("name", "name"),
+            Field("artifact_value", "the local folder, or the hub id"),
+            Field("artifact_revision", "revision on the hub"),
+            Field("parameters", "number of parameters", "optional-number"),
+            Field("context_tokens", "context length in tokens", "optional-number"),
+        ),
+    ),
+    nothing="no models yet: penstock models create NAME --artifact-kind hub --artifact-value ID",
+)
+_POOL_FIELDS = (
+    Field("is_public", "every tenant may use it", "switch"),
+    Field("ttft_objective_ms", "time to the first token, ms", "number"),
+    Field("tpot_objective_ms", "time per output token, ms", "number"),
+    Field("tolerable_wait_s", "wait that is still good, s", "number"),
+    Field("slo_share", "share of requests that keep the objectives", "number"),
+    Field("oversell_factor", "how much more than there is may be sold", "number"),
+    Field("keep_spare", "sell only what one host less can keep", "switch"),
+)
+POOLS = Resource(
+    "pools",
+    "what is sold: a model with a price and objectives",
+    "/pools",
+    ("slug", "name", "model", "is_public", "tenants", "ttft_objective_ms", "tpot_objective_ms", "id"),
+    names=("slug", "name"),
+    verbs=(
+        create(
+            Field("model", "slug or id of the model", is_place=True, is_required=True),
+            Field("hardware_type", "slug or id of the hardware that the price is for", is_required=True),
+            Field("name", "name (the model's)"),
+            Field("slug", "short name (made from the name)"),
+            Field("tenants", "slugs of those who may use it, unless it is public", "words"),
+            *_POOL_FIELDS,
+        ),
+        change(Field("name", "name"), *_POOL_FIELDS),
+        Verb(
+            "tenants",
+            "say who may use it",
+            "PUT",
+            "/tenants",
+            (Field("tenants", "slugs of tenants", "words"), Field("is_public", "every tenant may use it", "switch")),
+        ),
+    ),
+    nothing="no pools yet: penstock pools create MODEL --hardware-type SLUG",
+)
+_BOUNDS = (
+    Field("min_replicas", "at least so many", "number"),
+    Field("max_replicas", "at most so many", "number"),
+    Field("pinned_replicas", "exactly so many, no scaling; none: let it scale", "optional-number"),
+)
+DEPLOYMENTS = Resource(
+    "deployments",
+    "pools being served under a name that clients send as model",
+    "/deployments",
+    ("name", "pool", "is_enabled", "ready_replicas", "starting_replicas", "failed_replicas", "desired_replicas", "id"),
+    verbs=(
+        create(
+            NAME,
+            Field("pool", "slug or id of the pool", is_required=True),
+            Field("runtime", "vllm or simulated (chosen from the model)"),
+            Field("options", "of the runtime, as JSON", "json"),
+            Field("target_concurrency", "requests at once per replica", "number"),
+            *_BOUNDS,
+            help="serve a pool",
+        ),
+        change(*_BOUNDS),
+        Verb("enable", "serve again", "POST", "/enable"),
+        Verb("disable", "stop serving: replicas drain and stop", "POST", "/disable"),
+        Verb("retry", "let failed replicas start again", "POST", "/retry"),
+        Verb(
+            "revise",
+            "a new revision, current from now on",
+            "POST",
+            "/revisions",
+            (
+                Field("runtime", "vllm or simulated"),
+                Field("options", "of the runtime, as JSON", "json"),
+                Field("target_concurrency", "requests at once per replica", "number"),
+            ),
+        ),
+    ),
+    nothing="nothing is served yet: penstock deployments create NAME --pool POOL",
+)
+REPLICAS = Resource(
+    "replicas",
+    "engine processes of all deployments",
+    "/replicas",
+    ("deployment_name", "host_name", "state", "phase", "state_since", "reason", "id"),
+    names=("id",),
+    verbs=(
+        Verb(
+            "logs",
+            "the last lines of the engine's log that were kept",
+            "GET",
+            "/logs",
+            (Field("lines", "at most so many", "number"),),
+        ),
+    ),
+    filters=(Field("state", "pending, starting, ready, draining, stopping, stopped or failed"),),
+    nothing="no replicas yet",
+)
