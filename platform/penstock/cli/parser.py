@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from penstock import env, paths
-from penstock.cli.remote.arguments import add_chat, add_nouns, add_session
+from penstock.cli.remote.arguments import add_chat, add_completion, add_nouns, add_session
 from penstock.roles import ROLES
 
 _DESCRIPTION = "Penstock sells, serves and watches LLM inference capacity in model units."
@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_session(commands)
     add_nouns(commands)
     add_chat(commands)
+    add_completion(commands)
     commands.add_parser("manage", help="Django's commands: penstock manage help", add_help=False)
     commands.add_parser("version", help="print the version")
     commands.add_parser("help", help="print this help")

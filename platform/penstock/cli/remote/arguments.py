@@ -65,6 +65,13 @@ def add_chat(commands: Any) -> None:
     chat.add_argument("--max-tokens", type=int, metavar="N", help="at most so many tokens an answer")
 
 
+def add_completion(commands: Any) -> None:
+    """``completion``."""
+    completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
+    completion.set_defaults(command="remote.completion")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
 def _add_list(parser: argparse.ArgumentParser, resource: Resource) -> None:
     _common(parser, resource)
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="show at most so many")
