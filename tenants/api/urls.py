@@ -5,6 +5,7 @@ from rest_framework.routers import SimpleRouter
 
 from tenants.api.invitations import InvitationsViewSet
 from tenants.api.keys import KeysViewSet
+from tenants.api.limits import KeyLimitsViewSet, LimitsViewSet
 from tenants.api.me import MeViewSet, TokensViewSet
 from tenants.api.members import MembersViewSet
 from tenants.api.tenants import TenantsViewSet
@@ -15,6 +16,8 @@ _platform.register("me/tokens", TokensViewSet, basename="my-token")
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("keys", KeysViewSet, basename="tenant-key")
+_tenant.register("limits", LimitsViewSet, basename="tenant-limit")
+_tenant.register("keys/(?P<key>[^/]+)/limits", KeyLimitsViewSet, basename="tenant-key-limit")
 _tenant.register("members", MembersViewSet, basename="tenant-member")
 _tenant.register("invitations", InvitationsViewSet, basename="tenant-invitation")
 

@@ -22,8 +22,11 @@ def limit_set(
     limit = limit or Limit(tenant=tenant, api_key=api_key, kind=kind, model=model)
     limit.value = value
     limit.full_clean()
+    after = state_of(limit)
+    if before == after:
+        return limit
     limit.save()
-    audit(actor=actor, action="limit.set", target=limit, tenant_id=tenant.pk, before=before, after=state_of(limit))
+    audit(actor=actor, action="limit.set", target=limit, tenant_id=tenant.pk, before=before, after=after)
     _record(limit)
     return limit
 
