@@ -6,6 +6,14 @@ from rest_framework.routers import SimpleRouter
 from capacity.api.hosts import AcceleratorsViewSet, HardwareTypesViewSet, HostsViewSet
 from capacity.api.models import ModelsViewSet
 from capacity.api.pools import PoolsViewSet, ProfilesViewSet, TenantPoolsViewSet
+from capacity.api.usage import (
+    TenantUsageExportViewSet,
+    TenantUsageRollupsViewSet,
+    TenantUsageViewSet,
+    UsageExportViewSet,
+    UsageRollupsViewSet,
+    UsageViewSet,
+)
 
 _platform = SimpleRouter(trailing_slash=False)
 _platform.register("hardware-types", HardwareTypesViewSet)
@@ -13,12 +21,19 @@ _platform.register("hosts", HostsViewSet)
 _platform.register("accelerators", AcceleratorsViewSet)
 _platform.register("models", ModelsViewSet)
 _platform.register("pools", PoolsViewSet)
+# Before the requests: their names are no ids.
+_platform.register("usage/export", UsageExportViewSet, basename="usage-export")
+_platform.register("usage/rollups", UsageRollupsViewSet, basename="usage-rollup")
+_platform.register("usage", UsageViewSet)
 
 _pool = SimpleRouter(trailing_slash=False)
 _pool.register("profiles", ProfilesViewSet, basename="pool-profile")
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("pools", TenantPoolsViewSet, basename="tenant-pool")
+_tenant.register("usage/export", TenantUsageExportViewSet, basename="tenant-usage-export")
+_tenant.register("usage/rollups", TenantUsageRollupsViewSet, basename="tenant-usage-rollup")
+_tenant.register("usage", TenantUsageViewSet, basename="tenant-usage")
 
 urlpatterns = [
     *_platform.urls,
