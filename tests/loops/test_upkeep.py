@@ -6,6 +6,7 @@ import datetime
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
 from capacity.models import Reservation, Watermark
@@ -60,3 +61,29 @@ def test_answers_to_creations_are_forgotten_after_a_day() -> None:
         IdempotentAnswer.objects.filter(pk=made.pk).update(created_at=now - datetime.timedelta(hours=hours))
     upkeep()
     assert list(IdempotentAnswer.objects.values_list("key", flat=True)) == ["fresh"]
+
+
+def test_a_part_that_fails_keeps_no_other_from_being_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def locked(**kwargs: object) -> None:
+        raise OperationalError("database is locked")
+
+    now = timezone.now()
+    tenant, pool = factories.tenant(), factories.pool()
+    over = Reservation.objects.create(
+        tenant=tenant,
+        pool=pool,
+        profile=pool.profiles.get(),
+        mu_per_min=1.0,
+        state=Reservation.State.ACTIVE,
+        starts_at=now - datetime.timedelta(days=2),
+        ends_at=now - datetime.timedelta(days=1),
+    )
+    SignInAttempt.objects.create(at=now - datetime.timedelta(days=1), account="a", address="b")
+    monkeypatch.setattr("penstock.loops.upkeep.replicas_delete_old", locked)
+    upkeep()
+    over.refresh_from_db()
+    assert over.state == Reservation.State.ENDED
+    assert not SignInAttempt.objects.exists()
+    assert "forgetting replicas failed (OperationalError: database is locked" in caplog.text

@@ -15,14 +15,15 @@ log = logging.getLogger(__name__)
 _QUIET_S = 60.0
 _FORGET_AT = 10_000
 _told: dict[str, float] = {}
+_AWAY = (redis.exceptions.RedisError, OperationalError, InterfaceError)
 
 
 @contextmanager
-def alone(what: str) -> Iterator[None]:
+def alone(what: str, *, raising: tuple[type[Exception], ...] = _AWAY) -> Iterator[None]:
     """Let an error end the block and no more. A database or state that is away ends the tick: all rows fail alike."""
     try:
         yield
-    except (redis.exceptions.RedisError, OperationalError, InterfaceError):
+    except raising:
         raise
     except Exception as error:  # noqa: BLE001  (what a row can hold is not known here)
         if is_news(f"{what} {type(error).__name__}"):

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+from collections.abc import Callable
 
 from django.conf import settings
 from django.contrib.sessions.models import Session
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
+from penstock.loops.alone import alone
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
 from tenants.services import idempotent_answers_delete_old
@@ -32,16 +34,22 @@ def finalise() -> None:
 
 
 def upkeep() -> None:
-    """Everything that is due once a minute. Each part stands alone and can be repeated."""
+    """Everything that is due once a minute. Each part stands alone and can be repeated; promises come first."""
     now = timezone.now()
     keep = now - datetime.timedelta(days=settings.PENSTOCK_HISTORY_DAYS)
-    replicas_delete_old(before=keep)
-    decisions_delete_old(before=keep)
-    usage_kept = datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS)
-    usage_delete_old(before=now - usage_kept, actor=ACTOR)
-    watermarks_delete_closed(before=now - usage_kept - _SEGMENTS_KEPT)
-    SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()
-    attempts_delete_old(now=now)
-    idempotent_answers_delete_old(before=now - _ANSWERS_KEPT)
-    Session.objects.filter(expire_date__lt=now).delete()
-    reservations_end(now=now, actor=ACTOR)
+    usage_keep = now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS)
+    parts: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("ending reservations", lambda: reservations_end(now=now, actor=ACTOR)),
+        ("forgetting replicas", lambda: replicas_delete_old(before=keep)),
+        ("forgetting decisions", lambda: decisions_delete_old(before=keep)),
+        ("forgetting usage", lambda: usage_delete_old(before=usage_keep, actor=ACTOR)),
+        ("forgetting segments", lambda: watermarks_delete_closed(before=usage_keep - _SEGMENTS_KEPT)),
+        ("forgetting links", lambda: SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()),
+        ("forgetting sign-in tries", lambda: attempts_delete_old(now=now)),
+        ("forgetting answers", lambda: idempotent_answers_delete_old(before=now - _ANSWERS_KEPT)),
+        ("forgetting sessions", lambda: Session.objects.filter(expire_date__lt=now).delete()),
+    )
+    for what, part in parts:
+        # Not even a lock that was waited for in vain in one keeps the others from being done.
+        with alone(what, raising=()):
+            part()
