@@ -62,7 +62,12 @@ class Terminal:
         if self._is_broken:
             return
         try:
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                # One character that this terminal does not have must not silence it.
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
         except (OSError, ValueError):
             self._is_broken = True

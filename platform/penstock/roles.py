@@ -67,14 +67,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _url_host(host: str) -> str:
-    """A host that a browser on this machine can open: an unspecified address is reached by loopback."""
+    """A host that a browser on this machine can open: an unspecified address is reached by loopback of its version."""
     try:
         address = ip_address(host)
     except ValueError:
         return host
-    if address.is_unspecified:
-        return "127.0.0.1"
-    return f"[{host}]" if address.version == 6 else host
+    if address.version == 6:
+        # A server on :: need not take IPv4.
+        return "[::1]" if address.is_unspecified else f"[{host}]"
+    return "127.0.0.1" if address.is_unspecified else host
 
 
 def role_environment(options: Options) -> dict[str, str]:

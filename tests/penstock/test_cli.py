@@ -184,6 +184,8 @@ def test_gateway_and_console_believe_the_same_proxies(tmp_path: Path, monkeypatc
 def test_urls_can_be_opened_on_this_machine(tmp_path: Path) -> None:
     assert Options(data=tmp_path, host="0.0.0.0").api_url == "http://127.0.0.1:8080/v1"
     assert Options(data=tmp_path, host="::1", port=81).console_url == "http://[::1]:81"
+    assert Options(data=tmp_path, host="::").api_url == "http://[::1]:8080/v1"
+    assert Options(data=tmp_path, host="fd00::7").console_url == "http://[fd00::7]:8000"
 
 
 def test_a_remote_host_is_allowed_by_its_names_and_never_by_a_wildcard(

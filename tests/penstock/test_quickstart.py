@@ -143,6 +143,18 @@ def test_a_closed_terminal_does_not_stop_anything() -> None:
     terminal.line("into the void")
 
 
+def test_a_character_the_terminal_does_not_have_does_not_silence_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    written = io.BytesIO()
+    terminal = Terminal(io.TextIOWrapper(written, encoding="ascii"))
+    terminal.line("cpu 2 cores · memory 8 GiB", source="doctor")
+    terminal.plain("    open once   http://127.0.0.1:8000/sign-in/x")
+    assert written.getvalue().decode().splitlines() == [
+        "doctor     cpu 2 cores ? memory 8 GiB",
+        "    open once   http://127.0.0.1:8000/sign-in/x",
+    ]
+
+
 def test_a_log_file_is_private_and_turned_over(tmp_path: Path) -> None:
     log = RoleLog(tmp_path / "log" / "web.log", max_bytes=200)
     for number in range(10):
