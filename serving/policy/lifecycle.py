@@ -22,10 +22,10 @@ ALLOWED: Mapping[State, frozenset[State]] = {
     "draining": frozenset({"ready", "stopping", "stopped", "failed"}),
     "stopping": frozenset({"stopped", "failed"}),
     "stopped": frozenset(),
-    "failed": frozenset({"pending", "stopped"}),
+    "failed": frozenset(),
 }
 """State -> states that may follow. ``ready → starting``: the engine is being started again under the same replica.
-``failed → pending``: a person or the loop retries it."""
+Another try after a failure is another replica."""
 
 LIVE: frozenset[State] = frozenset({"pending", "starting", "ready"})
 """States that count towards the desired number of replicas."""
