@@ -3,6 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from tenants.api.audit import AuditViewSet, PlatformAuditViewSet
 from tenants.api.invitations import InvitationsViewSet
 from tenants.api.keys import KeysViewSet
 from tenants.api.limits import KeyLimitsViewSet, LimitsViewSet
@@ -13,6 +14,7 @@ from tenants.api.tenants import TenantsViewSet
 _platform = SimpleRouter(trailing_slash=False)
 _platform.register("tenants", TenantsViewSet)
 _platform.register("me/tokens", TokensViewSet, basename="my-token")
+_platform.register("audit", PlatformAuditViewSet, basename="audit")
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("keys", KeysViewSet, basename="tenant-key")
@@ -20,6 +22,7 @@ _tenant.register("limits", LimitsViewSet, basename="tenant-limit")
 _tenant.register("keys/(?P<key>[^/]+)/limits", KeyLimitsViewSet, basename="tenant-key-limit")
 _tenant.register("members", MembersViewSet, basename="tenant-member")
 _tenant.register("invitations", InvitationsViewSet, basename="tenant-invitation")
+_tenant.register("audit", AuditViewSet, basename="tenant-audit")
 
 urlpatterns = [
     path("me", MeViewSet.as_view({"get": "retrieve"}), name="me"),
