@@ -10,10 +10,12 @@ from tenants.api.limits import KeyLimitsViewSet, LimitsViewSet
 from tenants.api.me import MeViewSet, TokensViewSet
 from tenants.api.members import MembersViewSet
 from tenants.api.tenants import TenantsViewSet
+from tenants.api.users import UsersViewSet
 
 _platform = SimpleRouter(trailing_slash=False)
 _platform.register("tenants", TenantsViewSet)
 _platform.register("me/tokens", TokensViewSet, basename="my-token")
+_platform.register("users", UsersViewSet)
 _platform.register("audit", PlatformAuditViewSet, basename="audit")
 
 _tenant = SimpleRouter(trailing_slash=False)
