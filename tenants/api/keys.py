@@ -49,7 +49,7 @@ class Rotation(serializers.Serializer[Any]):
 
 
 class KeySerializer(serializers.ModelSerializer[ApiKey]):
-    created_by = serializers.EmailField(source="created_by.email", default=None, read_only=True)
+    created_by = serializers.EmailField(source="created_by.email", default=None, read_only=True, allow_null=True)
     is_usable = serializers.BooleanField(read_only=True)
 
     class Meta:

@@ -6,12 +6,22 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
-from drf_spectacular.utils import OpenApiParameter
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 
 from tenants.api.idempotency import HEADER
 from tenants.api.problems import ProblemSerializer
 
-_ALWAYS = {"401": "Not signed in.", "403": "Not allowed.", "429": "Too many requests."}
+_PROBLEMS = {
+    "400": "Something in the request is wrong: errors says at which field.",
+    "401": "Not signed in.",
+    "403": "Not allowed.",
+    "404": "Not found, or of a tenant that is not yours; of a list: no such page.",
+    "409": "It conflicts with what is there.",
+    "412": "It has changed since the version that If-Match names.",
+    "415": "Send JSON.",
+    "422": "The Idempotency-Key was sent with another request before.",
+    "429": "Too many requests: Retry-After says when to go on.",
+}
 
 
 class TokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
@@ -29,30 +39,28 @@ class TokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-ca
 class Schema(AutoSchema):
     """Adds to each operation the problems it can answer with, and the headers that all of its kind take."""
 
-    def get_response_serializers(self) -> Any:
-        found = super().get_response_serializers()
-        made: dict[Any, Any] = dict(found) if isinstance(found, dict) else {self._success(found): found}
-        for code in self._problems():
-            made.setdefault((int(code), "application/problem+json"), ProblemSerializer)
-        return made
+    def _get_response_bodies(self, direction: Any = "response") -> dict[str, Any]:
+        # Here, and not in get_response_serializers: what extend_schema says of responses replaces that one.
+        made: dict[str, Any] = super()._get_response_bodies(direction)
+        untyped: Any = self
+        for code in self._problems() - made.keys():
+            problem = OpenApiResponse(ProblemSerializer, description=_PROBLEMS[code])
+            made[code] = untyped._get_response_for_code(problem, code, ["application/problem+json"], direction)
+        return dict(sorted(made.items()))
 
-    def _success(self, found: Any) -> int:
-        if self.method == "DELETE" or found is None:
-            return 204
-        return 201 if self.method == "POST" and getattr(self.view, "action", "") == "create" else 200
-
-    def _problems(self) -> list[str]:
-        codes = list(_ALWAYS)
-        if self.method in ("POST", "PUT", "PATCH") or getattr(self.view, "action", "") == "list":
-            codes.append("400")
-        if "{" in self.path:
-            codes.append("404")
-        if self.method in ("POST", "PUT", "PATCH", "DELETE"):
-            codes += ["409", "415"] if self.method != "DELETE" else ["409"]
-        if self.method in ("PATCH", "PUT", "DELETE"):
-            codes.append("412")
+    def _problems(self) -> set[str]:
+        codes, is_change = {"401", "403", "429"}, self.method in ("POST", "PUT", "PATCH", "DELETE")
+        is_list = getattr(self.view, "action", "") == "list"
+        if is_change or is_list or getattr(self.view, "action", "") != "retrieve":
+            codes.add("400")
+        if "{" in self.path or is_list:
+            codes.add("404")
+        if is_change:
+            codes |= {"409", "412"}
+        if is_change and self.method != "DELETE":
+            codes.add("415")
         if self.method == "POST":
-            codes += ["412", "422"]
+            codes.add("422")
         return codes
 
     def get_override_parameters(self) -> list[Any]:
