@@ -11,8 +11,6 @@ PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 NAME = re.compile(r"(?:PENSTOCK_[A-Z][A-Z_]*[A-Z]|DATABASE_URL|REDIS_URL|NO_COLOR|FORCE_COLOR)")
 NOT_VARIABLES = {"PENSTOCK_WEB_HOST", "PENSTOCK_WEB_PORT"}
 """Names of Django settings, made from other variables."""
-SHOWN_TO_CLIENTS = {"PENSTOCK_API_KEY"}
-"""Stands in examples for tenants; Penstock does not read it."""
 
 
 def read_by_the_code() -> set[str]:
@@ -25,7 +23,7 @@ def read_by_the_code() -> set[str]:
                     found.add(node.value)
     found.update(re.findall(r"\$\{?(PENSTOCK_[A-Z_]+)", (ROOT / "penstock").read_text(encoding="utf-8")))
     families = ("PENSTOCK_GATEWAY_", "PENSTOCK_TEST_")
-    return {name for name in found - NOT_VARIABLES - SHOWN_TO_CLIENTS if not name.startswith(families)}
+    return {name for name in found - NOT_VARIABLES if not name.startswith(families)}
 
 
 def test_the_walk_sees_what_is_known_to_be_read() -> None:
