@@ -9,12 +9,14 @@ import hmac
 import ipaddress
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 PREFIX = "mu"
 TOKEN_PREFIX = "pst"  # noqa: S105
 """Of a person's access token, which has the same shape."""
+ENROLMENT_PREFIX = "pse"
+"""Of a token with which hosts enrol themselves."""
 PUBLIC_LENGTH = 12
 SECRET_LENGTH = 43
 """62^43 ≥ 2^256."""
@@ -41,10 +43,10 @@ def key_make(prefix: str = PREFIX) -> KeyText:
     return KeyText(_random_text(PUBLIC_LENGTH), _random_text(SECRET_LENGTH), prefix)
 
 
-def key_parse(text: str) -> KeyText | None:
+def key_parse(text: str, prefixes: Collection[str] = (PREFIX, TOKEN_PREFIX)) -> KeyText | None:
     """The parts of an API key's or access token's text, or None if it is not shaped like one."""
     parts = text.split("_")
-    if len(parts) != 3 or parts[0] not in (PREFIX, TOKEN_PREFIX) or not parts[1] or not parts[2]:
+    if len(parts) != 3 or parts[0] not in prefixes or not parts[1] or not parts[2]:
         return None
     return KeyText(parts[1], parts[2], parts[0])
 

@@ -3,6 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from capacity.api.enrolment import EnrolmentTokensViewSet, EnrolView
 from capacity.api.hosts import AcceleratorsViewSet, HardwareTypesViewSet, HostsViewSet
 from capacity.api.models import ModelsViewSet
 from capacity.api.pools import PoolsViewSet, ProfilesViewSet, TenantPoolsViewSet
@@ -19,6 +20,7 @@ _platform = SimpleRouter(trailing_slash=False)
 _platform.register("hardware-types", HardwareTypesViewSet)
 _platform.register("hosts", HostsViewSet)
 _platform.register("accelerators", AcceleratorsViewSet)
+_platform.register("enrolment-tokens", EnrolmentTokensViewSet)
 _platform.register("models", ModelsViewSet)
 _platform.register("pools", PoolsViewSet)
 # Before the requests: their names are no ids.
@@ -37,6 +39,7 @@ _tenant.register("usage", TenantUsageViewSet, basename="tenant-usage")
 
 urlpatterns = [
     *_platform.urls,
+    path("enrol", EnrolView.as_view(), name="enrol"),
     path("pools/<str:pool>/", include(_pool.urls)),
     path("tenants/<str:tenant>/", include(_tenant.urls)),
 ]

@@ -1,5 +1,11 @@
 """Writes of this app: keyword-only, atomic, each with its audit entry and its line in the change log."""
 
+from capacity.services.enrolment import (
+    enrolment_token_create,
+    enrolment_token_find,
+    enrolment_token_redeem,
+    enrolment_token_revoke,
+)
 from capacity.services.hosts import (
     hardware_type_get_or_create,
     host_cordon,
@@ -19,6 +25,10 @@ from capacity.services.pools import (
 from capacity.services.reservations import reservations_end
 
 __all__ = [
+    "enrolment_token_create",
+    "enrolment_token_find",
+    "enrolment_token_redeem",
+    "enrolment_token_revoke",
     "hardware_type_get_or_create",
     "host_cordon",
     "host_enrol",

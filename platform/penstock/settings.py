@@ -96,6 +96,8 @@ TEMPLATES: list[dict[str, Any]] = [
 DATABASES = {"default": database_settings(env.text("DATABASE_URL"), DATA)}
 REDIS_URL = env.text("REDIS_URL") or f"unix://{DATA / 'state' / 'valkey.sock'}"
 """The shared state: loads, snapshot, grants, ring buffers, broker. The bundled Valkey when REDIS_URL is not set."""
+PENSTOCK_AGENT_REDIS_URL = env.text("PENSTOCK_AGENT_REDIS_URL") or REDIS_URL
+"""The same server as agents of other hosts reach it, with a user that sees ``agent:*`` alone."""
 
 CACHES = {
     "default": {
@@ -114,7 +116,7 @@ REST_FRAMEWORK: dict[str, Any] = {
     ),
     "DEFAULT_PERMISSION_CLASSES": ("tenants.api.permissions.MayAct",),
     "DEFAULT_RENDERER_CLASSES": ("rest_framework.renderers.JSONRenderer",),
-    "DEFAULT_PARSER_CLASSES": ("rest_framework.parsers.JSONParser",),
+    "DEFAULT_PARSER_CLASSES": ("tenants.api.parsers.BoundedJSONParser",),
     "DEFAULT_PAGINATION_CLASS": "tenants.api.pagination.Pages",
     "DEFAULT_FILTER_BACKENDS": (
         "django_filters.rest_framework.DjangoFilterBackend",

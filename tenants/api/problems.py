@@ -109,8 +109,8 @@ def body_of(error: exceptions.APIException) -> dict[str, Any]:
     if fields:
         body["hint"] = "Correct the fields named under errors and send the request again."
         body["errors"] = fields
-    elif number in _HINTS:
-        body["hint"] = _HINTS[number]
+    elif hint := getattr(error, "hint", _HINTS.get(number)):
+        body["hint"] = hint
     return body
 
 

@@ -14,7 +14,17 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from capacity.models import BooksState, CostProfile, Host, Pool, QuarantinedUsage, UsageRecord, Watermark
+from capacity.models import (
+    BooksState,
+    CostProfile,
+    EnrolmentToken,
+    Host,
+    Pool,
+    QuarantinedUsage,
+    UsageRecord,
+    Watermark,
+)
+from capacity.services import enrolment_token_create
 from capacity.usage.books import finalise_minutes
 from capacity.usage.writer import write_batch
 from serving.models import Deployment, ProviderCredential, Replica, Revision
@@ -69,6 +79,7 @@ def populate(times: int) -> None:
         deployment = factories.deployment()
         replica = factories.replica(deployment, host=host)
         incident_open(kind="crash", summary="it broke", replica=replica)
+        enrolment_token_create(name=f"rack {host.name}", hardware_type=host.hardware_type, actor=person)
         access_token_create(user=person, name=f"token {person.email}", actor="t")
         IdempotentAnswer.objects.create(caller=f"user:{person.pk}", key="k", fingerprint="f", body=b"hidden-value")
         scaling_decision_record(deployment=deployment, before=1, after=2, reason="load", inputs={"offered_mu": 3.0})
@@ -117,6 +128,7 @@ def test_every_row_opens_and_no_secret_shows(client: Client) -> None:
     populate(1)
     secrets = [*ApiKey.objects.values_list("digest", flat=True), *SignInLink.objects.values_list("digest", flat=True)]
     secrets += AccessToken.objects.values_list("digest", flat=True)
+    secrets += EnrolmentToken.objects.values_list("digest", flat=True)
     secrets += Invitation.objects.values_list("digest", flat=True)
     secrets += [decrypt(host.secret).hex() for host in Host.objects.all()] + ["hidden-value"]
     secrets += [bytes(host.secret).decode() for host in Host.objects.all()]
@@ -198,6 +210,21 @@ def test_a_new_key_is_shown_once_and_works(client: Client) -> None:
     assert "no-store" in response.headers["Cache-Control"]
     assert text[0].split("_")[1] == ApiKey.objects.get().public_id
     assert text[0] not in client.get(change_form(ApiKey.objects.get())).content.decode()
+
+
+def test_an_enrolment_token_is_shown_once_and_revoked(client: Client) -> None:
+    data = {"name": "row 7", "labels": '{"zone": "a"}', "uses_left": "3"}
+    data |= {"expires_at_0": "2100-01-01", "expires_at_1": "00:00:00"}
+    response = client.post(reverse("admin:capacity_enrolmenttoken_add"), data)
+    assert response.status_code == 200, response.headers
+    text = re.search(r"pse_[A-Za-z0-9]+_[A-Za-z0-9]+", response.content.decode())
+    assert text is not None
+    token = EnrolmentToken.objects.get()
+    assert (token.uses_left, token.labels, token.is_usable) == (3, {"zone": "a"}, True)
+    assert text[0] not in client.get(change_form(token)).content.decode()
+    assert act(client, token, "revoke", confirmed=True).status_code == 302
+    token.refresh_from_db()
+    assert not token.is_usable
 
 
 def test_a_bad_scope_is_said_at_its_field(client: Client) -> None:

@@ -36,6 +36,14 @@ class TokenScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-ca
         }
 
 
+class EnrolmentScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = "capacity.api.enrolment.EnrolmentTokenAuthentication"
+    name = "enrolment"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
+        return {"type": "http", "scheme": "bearer", "description": "An enrolment token (pse_…) that operators make."}
+
+
 class Schema(AutoSchema):
     """Adds to each operation the problems it can answer with, and the headers that all of its kind take."""
 
