@@ -47,8 +47,8 @@ class Api:
     def put(self, path: str, body: Any) -> Any:
         return self._call("PUT", path, body=body)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path)
+    def delete(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
+        return self._call("DELETE", path, query=query)
 
     def every(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """All rows of a list, page after page."""

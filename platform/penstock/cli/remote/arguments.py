@@ -12,13 +12,19 @@ from penstock.cli.remote.resources import Field, Resource, Verb
 RESOURCES = (
     nouns_of_tenants.TENANTS,
     nouns_of_tenants.MEMBERS,
+    nouns_of_tenants.INVITATIONS,
     nouns_of_tenants.KEYS,
+    nouns_of_tenants.LIMITS,
+    nouns_of_tenants.USAGE,
+    nouns_of_tenants.AUDIT,
     nouns_of_operators.HOSTS,
     nouns_of_operators.ACCELERATORS,
     nouns_of_operators.MODELS,
     nouns_of_operators.POOLS,
     nouns_of_operators.DEPLOYMENTS,
     nouns_of_operators.REPLICAS,
+    nouns_of_operators.INCIDENTS,
+    nouns_of_operators.USERS,
 )
 
 
@@ -112,7 +118,7 @@ def _add(parser: argparse.ArgumentParser, field: Field) -> None:
     }
     options = kinds[field.kind]
     if field.is_place:
-        parser.add_argument(field.name, help=field.help, **{**options, "metavar": field.name.upper()})
+        parser.add_argument(field.name, help=field.help, **options | {"metavar": field.name.upper()})
     else:
         parser.add_argument(field.flag, dest=field.name, help=field.help, required=field.is_required, **options)
 

@@ -108,14 +108,17 @@ def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse
     if verb.name == "set" and not body:
         raise Refused(f"nothing to change: give one of {', '.join(field.flag for field in verb.fields)}")
     if not verb.is_undoable and not arguments.yes:
-        _ask(f"{verb.name} {arguments.row}? It cannot be undone.")
-    target = path + verb.path if verb.is_on_list else f"{path}/{row['id']}{verb.path}"
+        _ask(f"{verb.name} {getattr(arguments, 'row', resource.noun)}? It cannot be undone.")
+    place = verb.path
+    for name in [name for name in body if f"{{{name}}}" in place]:
+        place = place.replace(f"{{{name}}}", str(body.pop(name)))
+    target = path + place if verb.is_on_list else f"{path}/{row['id']}{place}"
     calls: dict[str, Callable[[], Any]] = {
         "GET": lambda: api.get(target, body),
         "POST": lambda: api.post(target, body),
         "PATCH": lambda: api.patch(target, body),
         "PUT": lambda: api.put(target, body),
-        "DELETE": lambda: api.delete(target),
+        "DELETE": lambda: api.delete(target, body),
     }
     answer = calls[verb.method]()
     if arguments.json:

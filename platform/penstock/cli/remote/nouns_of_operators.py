@@ -153,3 +153,37 @@ REPLICAS = Resource(
     filters=(Field("state", "pending, starting, ready, draining, stopping, stopped or failed"),),
     nothing="no replicas yet",
 )
+INCIDENTS = Resource(
+    "incidents",
+    "what broke, what was seen, what was done",
+    "/incidents",
+    ("opened_at", "kind", "deployment_name", "summary", "is_open", "closed_at", "id"),
+    names=("id",),
+    filters=(Field("is_open", "not closed yet", "switch"), Field("since", "opened then or later, ISO time")),
+    nothing="nothing has broken",
+)
+USERS = Resource(
+    "users",
+    "people of the installation",
+    "/users",
+    ("email", "name", "is_operator", "is_active", "last_login", "id"),
+    names=("email",),
+    verbs=(
+        create(
+            Field("email", "e-mail address", is_place=True, is_required=True),
+            Field("name", "name"),
+            Field("is_operator", "may run the platform", "switch"),
+            help="make an account; its person signs in by one-time link",
+        ),
+        Verb("activate", "let them in", "POST", "/activate"),
+        Verb("deactivate", "keep them out, with an end to their sessions and links", "POST", "/deactivate"),
+        Verb(
+            "sign-in-link",
+            "a one-time link, printed once",
+            "POST",
+            "/sign-in-link",
+            secret="sign_in_url",  # noqa: S106
+        ),
+    ),
+    nothing="nobody yet",
+)

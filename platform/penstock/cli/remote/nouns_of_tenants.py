@@ -57,3 +57,76 @@ MEMBERS = Resource(
     ),
     nothing="no members yet",
 )
+INVITATIONS = Resource(
+    "invitations",
+    "one-time links into a tenant",
+    "/tenants/{tenant}/invitations",
+    ("email", "role", "state", "invited_by", "expires_at", "id"),
+    names=("email",),
+    verbs=(
+        create(
+            Field("email", "address of the person", is_place=True, is_required=True),
+            Field("role", "owner, admin, developer or viewer (developer)"),
+            Field("valid_for_h", "hours until it expires (168)", "number"),
+            secret="accept_url",  # noqa: S106
+            help="invite somebody; the link is printed once",
+        ),
+        Verb("revoke", "let the link open nothing", "POST", "/revoke", is_undoable=False),
+    ),
+    filters=(Field("state", "open, accepted, expired or revoked"),),
+    nothing="nobody is invited: penstock invitations create ADDRESS",
+)
+_KIND = Field("kind", "requests_per_min, tokens_per_min or concurrency", is_place=True, is_required=True)
+_LIMITED = Field("model", "a served model name; else all together")
+LIMITS = Resource(
+    "limits",
+    "plain limits of a tenant",
+    "/tenants/{tenant}/limits",
+    ("kind", "model", "value", "updated_at", "id"),
+    names=("kind",),
+    has_rows=False,
+    verbs=(
+        Verb(
+            "set",
+            "set one, whether or not there is one",
+            "PUT",
+            "/{kind}",
+            (_KIND, Field("value", "per minute, or at once", "number", is_place=True, is_required=True), _LIMITED),
+            is_on_list=True,
+        ),
+        Verb(
+            "remove", "remove one: what it held back is free", "DELETE", "/{kind}", (_KIND, _LIMITED), is_on_list=True
+        ),
+    ),
+    nothing="no limits: penstock limits set tokens_per_min 100000",
+)
+USAGE = Resource(
+    "usage",
+    "requests of a tenant, newest first",
+    "/tenants/{tenant}/usage",
+    ("ended_at", "model", "input_tokens", "cached_tokens", "output_tokens", "actual_mu", "outcome", "id"),
+    names=("id",),
+    filters=(
+        Field("since", "ended then or later, ISO time"),
+        Field("until", "ended before, ISO time"),
+        Field("model", "served model name"),
+        Field("outcome", "completed, client_closed, refused, …"),
+        Field("client_request_id", "the client's own id"),
+    ),
+    nothing="no requests in that time",
+)
+_SINCE = (
+    Field("since", "from this ISO time on"),
+    Field("until", "before this ISO time"),
+    Field("action", "noun.verb, e.g. api_key.revoke"),
+    Field("actor", "e-mail address, or the name of the machinery"),
+)
+AUDIT = Resource(
+    "audit",
+    "who did what in a tenant, newest first",
+    "/tenants/{tenant}/audit",
+    ("at", "actor", "action", "object_name", "after", "id"),
+    names=("id",),
+    filters=_SINCE,
+    nothing="nothing was done in that time",
+)

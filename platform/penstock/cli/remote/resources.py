@@ -25,7 +25,10 @@ class Field:
 
 @dataclass(frozen=True)
 class Verb:
-    """Something done with or to a row. ``path`` is appended to the row's own, or to the list's where ``is_on_list``."""
+    """Something done with or to a row.
+
+    ``path`` is appended to the row's own, or to the list's where ``is_on_list``; ``{field}`` in it is filled in.
+    """
 
     name: str
     help: str
