@@ -27,6 +27,7 @@ class ApiViewSet(GenericViewSet[_Row]):
     """``required``: what each action needs. Changes go through services; nothing here writes a row by itself."""
 
     required: ClassVar[Mapping[str, Action]]
+    http_method_names = ("get", "head", "post", "put", "patch", "delete")
     lookup_value_regex = "[^/]+"
 
     @property

@@ -17,7 +17,7 @@ class MayAct(permissions.BasePermission):
         caller = caller_of(request)
         if caller is None:
             return False
-        if view.action is None:  # OPTIONS, and methods that are not allowed
+        if view.action in (None, "metadata"):  # methods that are not allowed, and OPTIONS, which never is
             return True
         return bool(view.may(caller, view.required[view.action]))
 

@@ -80,6 +80,24 @@ def test_options_that_a_database_cannot_store_are_refused(world: World, served: 
     assert answer.status_code == 201, "a backslash is none of these"
 
 
+@pytest.mark.parametrize(("levels", "status"), [(98, 201), (99, 400), (900, 400), (100_000, 400)])
+def test_a_body_is_nested_so_deep_and_no_deeper(world: World, served: Deployment, levels: int, status: int) -> None:
+    """The body and the options are a level each."""
+    text = '{"options": {"a": ' + "[" * levels + "]" * levels + "}}"
+    answer = world.by("operator").post(f"/deployments/{served.pk}/revisions", text, content_type="application/json")
+    assert answer.status_code == status
+    if status == 400:
+        assert "100 levels" in answer.json()["detail"]
+
+
+def test_options_is_no_method_of_the_api(world: World, served: Deployment) -> None:
+    for who in ("operator", "viewer"):
+        answer = world.by(who).options(f"/deployments/{served.pk}")
+        assert answer.status_code == 405
+        assert answer.headers["Allow"] == "GET, HEAD, PATCH"
+    assert world.by("nobody").options("/deployments").status_code == 401
+
+
 def test_a_creation_happens_once(world: World) -> None:
     body = {"pool": factories.pool().slug, "name": "once"}
     answers = [

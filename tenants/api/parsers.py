@@ -1,0 +1,43 @@
+"""JSON bodies that everything behind the parser can walk through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rest_framework import exceptions
+from rest_framework.parsers import JSONParser
+
+DEEPEST = 100
+"""Levels of nesting. Python gives up at about 1,000 of its own, and so does whoever writes the body down."""
+_TOO_DEEP = f"Nest the JSON document at most {DEEPEST} levels deep."
+
+
+class BoundedJSONParser(JSONParser):
+    """Refuses what is nested deeper than ``DEEPEST`` levels."""
+
+    def parse(
+        self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = super().parse(stream, media_type, parser_context)
+        except RecursionError:
+            raise exceptions.ParseError(_TOO_DEEP) from None
+        if _is_deeper(found):
+            raise exceptions.ParseError(_TOO_DEEP)
+        return found
+
+
+def _is_deeper(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _within(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
