@@ -178,6 +178,7 @@ def test_one_that_cannot_be_placed_holds_up_no_other(
     monkeypatch.setattr(placing, "need_of", picky)
     assert placed(world, poison, good) == [None, []]
     assert "two is no number" in caplog.text
+    assert poison.reason == "its placement fails: the log of the role loops says why"
 
 
 def test_no_engine_has_an_option_of_placement() -> None:

@@ -43,8 +43,13 @@ def place_pending(*, now: datetime.datetime) -> int:
     )
     placed = 0
     for replica in waiting:
+        is_decided = False
         with alone(f"the placement of {replica}"):
             placed += place_one(replica, now=now)
+            is_decided = True
+        if not is_decided:
+            reason = "its placement fails: the log of the role loops says why"
+            _unplaced(replica).exclude(reason=reason).update(reason=reason, updated_at=now)
     return placed
 
 
