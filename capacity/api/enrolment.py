@@ -38,10 +38,13 @@ _MOST_USES = 10_000
 
 class EnrolmentTokenSerializer(serializers.ModelSerializer[EnrolmentToken]):
     hardware_type = serializers.SlugRelatedField[HardwareType](
-        slug_field="slug", read_only=True, help_text="Of the hosts; null: the one that each of them reports."
+        slug_field="slug",
+        read_only=True,
+        allow_null=True,
+        help_text="Of the hosts; null: the one that each of them reports.",
     )
     labels = serializers.DictField(child=serializers.CharField(), read_only=True)
-    created_by = serializers.EmailField(source="created_by.email", default=None, read_only=True)
+    created_by = serializers.EmailField(source="created_by.email", default=None, read_only=True, allow_null=True)
     is_usable = serializers.BooleanField(read_only=True)
 
     class Meta:
