@@ -10,6 +10,7 @@ from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404
 from rest_framework import exceptions, status
+from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
@@ -29,6 +30,12 @@ class ApiViewSet(GenericViewSet[_Row]):
     required: ClassVar[Mapping[str, Action]]
     http_method_names = ("get", "head", "post", "put", "patch", "delete")
     lookup_value_regex = "[^/]+"
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        # PostgreSQL refuses to be asked for a NUL; nothing is called so.
+        if any("\0" in str(part) for part in kwargs.values()):
+            raise Http404
+        super().initial(request, *args, **kwargs)
 
     @property
     def caller(self) -> Caller:

@@ -110,7 +110,7 @@ class LimitsViewSet(TenantViewSet[Limit]):
         return self.get_queryset().filter(kind=self._kind, model=model).first()
 
     def _stored(self, model: str) -> Limit:
-        row = self._found(model)
+        row = None if "\0" in model else self._found(model)
         if row is None:
             raise Http404("No such limit is set. A limit for one model is named by ?model=<served name>.")
         return row

@@ -128,6 +128,8 @@ def test_broken_json_other_media_and_methods(world: World) -> None:
 def test_ids_that_are_none_are_not_found(world: World) -> None:
     problem(world.by("owner").get("/tenants/acme/keys/x"), 404, "not_found")
     problem(world.by("owner").get("/tenants/acme/keys/01890000-0000-7000-8000-000000000000"), 404, "not_found")
+    for path in ("/tenants/a%00b", "/tenants/a%00b/keys", "/tenants/acme/keys/%00"):
+        problem(world.by("owner").get(path), 404, "not_found")
 
 
 def test_a_fault_of_ours_is_no_problem_document_and_shows_nothing(

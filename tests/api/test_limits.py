@@ -99,6 +99,7 @@ def test_what_is_wrong_is_said(world: World) -> None:
         assert [error["field"] for error in body["errors"]] == [field]
     unknown = problem(admin.put(f"{PATH}/speed", {"value": 1}, format="json"), 404, "not_found")
     assert "requests_per_min" in unknown["detail"]
+    problem(admin.get(f"{PATH}/concurrency?model=%00"), 404, "not_found")
     assert problem(admin.get(f"{PATH}?kind=speed"), 400, "invalid")["errors"][0]["field"] == "kind"
 
 
