@@ -114,7 +114,7 @@ class Grants:
         local: list[Demand] = []
         remote: list[Demand] = []
         for demand in wanted:
-            limit = self._limit(demand.limit)
+            limit = self._renewed(demand.limit)
             limit.used_at = now
             (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
         if remote and self.mode == "alone":
@@ -141,9 +141,12 @@ class Grants:
             return
         granted.settled = True
         for demand in granted.demands:
-            limit = self._limit(demand.limit)
-            if limit.is_concurrency:
+            limit = self._known(demand.limit)
+            if demand.limit.kind == "concurrency":
                 self._put_back(limit, demand.amount)
+                continue
+            if limit.record.kind != demand.limit.kind:
+                # The bucket of the charge is gone, and this one counts something else.
                 continue
             difference = actual.get(demand.limit.id, demand.amount) - demand.amount
             if difference == 0.0:
@@ -163,7 +166,7 @@ class Grants:
             self._holding.add(limit)
 
     def _put_back(self, limit: Limit, amount: float) -> None:
-        is_leased = self.mode == "shared" and not limit.is_central(len(self._gateways))
+        is_leased = self.mode == "shared" and limit.is_concurrency and not limit.is_central(len(self._gateways))
         limit.put_back(amount, is_leased=is_leased)
         (self._dirty if is_leased else self._urgent).add(limit)
 
@@ -173,12 +176,18 @@ class Grants:
             if limit.is_concurrency:
                 limit.lease = 0.0
 
-    def _limit(self, record: LimitRecord) -> Limit:
+    def _renewed(self, record: LimitRecord) -> Limit:
+        """The limit as a request that comes now finds it."""
+        limit = self._known(record)
+        if limit.record is not record:
+            limit.renew(record)
+        return limit
+
+    def _known(self, record: LimitRecord) -> Limit:
+        """The limit as newer requests may have found it since ``record``: what ends must not bring back old values."""
         limit = self._limits.get(record.id)
         if limit is None:
             limit = self._limits[record.id] = Limit(record)
-        elif limit.record is not record:
-            limit.renew(record)
         return limit
 
     def _abandon(self, ask: Ask) -> None:
@@ -384,7 +393,7 @@ class Grants:
         if now - self._alone_since > self._alone_max_s:
             return Refused(demands[0].limit, 5.0, 0.0)
         for demand in demands:
-            limit = self._limit(demand.limit)
+            limit = self._known(demand.limit)
             if limit.is_concurrency:
                 room = _concurrency_share(int(limit.record.value), shares, self._id) - limit.held
                 if demand.amount > room:
@@ -396,7 +405,7 @@ class Grants:
             if wait_ms > 0.0:
                 return Refused(limit.record, wait_ms / 1000, limit.share.remaining(now_ms))
         for demand in demands:
-            limit = self._limit(demand.limit)
+            limit = self._known(demand.limit)
             if limit.is_concurrency:
                 limit.held += int(demand.amount)
                 self._holding.add(limit)

@@ -18,6 +18,8 @@ _LEASED_SHARE = 1 / 8
 _CENTRAL_REQUESTS = 32
 """A limit of fewer typical requests per gateway is decided in the state: a lease of it would be a few requests."""
 _HELD_AGAIN_S = 2.0
+_CURRENT_S = 1.0
+"""Requests come with the limit as it is published: after so long without one, its value may have changed."""
 _SEATS_AHEAD = 4.0
 
 
@@ -42,24 +44,30 @@ class Limit:
     )
 
     def __init__(self, record: LimitRecord) -> None:
-        self.renew(record)
+        self.held = 0
+        self.used_at = 0.0
+        self.reported_at = 0.0
+        self.is_idle = False
+        self._begin(record)
+
+    def _begin(self, record: LimitRecord) -> None:
+        self.record = record
+        self.is_concurrency = record.kind == "concurrency"
         self.lease = 0.0
         self.taken = 0.0
         self.typical = 0.0
-        self.held = 0
         self.settlements: list[tuple[float, float]] = []
         self.share: Share | None = None
         self.known_level = 0.0
         self.known_at_ms = 0.0
-        self.used_at = 0.0
-        self.reported_at = 0.0
-        self.is_idle = False
         self._lost: list[tuple[float, float]] = []
 
     def renew(self, record: LimitRecord) -> None:
-        """The limit as it is published now."""
-        self.record = record
-        self.is_concurrency = record.kind == "concurrency"
+        """The limit as it is published now. Of another kind, it begins anew, but for the requests that hold seats."""
+        if record.kind == self.record.kind:
+            self.record = record
+        else:
+            self._begin(record)
 
     @property
     def key(self) -> str:
@@ -112,7 +120,8 @@ class Limit:
         if self.known_at_ms:
             elapsed_ms = time.monotonic() * 1000 - self.known_at_ms
             known = max(0.0, self.known_level - bucket.rate_per_ms(self.record.value) * elapsed_ms)
-        return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known]
+        is_old = not is_asked and self.reported_at - self.used_at > _CURRENT_S
+        return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known, is_old]
 
     def _report_seats(self, is_asked: bool, gateways: int) -> list[Any]:
         wanted = 0.0

@@ -1,7 +1,8 @@
 -- One exchange of a gateway with the arbiter of plain limits. serving/policy/bucket.py is the same arithmetic.
 -- KEYS: penstock:epoch, penstock:gws, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
 -- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, l={limit...}, a={ask...}}
---   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level}
+--   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level,
+--           whether the capacity may be an old one}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
 --   ask:   {{index of limit, amount}...}, all or nothing
 -- Answer: msgpack {now ms, epoch, live gateways, in grace, {{level, others' leases, lease given}...}, {ask answer...}}
@@ -56,9 +57,10 @@ local function refund(b, amount, charged_at)
   b.refunded = b.refunded + given
 end
 
-local function load_rate(key, capacity)
-  local b = {key = key, capacity = capacity, rate = capacity / WINDOW, level = 0, refunded = 0, valleys = {},
-             leases = {}, others = 0, own = 0, given = 0}
+-- The bucket keeps the capacity that requests last came with: whoever only settles may know a value long changed, and
+-- must not drain the bucket by it.
+local function load_rate(key, capacity, is_old)
+  local b = {key = key, level = 0, refunded = 0, valleys = {}, leases = {}, others = 0, own = 0, given = 0}
   local fields, at = redis.call('HGETALL', key), now
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
@@ -66,9 +68,14 @@ local function load_rate(key, capacity)
     elseif name == 'at' then at = tonumber(value)
     elseif name == 'refunded' then b.refunded = tonumber(value)
     elseif name == 'valleys' then b.valleys = cmsgpack.unpack(value)
+    elseif name == 'capacity' then b.kept = tonumber(value)
     else b.leases[string.sub(name, 7)] = tonumber(value) end
   end
-  b.level = math.max(0, b.level - b.rate * math.max(0, now - at))
+  local until_now = b.kept or capacity
+  b.level = math.max(0, b.level - until_now / WINDOW * math.max(0, now - at))
+  if not is_old then b.kept = capacity end
+  b.capacity = is_old and until_now or capacity
+  b.rate = b.capacity / WINDOW
   return b
 end
 
@@ -99,6 +106,7 @@ local function save_rate(b)
   end
   redis.call('HSET', b.key, 'level', text(b.level), 'at', text(now), 'refunded', text(b.refunded),
              'valleys', cmsgpack.pack(b.valleys))
+  if b.kept then redis.call('HSET', b.key, 'capacity', text(b.kept)) end
   local empty_in = b.rate > 0 and b.level / b.rate or 0
   redis.call('PEXPIRE', b.key, string.format('%.0f', math.min(empty_in, 86400000) + 10000))
 end
@@ -127,7 +135,7 @@ end
 local limits = {}
 for i, limit in ipairs(request.l) do
   if limit[1] == 'r' then
-    limits[i] = load_rate(KEYS[i + 2], limit[2])
+    limits[i] = load_rate(KEYS[i + 2], limit[2], limit[8])
     report_rate(limits[i], limit[3], limit[4], limit[5], limit[7])
   else limits[i] = load_held(KEYS[i + 2], limit[2], limit[3], limit[4]) end
 end
