@@ -14,7 +14,7 @@ Outcome = Literal[
     "client_closed",  # the client left before the end; tokens so far are billed
     "engine_error",  # the engine reported an error, before or inside the stream
     "engine_lost",  # the connection to the replica broke
-    "refused",  # refused after admission: no replica could take it
+    "refused",  # refused after admission: no replica could take it, or the engine found the request wrong
     "timeout",
     "gateway_lost",  # the gateway died; tokens are a lower bound
 ]

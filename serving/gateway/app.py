@@ -185,7 +185,7 @@ class Gateway:
     async def _tokenize(self, request: Request, dialect: Dialect, parsed: Parsed, access: Access) -> None:
         """Ask any ready replica. It makes no tokens, so it takes no slot, no journal line and no token limit."""
         services, deployment = self.services, access.deployment
-        granted = await self._acquire(access.fixed)
+        granted = services.grants.take(access.fixed) or await self._acquire(access.fixed)
         try:
             replicas = [
                 r for r in services.store.view.replicas_by_deployment.get(deployment.id, ()) if r.state == "ready"
@@ -199,13 +199,15 @@ class Gateway:
             replica = min(replicas, key=lambda r: (services.loads.replica(r.id).n, r.id))
             body = dialect.engine_body(parsed, priority=0, cache_salt="")
             try:
-                status, answer = await services.ask_replica(
-                    replica,
-                    dialect.engine_path,
-                    body,
-                    request.id,
-                    seconds=TOKENIZE_S,
-                    limit=services.config.max_answer,
+                status, answer = await request.unless_gone(
+                    services.ask_replica(
+                        replica,
+                        dialect.engine_path,
+                        body,
+                        request.id,
+                        seconds=TOKENIZE_S,
+                        limit=services.config.max_answer,
+                    )
                 )
             except (UpstreamError, TimeoutError) as error:
                 raise ApiError(502, "The engine did not answer.", code="engine_lost", type=errors.SERVER) from error

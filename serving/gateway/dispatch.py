@@ -177,7 +177,7 @@ class Dispatcher:
                 return waiter.place.result()
             raise Busy(f"no slot came free within {self._queue_s:g} s") from None
         except asyncio.CancelledError:
-            if waiter.place.done() and not waiter.place.cancelled():
+            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
                 self.finish(deployment, waiter.place.result().ticket, ok=True)
             raise
         finally:
@@ -194,6 +194,8 @@ class Dispatcher:
                 placed = self._try(deployment, waiter.load, waiter.tried)
                 if isinstance(placed, Placement):
                     waiter.place.set_result(placed)
+                elif placed.verdict == "none":
+                    waiter.place.set_exception(NoReplica(placed.reason))
                 elif waiter.tried:
                     # What is free is what it has tried: that need not hold back those behind it.
                     continue

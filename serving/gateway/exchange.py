@@ -228,10 +228,11 @@ class Exchange:
                 await connection.wait(pump if self.has_started else None)
                 if self.failure is not None:
                     raise self.failure
-        if relay.error is not None:
+        failure = relay.error if relay.broken is None else relay.broken
+        if failure is not None:
             if out:
                 await self._send_part(placement, out)
-            raise EngineFailed(relay.error)
+            raise EngineFailed(failure)
         await self._finish_stream(connection, out)
 
     async def _send_part(self, placement: Placement, part: bytes) -> None:
@@ -344,7 +345,8 @@ class Exchange:
 
 
 def _outcome_of(error: ApiError) -> Outcome:
-    if error.code in ("no_ready_replica", "capacity_exceeded"):
+    # A client's own mistake that only the engine saw says nothing about the engine.
+    if error.code in ("no_ready_replica", "capacity_exceeded") or error.status in (400, 413):
         return "refused"
     return "engine_lost" if error.code == "engine_lost" else "engine_error"
 

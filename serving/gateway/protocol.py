@@ -16,6 +16,8 @@ from serving.gateway.request import DIRECT, WHOLE
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
+MAX_PIPELINED = 32
+"""Requests that a client may send ahead on one connection while one runs."""
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """A refused body is read on for a while, so that the client gets to read the answer; but not for ever."""
 _TOO_LARGE = "request headers are too large"
@@ -50,6 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
+        self._unparsed = 0
         self._unread_bytes = 0
         self._running: RequestResponseCycle | None = None
         self._is_in_headers = False
@@ -80,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._take_offered_body(data)
             return
         self._idle_since = math.inf
+        self._unparsed += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -89,10 +93,17 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as offer:
             self._take_offered_body(data[offer.args[0] :])
             return
+        if self._unparsed > MAX_HEADER_BYTES + len(data):
+            # A header, trailer or chunk extension that never ends: the parser would join its pieces for ever.
+            self.logger.warning("A request header does not end.")
+            self.send_400_response("")
+            return
         # Headers nearly always come whole: only others get a clock. The keep-alive clock has just been unset, and
         # bytes that begin no request (line ends, the body of a refused one) must not keep the connection.
         is_idle = self.cycle is not None and self.cycle.response_complete
-        if (is_idle or self._is_in_headers) and self._header_timer is None and not self.transport.is_closing():
+        # The head of the next request may lie about while one runs: its clock must not end that one.
+        is_due = (is_idle or self._is_in_headers) and not self._is_running
+        if is_due and self._header_timer is None and not self.transport.is_closing():
             self._await_headers()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -109,6 +120,8 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
             return
+        if self._is_in_headers:
+            self._await_headers()
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_idle)
@@ -122,6 +135,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._idle_timer = self.loop.call_later(min(left, self.timeout_keep_alive), self._look_idle)
+
+    @property
+    def _is_running(self) -> bool:
+        return self._running is not None and not self._running.response_complete
 
     def _await_headers(self) -> None:
         self._headers_came()
@@ -150,6 +167,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_headers:
+            return  # a trailer: what it says comes too late to be believed
         self._header_bytes += len(name) + len(value) + 4
         headers = self.headers
         if self._header_bytes > MAX_HEADER_BYTES or len(headers) >= MAX_HEADERS:
@@ -163,6 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """As uvicorn's, which has no limit of concurrency and no WebSocket here, with a cycle of our own."""
         self._is_in_headers = False
+        self._unparsed = 0
         self._headers_came()
         version = self.parser.get_http_version()
         url = httptools.parse_url(self.url)
@@ -191,9 +211,11 @@ class BoundedProtocol(HttpToolsProtocol):
         scope["extensions"] = extensions
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
-        else:
-            self.flow.pause_reading()
+        elif len(self.pipeline) < MAX_PIPELINED:
+            # Reading goes on: a client that leaves must be seen, or the engine would generate for nobody.
             self.pipeline.appendleft((cycle, self.app))
+        else:
+            raise ValueError("too many requests wait behind one that runs")
         if self.parser.should_upgrade():
             self._read_plainly()
 
@@ -216,11 +238,13 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.on_message_complete()
 
     def on_message_complete(self) -> None:
+        self._unparsed = 0
         if not self._body_left:
             self.scope["extensions"][WHOLE] = {}
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
         if self.cycle.response_complete:
             self._unread_bytes += len(body)
             if self._unread_bytes > MAX_UNREAD_BYTES:

@@ -27,7 +27,8 @@ class StreamRelay:
     """One stream. ``choices`` sequences over ``prompts`` prompts; ``show_*``: what the client asked to see.
 
     Afterwards: ``usage`` the counts so far (None: never seen), ``is_final`` the engine's closing count was seen,
-    ``is_done`` ``[DONE]`` came, ``error`` the engine's own error message, ``finish_reason`` the last one seen.
+    ``is_done`` ``[DONE]`` came, ``error`` the engine's own error message, ``broken`` why an event could not be read,
+    ``finish_reason`` the last one seen.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class StreamRelay:
         "_show_continuous",
         "_show_usage",
         "_usage",
+        "broken",
         "error",
         "events",
         "finish_reason",
@@ -55,6 +57,7 @@ class StreamRelay:
         self._separator = b""
         self._usage: EngineUsage | None = None
         self._index_usage: dict[int, EngineUsage] = {}
+        self.broken: str | None = None
         self.events = 0
         self.error: str | None = None
         self.finish_reason = ""
@@ -63,8 +66,8 @@ class StreamRelay:
 
     @property
     def is_over(self) -> bool:
-        """Nothing that follows matters: ``[DONE]`` or an error event was seen."""
-        return self.is_done or self.error is not None
+        """Nothing that follows matters: ``[DONE]``, an error event or one that cannot be understood was seen."""
+        return self.is_done or self.error is not None or self.broken is not None
 
     def feed(self, data: bytes) -> bytes:
         """Take what one read brought; return what the client gets, up to the last complete event.
@@ -85,9 +88,16 @@ class StreamRelay:
         self._buffer = buffer[end:]
         if end == len(buffer) and buffer.count(separator) == 1:
             return self._event(buffer[: -len(separator)], separator)
-        out = []
+        out: list[bytes] = []
         for event in buffer[: end - len(separator)].split(separator):
-            out.append(self._event(event, separator))
+            try:
+                out.append(self._event(event, separator))
+            except RelayError as error:
+                if not out:
+                    raise
+                # What came before it is the client's, and is charged: it goes out first.
+                self.broken = str(error)
+                break
             if self.is_over:
                 break
         return b"".join(out)
@@ -149,7 +159,10 @@ class StreamRelay:
         at = event.rfind(_FINISH)
         if at > 0:
             start = at + len(_FINISH)
-            self.finish_reason = event[start : event.index(b'"', start)].decode("utf-8", "replace")
+            end = event.find(b'"', start)
+            if end < 0:
+                raise RelayError("an event of the engine breaks off in the middle")
+            self.finish_reason = event[start:end].decode("utf-8", "replace")
 
     def _slowly(self, event: bytes, separator: bytes) -> bytes:
         """Everything that is not a plain content event of a single sequence."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.ids import client_request_id, new_request_id
@@ -13,10 +13,13 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 
+T = TypeVar("T")
+
 WHOLE = "penstock.whole"
 """ASGI extension of our server: a request's body is all there, so that reading it needs no clock."""
 DIRECT = "penstock.direct"
 """ASGI extension of our server: what writes parts of an answer's body outside of a task, see ``Direct``."""
+_FORWARDED = b"x-forwarded-for"
 JSON: Header = (b"content-type", b"application/json")
 
 
@@ -47,6 +50,9 @@ class Request:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if _FORWARDED in self.headers:
+            # Each proxy may have added a line of its own; together they are one list, in order.
+            self.headers[_FORWARDED] = b",".join(value for name, value in scope["headers"] if name == _FORWARDED)
         client = scope.get("client")
         self.peer: str = client[0] if client else ""
         self.receive = receive
@@ -92,6 +98,22 @@ class Request:
                 headers=[(b"connection", b"close")],
             ) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """``work``, cancelled when the client leaves. Raises ClientGone then. The body must have been read."""
+        task = asyncio.ensure_future(work)
+        watcher = asyncio.ensure_future(self._next_message())
+        try:
+            await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone
+            return task.result()
+        finally:
+            task.cancel()
+            watcher.cancel()
+
+    async def _next_message(self) -> Message:
+        return await self.receive()
 
     @staticmethod
     def _part(message: Message, limit: int, size: int) -> bytes:

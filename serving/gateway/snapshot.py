@@ -207,7 +207,7 @@ class SnapshotStore:
             )
             if meta[0] is None:
                 return False
-            if self._epoch != self._state.epoch or not self._apply_log(entries):
+            if self._epoch != self._state.epoch or not self._apply_log(self.view, entries):
                 return meta[3] == b"1" and await self._read_all()
             if self.view.version == int(meta[0]):
                 if self.view.digest != int(meta[1]):
@@ -223,17 +223,18 @@ class SnapshotStore:
             return False
         return True
 
-    def _apply_log(self, entries: Iterable[Any]) -> bool:
+    @staticmethod
+    def _apply_log(view: Snapshot, entries: Iterable[Any]) -> bool:
         """Apply log entries in order; False at a gap."""
         for _, fields in entries:
             entry = dict(zip(fields[::2], fields[1::2], strict=True))
             version = int(entry[b"version"])
-            if version != self.view.version + 1:
+            if version != view.version + 1:
                 return False
             delta = msgspec.json.decode(entry[b"delta"], type=list[Delta])
             records = ((kind, record_id, bytes(raw)) for kind, record_id, raw in delta)
-            self.view.apply((kind, record_id, None if raw == b"null" else raw) for kind, record_id, raw in records)
-            self.view.version = version
+            view.apply((kind, record_id, None if raw == b"null" else raw) for kind, record_id, raw in records)
+            view.version = version
         return True
 
     async def _read_all(self) -> bool:
@@ -244,17 +245,17 @@ class SnapshotStore:
         for kind in RECORD_TYPES:
             await self._scan(fresh, kind)
         entries = await self._state.call("XRANGE", LOG, f"({fresh.version}-0", "+")
-        current, self.view = self.view, fresh
-        is_whole = self._apply_log(entries)
+        is_whole = self._apply_log(fresh, entries)
         version, digest, published_at = await self._state.call("HMGET", META, "version", "digest", "published_at")
         if is_whole and version is not None and fresh.version == int(version) and fresh.digest == int(digest):
+            # Served from only now that it is known to be what was published.
+            self.view = fresh
             self._epoch = epoch
             self._confirm(float(published_at))
             return True
         if is_whole and version is not None and fresh.version == int(version):
             logger.error("snapshot: the published records do not match their digest; asking for a new one")
             await self._state.call("SET", REBUILD, "1", "EX", "60")
-        self.view = current
         return False
 
     async def _scan(self, fresh: Snapshot, kind: str) -> None:

@@ -130,12 +130,14 @@ class State:
         await self._disconnect()
 
     async def _run(self) -> None:
+        batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 try:
                     await self._exchange(batch)
-                except (RedisError, OSError, asyncio.IncompleteReadError) as error:
+                # RuntimeError: uvloop's word for a connection that was reset while nobody read from it.
+                except (RedisError, OSError, asyncio.IncompleteReadError, RuntimeError) as error:
                     await self._disconnect()
                     self._back_off_s = min(1.0, self._back_off_s * 2 or 0.05)
                     loop = asyncio.get_running_loop()
@@ -145,11 +147,10 @@ class State:
                     self._fail(batch, StateUnavailable(message))
                     waiting, self._waiting = self._waiting, []
                     self._fail(waiting, StateUnavailable(message))
-                except asyncio.CancelledError:
-                    self._fail(batch, StateUnavailable("the client of the shared state is closed"))
-                    raise
         finally:
+            # Nobody may wait for an answer that cannot come any more, whatever ended this.
             self._runner = None
+            self._fail(batch, StateUnavailable("the client of the shared state is closed"))
 
     async def _exchange(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
         if self._connection is None:

@@ -38,8 +38,9 @@ class Watches:
     def _look(self) -> None:
         now = time.monotonic()
         waiting = self._waiting
+        # Set before anything is called: whatever one of them raises, the others are looked at.
+        self._timer = asyncio.get_running_loop().call_later(AFTER_S, self._look) if waiting else None
         while waiting and waiting[0][0] <= now:
             watched = waiting.popleft()[1]
             if not watched.is_over:
                 watched.watch()
-        self._timer = asyncio.get_running_loop().call_later(AFTER_S, self._look) if waiting else None

@@ -183,6 +183,7 @@ async def stream(
 
 async def tokenize(request: web.Request) -> web.Response:
     body = await request.json()
+    await asyncio.sleep(float(CONTROL.get("tokenize_ms", 0)) / 1000)
     if CONTROL.get("fail") == "tokenize":
         CONTROL["tokenize_failures"] = CONTROL.get("tokenize_failures", 0) + 1
         return error(500, "not yet")

@@ -76,6 +76,7 @@ def test_a_model_that_moves_to_a_closed_pool_is_gone_at_once(shared: Shared, key
     assert ask(shared, key, model=f"m-{key}").status_code == 200
     shared.publish(("deployment", deployment | {"pool": "closed"}))
     assert ask(shared, key, model=f"m-{key}").status_code == 404
+    shared.cluster.publish(remove=(("deployment", f"d-{key}"),))
 
 
 def test_limits_and_allowed_models_that_change_hold_for_the_next_request(shared: Shared, key: str) -> None:

@@ -208,3 +208,74 @@ def test_a_client_that_leaves_with_a_second_request_waiting(model: Model) -> Non
         sock.sendall(request(model.body()))
         time.sleep(0.1)
     wait_for("the engine to stop", lambda: [entry["end"] for entry in model.log()] == ["aborted"], seconds=3)
+
+
+# ------------------------------------------------------------------- heads without an end
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ",
+        b"GET /",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5;x=",
+    ],
+    ids=["header", "path", "trailer", "chunk extension"],
+)
+def test_what_never_ends_is_cut_off_early(shared: Shared, begin: bytes) -> None:
+    sent = 0
+    with dial(shared.gateway) as sock, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        sock.sendall(begin)
+        while sent < 32 * 1024 * 1024:
+            sock.sendall(b"a" * 65536)
+            sent += 65536
+    assert sent < 16 * 1024 * 1024, "what the kernel holds may have been sent, the rest not"
+    assert shared.http.get("/healthz").status_code == 200
+
+
+def test_trailers_are_no_headers(shared: Shared) -> None:
+    content = json.dumps(SENT).encode()
+    lines = [
+        f"{len(content):x}\r\n".encode() + content + b"\r\n0\r\n",
+        b"authorization: Bearer mu_other1_secret\r\nx-request-id: from-a-trailer\r\n\r\n",
+    ]
+    with dial(shared.gateway) as sock:
+        sock.sendall(head("transfer-encoding: chunked", "connection: close") + b"".join(lines))
+        data = read_to_end(sock)
+    assert data.startswith(b"HTTP/1.1 200 ")
+    assert b"from-a-trailer" not in data
+
+
+def slow(model: Model, tokens: int, delay_ms: int, **more: object) -> bytes:
+    """A request whose answer takes its time."""
+    return request(model.body({"delay_ms": delay_ms}, max_tokens=tokens, **more))
+
+
+def test_a_head_that_waits_does_not_end_the_stream_before_it(shared: Shared, model: Model) -> None:
+    """The strict gateway gives half a second for headers; the stream takes longer, the next head is cut in two."""
+    with dial(shared.strict) as sock:
+        sock.sendall(slow(model, 3, 250, stream=True))
+        read_until(sock, b"data: ")
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nho")
+        assert b"[DONE]" in read_until(sock, b"0\r\n\r\n")
+        sock.sendall(b"st: x\r\n\r\n")
+        assert b'{"status":"ok"}' in read_until(sock, b"}")
+
+
+def test_requests_sent_far_ahead_end_the_connection(shared: Shared, model: Model) -> None:
+    with dial(shared.gateway) as sock:
+        sock.sendall(slow(model, 20, 200, stream=True))
+        read_until(sock, b"data: ")
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+        assert is_closed_within(sock, 5)
+
+
+def test_a_client_that_leaves_with_a_request_ahead_is_seen(shared: Shared, model: Model) -> None:
+    before = in_flight(shared.gateway)
+    with dial(shared.gateway) as sock:
+        sock.sendall(slow(model, 20, 200))
+        wait_for("the request is running", lambda: in_flight(shared.gateway) > before)
+        time.sleep(0.2)
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(0.2)
+    wait_for("it is over", lambda: in_flight(shared.gateway) == before, seconds=2)

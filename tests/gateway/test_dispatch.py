@@ -106,3 +106,15 @@ async def test_one_that_has_tried_what_is_free_holds_nobody_back() -> None:
     assert not first.done()
     field.dispatcher.finish("d", next(iter(field.loads.loads["b"]._in_flight)), ok=True)
     assert (await first).replica.id == "b"
+
+
+async def test_those_who_wait_are_told_when_every_replica_is_gone() -> None:
+    field = Field(record("a", target=1))
+    await field.place()
+    waiting = [asyncio.ensure_future(field.dispatcher.place("d", LOAD)) for _ in range(2)]
+    await asyncio.sleep(0)
+    field.records = ()
+    for one in waiting:
+        with pytest.raises(NoReplica):
+            await one
+    assert field.dispatcher.waiting == 0

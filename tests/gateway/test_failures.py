@@ -162,6 +162,21 @@ def test_a_client_that_leaves_frees_the_replica_within_100_ms(model: Model, stre
     assert gauge
 
 
+def test_a_client_that_leaves_while_its_prompt_is_tokenized_is_seen(model: Model) -> None:
+    def running() -> int:
+        return int(httpx.get(f"{model.gateway.url}/readyz").json()["in_flight"])
+
+    for engine in (model.a, model.b):
+        engine.control(tokenize_ms=4000)
+    sent = json.dumps({"model": model.name, "prompt": "hello"}).encode()
+    before = running()
+    with socket.create_connection(("127.0.0.1", model.gateway.port)) as client:
+        head = f"POST /tokenize HTTP/1.1\r\nhost: x\r\nauthorization: {AUTH['authorization']}\r\n"
+        client.sendall(head.encode() + b"content-length: %d\r\n\r\n" % len(sent) + sent)
+        wait_for("the request is running", lambda: running() > before)
+    wait_for("it is over", lambda: running() == before, seconds=2)
+
+
 def test_a_client_that_does_not_read_holds_the_engine_back(model: Model) -> None:
     script = {"pad": 60_000}
     sent = json.dumps(model.body(script, stream=True, max_tokens=3000)).encode()

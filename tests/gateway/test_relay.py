@@ -197,3 +197,18 @@ def test_no_bytes_break_it_otherwise(parts: list[bytes]) -> None:
         feed(relay, [*parts, b"\n\n"])
     except RelayError:
         return
+
+
+@pytest.mark.parametrize("broken", ["data: {nonsense", 'data: {"id":1,"choices":[{"finish_reason":"st'])
+def test_what_came_before_an_event_that_cannot_be_read_goes_out(broken: str) -> None:
+    relay = StreamRelay(show_usage=True, show_continuous=True)
+    good = "".join(f"data: {compact(chunk(0, word, None, usage(3, n + 1)))}\n\n" for n, word in enumerate("ab"))
+    out = relay.feed((good + broken + "\n\n").encode())
+    assert out.decode() == good
+    assert relay.broken
+    assert relay.is_over
+    counted = relay.usage()
+    assert counted is not None
+    assert counted.output_tokens == 2, "what was relayed is what is counted"
+    with pytest.raises(RelayError):
+        StreamRelay(show_usage=True, show_continuous=True).feed((broken + "\n\n").encode())

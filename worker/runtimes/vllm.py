@@ -104,8 +104,7 @@ class VllmRuntime:
     def environment(self, *, order: ReplicaOrder, host: HostFacts) -> EnvironmentSpec:
         if order.accelerators and not host.has_cuda:
             raise OptionError(
-                "The order names accelerators, but this host shows none: check the NVIDIA driver (nvidia-smi) and "
-                "that Penstock is installed with the extra [nvidia]."
+                "The order names accelerators, but this host shows none: check the NVIDIA driver (nvidia-smi)."
             )
         return EnvironmentSpec(name="vllm-cuda" if order.accelerators else "vllm-cpu")
 

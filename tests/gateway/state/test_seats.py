@@ -112,6 +112,18 @@ def test_the_last_eighth_is_never_leased(arbiter):
     assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 0.0, 50.0], [], key=key)[4] == [[90, 0, 0]]
 
 
+def test_a_dead_gateways_seats_are_forgotten_even_if_its_name_comes_back(arbiter):
+    arbiter.clear()
+    key = "penstock:held:seats"
+    arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 5.0, 0.0], [], key=key)
+    for now in (BEGIN_MS + 900, BEGIN_MS + 1800, BEGIN_MS + 2700):
+        answer = arbiter.exchange(now, "b", ["c", 100.0, 0, 0.0, 0.0], [], key=key)
+    assert answer[4][0][0] == 0
+    arbiter.exchange(BEGIN_MS + 2800, "a", ["r", 100.0, 0.0, 0.0, [], 0.0, 0.0], [])
+    assert arbiter.exchange(BEGIN_MS + 2900, "b", ["c", 100.0, 0, 0.0, 0.0], [], key=key)[4][0][0] == 0
+    assert arbiter.client.hgetall(key) == {}
+
+
 def count_asks(grants):
     asked = []
     original = grants._exchange

@@ -3,6 +3,9 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -144,3 +147,57 @@ def test_the_epoch_is_made_once(valkey_url):
     assert epoch == state_module.ensure_epoch(client)
     assert abs(state_module.epoch_made_at(epoch) - client.time()[0]) <= 2
     client.close()
+
+
+RESET = """
+import asyncio, socket, struct, sys, threading, time
+import uvloop
+from serving.gateway.state import State, StateUnavailable
+
+def serve(listener):
+    while True:
+        peer, _ = listener.accept()
+        file = peer.makefile("rb")
+        while line := file.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                size = int(file.readline()[1:])
+                words.append(file.read(size + 2)[:-2])
+            peer.sendall(b"$3\\r\\nx.1\\r\\n" if words[0] == b"EVAL" else b"+OK\\r\\n")
+            if words[0] == b"PING":
+                time.sleep(0.05)
+                file.close()
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.close()
+                break
+
+async def main():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    threading.Thread(target=serve, args=(listener,), daemon=True).start()
+    state = State(f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
+    await state.call("PING")
+    await asyncio.sleep(0.3)
+    failed = 0
+    for _ in range(40):
+        try:
+            async with asyncio.timeout(3):
+                await state.call("GET", "a")
+            print("answered after", failed)
+            break
+        except StateUnavailable:
+            failed += 1
+            await asyncio.sleep(0.05)
+    await state.close()
+
+uvloop.run(main())
+"""
+
+
+def test_a_connection_that_is_reset_while_idle_is_made_anew():
+    """With production's event loop, which has an error of its own for it."""
+    done = subprocess.run(
+        [sys.executable, "-c", RESET], capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[3]
+    )
+    assert done.stdout.startswith("answered after"), done.stdout + done.stderr
