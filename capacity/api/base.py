@@ -14,6 +14,7 @@ from rest_framework import serializers
 from tenants.api.base import ApiViewSet
 
 _Row = TypeVar("_Row", bound=models.Model)
+_LONGEST_NAME = 100
 
 
 class NamedViewSet(ApiViewSet[_Row]):
@@ -40,7 +41,7 @@ class NamedField(serializers.SlugRelatedField[Any]):
     default_error_messages = {"does_not_exist": "There is none with the id or {slug_name} {value}."}
 
     def to_internal_value(self, data: Any) -> Any:
-        if not isinstance(data, str):
+        if not isinstance(data, str) or "\0" in data:
             self.fail("invalid")
         rows: QuerySet[Any] = self.get_queryset()  # type: ignore[assignment]  # None for read-only fields alone
         found = rows.filter(**_by(data, self.slug_field or "slug")).first()
@@ -55,10 +56,25 @@ class NumberField(serializers.FloatField):
     default_error_messages = {"not_finite": "Give a finite number."}
 
     def to_internal_value(self, data: Any) -> float:
-        value = float(super().to_internal_value(data))
+        try:
+            value = float(super().to_internal_value(data))
+        except OverflowError:
+            self.fail("not_finite")
         if not math.isfinite(value):
             self.fail("not_finite")
         return value
+
+
+class NamesField(serializers.DictField):
+    """Values by name. A name is a text of at most 100 characters that a database can keep."""
+
+    default_error_messages = {"bad_name": "Give each value a name of 1 to 100 characters, without NUL."}
+
+    def to_internal_value(self, data: Any) -> Any:
+        found = super().to_internal_value(data)
+        if not all(0 < len(name) <= _LONGEST_NAME and "\0" not in name for name in found):
+            self.fail("bad_name")
+        return found
 
 
 def _by(name: str, name_field: str) -> dict[str, Any]:

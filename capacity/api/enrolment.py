@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from capacity.api.base import NamedField
+from capacity.api.base import NamedField, NamesField
 from capacity.models import EnrolmentToken, HardwareType
 from capacity.services import (
     enrolment_token_create,
@@ -85,7 +85,7 @@ class NewEnrolmentToken(serializers.Serializer[EnrolmentToken]):
         default=None,
         help_text="Id or slug. Not given: the hardware that each host reports.",
     )
-    labels = serializers.DictField(
+    labels = NamesField(
         child=serializers.CharField(max_length=200, allow_blank=True), default=dict, help_text="Of the hosts."
     )
     uses = serializers.IntegerField(min_value=1, max_value=_MOST_USES, default=1, help_text="So many hosts can enrol.")

@@ -14,7 +14,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedViewSet
+from capacity.api.base import NamedViewSet, NamesField
 from capacity.api.reads import Use, accelerators_in_use, use_of, uses_by_host
 from capacity.models import Accelerator, HardwareType, Host
 from capacity.services import host_cordon, host_labels_set, host_secret_renew, host_uncordon
@@ -90,7 +90,7 @@ class HostSerializer(serializers.ModelSerializer[Host]):
 class HostLabels(serializers.Serializer[Host]):
     """What can be changed of a host."""
 
-    labels = serializers.DictField(
+    labels = NamesField(
         child=serializers.CharField(max_length=200, allow_blank=True), help_text="All its labels: others are removed."
     )
 

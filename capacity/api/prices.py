@@ -8,7 +8,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from capacity.api.base import NamedField, NumberField
+from capacity.api.base import NamedField, NamesField, NumberField
 from capacity.models import CostProfile, HardwareType
 from capacity.policy import cost
 from capacity.selectors import profiles_in_force
@@ -53,7 +53,7 @@ class CoefficientFields(serializers.Serializer[Any]):
     cached_factor = NumberField(
         min_value=0, max_value=1, default=0.1, help_text="Share of alpha charged for a cached input token."
     )
-    modalities = serializers.DictField(
+    modalities = NamesField(
         child=NumberField(min_value=0), default=dict, help_text='MU per unit by modality, e.g. {"image_tile": 0.4}.'
     )
     long_input_tiers = serializers.ListField(

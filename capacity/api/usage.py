@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import django_filters
+from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import Http404, HttpResponseBase
 from django.utils import timezone
+from django_filters.fields import IsoDateTimeField
 from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
@@ -35,9 +37,26 @@ from tenants.policy.roles import Action
 _SPANS = {"minute": datetime.timedelta(hours=1), "hour": datetime.timedelta(days=1), "day": datetime.timedelta(days=30)}
 """How far back the roll-ups of a period go where ``since`` is not given."""
 
+_FIRST = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_TOO_EARLY = "Give a moment after 1970."
+
 
 class NewestFirst(Cursor):
     ordering = ("-ended_at", "-id")  # type: ignore[assignment]  # the stub knows one column alone
+
+
+class MomentField(IsoDateTimeField):
+    """Not one that falls out of the calendar in another time zone."""
+
+    def to_python(self, value: Any) -> Any:
+        found = super().to_python(value)
+        if found is not None and not 1970 <= found.year < 9999:
+            raise ValidationError("Give a moment between 1970 and 9998.")
+        return found
+
+
+class MomentFilter(django_filters.IsoDateTimeFilter):
+    field_class = MomentField
 
 
 class UsageFilter(django_filters.FilterSet):
@@ -45,8 +64,8 @@ class UsageFilter(django_filters.FilterSet):
     pool = django_filters.UUIDFilter(field_name="pool_id", label="Id of the pool.")
     deployment = django_filters.UUIDFilter(field_name="deployment_id", label="Id of the deployment.")
     outcome = django_filters.ChoiceFilter(choices=[(name, name) for name in OUTCOMES])
-    since = django_filters.IsoDateTimeFilter(field_name="ended_at", lookup_expr="gte", label="Ended then or later.")
-    until = django_filters.IsoDateTimeFilter(field_name="ended_at", lookup_expr="lt", label="Ended before.")
+    since = MomentFilter(field_name="ended_at", lookup_expr="gte", label="Ended then or later.")
+    until = MomentFilter(field_name="ended_at", lookup_expr="lt", label="Ended before.")
 
     class Meta:
         model = UsageRecord
@@ -83,6 +102,8 @@ class RollupQuery(serializers.Serializer[Any]):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         until = attrs.setdefault("until", timezone.now())
+        if until < _FIRST:
+            raise serializers.ValidationError({"until": [_TOO_EARLY]})
         if attrs.setdefault("since", until - _SPANS[attrs["period"]]) >= until:
             raise serializers.ValidationError({"since": ["Give a moment before until."]})
         return attrs

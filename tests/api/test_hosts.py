@@ -104,6 +104,9 @@ def test_labels_are_replaced_as_a_whole_at_the_version_known(world: World, host:
     assert (entry.before, entry.after) == ({"labels": {"zone": "a"}}, {"labels": {"row": "7"}})
     body = problem(operator.patch("/hosts/rack-1", {"labels": {"a": {}}}, format="json"), 400, "invalid")
     assert body["errors"][0]["field"] == "labels.a"
+    for name in ("", "a\0b", "a" * 101):
+        body = problem(operator.patch("/hosts/rack-1", {"labels": {name: "x"}}, format="json"), 400, "invalid")
+        assert body["errors"][0]["field"] == "labels"
 
 
 def test_a_host_is_cordoned_and_put_to_use_again(world: World, host: Host) -> None:

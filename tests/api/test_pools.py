@@ -160,6 +160,8 @@ def test_a_pool_is_made_once(world: World, pool: Pool) -> None:
     [
         ({"model": "none"}, "model"),
         ({"hardware_type": 7}, "hardware_type"),
+        ({"hardware_type": "c\0pu"}, "hardware_type"),
+        ({"tolerable_wait_s": 10**400}, "tolerable_wait_s"),
         ({"tenants": ["nobody"]}, "tenants"),
         ({"oversell_factor": 0.5}, "oversell_factor"),
         ({"slo_share": "inf"}, "slo_share"),
@@ -213,6 +215,7 @@ def test_a_new_price_is_a_new_version(world: World, pool: Pool) -> None:
         ({"alpha": "nan"}, "alpha"),
         ({"cached_factor": 2}, "cached_factor"),
         ({"modalities": {"image_tile": -1}}, "modalities.image_tile"),
+        ({"modalities": {"a\0b": 1}}, "modalities"),
         ({"long_input_tiers": [[1000, 3], [2000, 2]]}, "long_input_tiers"),
         ({"long_input_tiers": [[1000]]}, "long_input_tiers[0]"),
         ({"replica_mu_per_min": 0}, "replica_mu_per_min"),

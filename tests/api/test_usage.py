@@ -138,11 +138,15 @@ def test_own_ids_filter_too(world: World, mine: Traffic) -> None:
     [
         ("/tenants/acme/usage?key=x", "key"),
         ("/tenants/acme/usage?since=yesterday", "since"),
+        ("/tenants/acme/usage?since=0001-01-01T00:00:00%2B14:00", "since"),
+        ("/tenants/acme/usage?until=9999-12-31T23:59:59-14:00", "until"),
+        ("/tenants/acme/usage?client_request_id=%00", "client_request_id"),
         ("/tenants/acme/usage?outcome=fine", "outcome"),
         ("/tenants/acme/usage/export?format=xls", "format"),
         ("/tenants/acme/usage/export?until=x", "until"),
         ("/tenants/acme/usage/rollups?period=year", "period"),
         ("/tenants/acme/usage/rollups?group=tenant", "group"),
+        ("/tenants/acme/usage/rollups?until=0001-01-01T00:00:00Z", "until"),
         ("/tenants/acme/usage/rollups?since=2026-11-20T00:00:00Z&until=2026-11-20T00:00:00Z", "since"),
         ("/usage?tenant=none", "tenant"),
         ("/usage/rollups?tenant=none", "tenant"),
@@ -164,6 +168,11 @@ def test_lists_ask_no_more_with_more_rows(world: World, mine: Traffic) -> None:
             counts.append(len(queries))
             write_batch(batch(*(mine.pair(stamp(sequence)) for _ in range(4)), segment=f"{path}.{sequence}"))
         assert counts[0] == counts[1] <= 5
+
+
+def test_a_cursor_that_is_none_is_a_problem(world: World, mine: Traffic) -> None:
+    for cursor in ("x", "cD1hYmM="):
+        assert world.by("viewer").get(f"/tenants/acme/usage?cursor={cursor}").status_code in (400, 404)
 
 
 # ------------------------------------------------------------------------------------------------ receipts
