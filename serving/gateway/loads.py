@@ -50,6 +50,8 @@ class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """``gateway`` names the process: another one of the same configured name has another."""
+
     gateway: str
     pid: int
     sequence: int

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import secrets
 import time
 from functools import lru_cache
 from typing import Any
@@ -38,8 +39,10 @@ class Services:
         self.request_log = RequestLog(sink, config.name)
         self.state = State(config.state_url)
         self.store = SnapshotStore(self.state, config.data / "snapshot.json")
-        self.grants = Grants(self.state, config.name)
-        self.loads = Loads(self.state, config.name, snapshot=self._snapshot_age)
+        # Of this process, not of the name: what a killed gateway held must end although its name is soon back.
+        identity = f"{config.name}.{secrets.token_hex(4)}"
+        self.grants = Grants(self.state, identity)
+        self.loads = Loads(self.state, identity, snapshot=self._snapshot_age)
         self.journal = Journal(config.data / "journal", config.name, time.time)
         self.shipper = Shipper(self.state, self.journal, price=self.price)
         self.upstream = UpstreamPool(connect_s=config.connect_s, keep_alive_s=config.upstream_keep_alive_s)

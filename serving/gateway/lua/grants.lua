@@ -111,15 +111,19 @@ local function save_rate(b)
   redis.call('PEXPIRE', b.key, string.format('%.0f', math.min(empty_in, 86400000) + 10000))
 end
 
--- Seats: field <gateway> holds its requests in flight, free:<gateway> the free seats leased to it.
+-- Seats: field <gateway> holds its requests in flight, free:<gateway> the free seats leased to it. Those of a dead
+-- gateway are removed: they are free.
 local function load_held(key, capacity, own, kept)
   local b = {key = key, capacity = capacity, held = own, own = kept, taken = 0, others = 0, given = 0}
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
-    local name, count = fields[i], tonumber(fields[i + 1])
-    local leaser = string.match(name, '^free:(.*)$')
-    if leaser and leaser ~= me and is_live[leaser] then b.others = b.others + count
-    elseif name ~= me and is_live[name] then b.taken = b.taken + count end
+    local field, count = fields[i], tonumber(fields[i + 1])
+    local leaser = string.match(field, '^free:(.*)$')
+    local name = leaser or field
+    if not is_live[name] then redis.call('HDEL', key, field)
+    elseif name ~= me then
+      if leaser then b.others = b.others + count else b.taken = b.taken + count end
+    end
   end
   return b
 end
