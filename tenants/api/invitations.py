@@ -26,7 +26,7 @@ _MAX_VALID_H = 30 * 24
 
 class InvitationSerializer(serializers.ModelSerializer[Invitation]):
     state = serializers.ChoiceField(Invitation.State.choices, read_only=True)
-    invited_by = serializers.EmailField(source="invited_by.email", default=None, read_only=True)
+    invited_by = serializers.EmailField(source="invited_by.email", default=None, allow_null=True, read_only=True)
 
     class Meta:
         model = Invitation
