@@ -89,6 +89,4 @@ class ProviderCredentialsViewSet(ApiViewSet[ProviderCredential]):
         return self.changed(row, forget)
 
     def _stored(self) -> ProviderCredential | None:
-        name = self.kwargs["name"]
-        # No name holds a NUL character, and PostgreSQL refuses to look for one.
-        return None if "\0" in name else self.get_queryset().filter(name=name).first()
+        return self.get_queryset().filter(name=self.kwargs["name"]).first()
