@@ -7,11 +7,13 @@ import datetime
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection
+from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -327,6 +329,22 @@ def test_an_export_is_made_slice_by_slice(world: World, many: int) -> None:
     assert len(ids) == len(set(ids)) == many
     ends = [datetime.datetime.fromisoformat(json.loads(line)["ended_at"]) for line in lines]
     assert ends == sorted(ends, reverse=True)
+
+
+def test_it_is_sent_slice_by_slice_through_the_asynchronous_stack(world: World, many: int) -> None:
+    headers = {"authorization": f"Bearer {world.tokens['owner']}"}
+
+    async def first_part() -> tuple[int, bytes]:
+        answer = await AsyncClient().get("/api/v1/tenants/acme/usage/export?format=ndjson", headers=headers)
+        async with aclosing(aiter(answer)) as parts:
+            async for part in parts:
+                return answer.status_code, part
+        return answer.status_code, b""
+
+    with CaptureQueriesContext(connection) as queries:
+        status, part = async_to_sync(first_part)()
+    assert (status, len(part.splitlines())) == (200, 1000)
+    assert len([query for query in queries if "capacity_usagerecord" in query["sql"]]) == 1
 
 
 def test_slices_end_where_the_rows_end(world: World, mine: Traffic) -> None:
