@@ -13,8 +13,10 @@ from pytest_django.live_server_helper import LiveServer
 
 from penstock.cli import main
 from penstock.cli.remote import profile
+from penstock.cli.remote.arguments import RESOURCES
 from tenants.models import ApiKey, Membership, Tenant, User
 from tenants.services import access_token_create, membership_add, tenant_create, user_create
+from tests import factories
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -173,3 +175,60 @@ def test_what_others_wrote_does_not_steer_the_terminal(shell: Shell, people: dic
     _, out, _ = shell("tenants", "list")
     assert "\x1b" not in out
     assert "\u202e" not in out
+
+
+def test_every_noun_lists_what_the_installation_has(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people, "operator")
+    deployment = factories.deployment()
+    factories.replica(deployment, host=factories.host())
+    shell.monkeypatch.setenv("PENSTOCK_TENANT", "acme")
+    for resource in RESOURCES:
+        code, out, err = shell(resource.noun, "list")
+        assert code == 0, (resource.noun, err)
+        assert out or resource.nothing in err
+        rows = shell.json(resource.noun, "list", "--limit", "3")
+        for name in resource.columns if rows else ():
+            part = name.partition(".")[0]
+            assert part in rows[0], f"{resource.noun} has no field {part}"
+        if rows and resource.has_rows:
+            assert shell.json(resource.noun, "show", rows[0]["id"])["id"] == rows[0]["id"]
+
+
+def test_limits_are_set_again_and_removed(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people)
+    for value in ("100", "200"):
+        assert shell("limits", "set", "tokens_per_min", value)[0] == 0
+    assert shell("limits", "set", "concurrency", "4", "--model", "m")[0] == 0
+    assert {(row["kind"], row["value"]) for row in shell.json("limits", "list")} == {
+        ("tokens_per_min", 200),
+        ("concurrency", 4),
+    }
+    assert shell("limits", "remove", "concurrency")[0] == 1, "that of all models together is not set"
+    assert shell("limits", "remove", "concurrency", "--model", "m")[0] == 0
+    assert shell("limits", "remove", "tokens_per_min")[0] == 0
+    assert shell.json("limits", "list") == []
+
+
+def test_people_are_invited_and_let_in_by_links(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people, "operator")
+    _, link, _ = shell("invitations", "create", "new@example.org", "--role", "viewer", "--tenant", "acme")
+    assert link.startswith(shell.url)
+    assert shell("invitations", "revoke", "new@example.org", "--tenant", "acme", "--yes")[0] == 0
+    assert shell("users", "create", "person@example.org", "--name", "A Person")[0] == 0
+    _, link, _ = shell("users", "sign-in-link", "person@example.org")
+    assert "/sign-in/link/" in link
+    assert shell.json("users", "deactivate", "person@example.org")["is_active"] is False
+
+
+def test_from_a_model_to_a_deployment(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people, "operator")
+    hardware = factories.hardware()
+    shell("models", "create", "Tiny", "--artifact-kind", "tiny")
+    assert shell("pools", "create", "tiny", "--hardware-type", hardware.slug, "--is-public", "yes")[0] == 0
+    code, _, err = shell("deployments", "create", "chat", "--pool", "tiny", "--runtime", "simulated")
+    assert code == 0, err
+    changed = shell.json("deployments", "set", "chat", "--max-replicas", "3", "--pinned-replicas", "2")
+    assert (changed["max_replicas"], changed["pinned_replicas"], changed["desired_replicas"]) == (3, 2, 2)
+    assert shell.json("deployments", "set", "chat", "--pinned-replicas", "none")["pinned_replicas"] is None
+    assert shell.json("deployments", "revise", "chat", "--target-concurrency", "8")["number"] == 2
+    assert shell.json("deployments", "disable", "chat")["is_enabled"] is False

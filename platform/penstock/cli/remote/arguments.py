@@ -18,6 +18,8 @@ RESOURCES = (
     nouns_of_tenants.USAGE,
     nouns_of_tenants.AUDIT,
     nouns_of_operators.HOSTS,
+    nouns_of_operators.HARDWARE_TYPES,
+    nouns_of_operators.ENROLMENT_TOKENS,
     nouns_of_operators.ACCELERATORS,
     nouns_of_operators.MODELS,
     nouns_of_operators.POOLS,

@@ -26,6 +26,33 @@ HOSTS = Resource(
     ),
     nothing="no hosts yet",
 )
+HARDWARE_TYPES = Resource(
+    "hardware-types",
+    "kinds of accelerators and CPUs that prices are measured on",
+    "/hardware-types",
+    ("slug", "name", "is_cpu", "memory_bytes", "id"),
+    names=("slug", "name"),
+    nothing="no hardware yet: a host brings its own when it enrols",
+)
+ENROLMENT_TOKENS = Resource(
+    "enrolment-tokens",
+    "tokens with which hosts enrol themselves",
+    "/enrolment-tokens",
+    ("name", "public_id", "hardware_type", "uses_left", "expires_at", "is_usable", "id"),
+    names=("name", "public_id"),
+    verbs=(
+        create(
+            NAME,
+            Field("hardware_type", "slug or id (what each host reports)"),
+            Field("labels", 'of the hosts, as {"zone": "a"}', "json"),
+            Field("uses", "how many hosts it is for", "number"),
+            Field("expires_at", "ISO time at which it ends"),
+            secret="secret",  # noqa: S106
+        ),
+        Verb("revoke", "let no host enrol with it any more", "POST", "/revoke", is_undoable=False),
+    ),
+    nothing="no enrolment tokens yet: penstock enrolment-tokens create NAME",
+)
 ACCELERATORS = Resource(
     "accelerators",
     "accelerators of all hosts, and which replica holds each",
