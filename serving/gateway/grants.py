@@ -18,8 +18,10 @@ from typing import Any, Literal
 import msgspec
 from redis.exceptions import ResponseError
 
+from serving.gateway.alone import Alone, Place
 from serving.gateway.demands import Ask, Demand, Granted, Refused
-from serving.gateway.limits import Limit, Share
+from serving.gateway.limits import Limit
+from serving.gateway.loads import GRACE_MS, GRACE_UNTIL, SILENCE_MS
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
 
@@ -29,24 +31,21 @@ _SCRIPT = script("grants")
 _PERIOD_S = 0.1
 _SETTLE_WITHIN_S = 0.005
 _TIMEOUT_S = 0.5
-_GRACE_MS = 2000
 _LEASE_LIFE_S = 1.5  # less than LIFETIME_MS, by a margin for clocks and the way back
 _RETRY_LEASED_S = 0.025
 _RETRY_LEASED_FOR_S = 0.25
 _RETRY_GRACE_S = 0.05
+_TELL_WITHIN_S = 0.25  # what was admitted alone is told within this: a period, and an exchange that takes its time
 _FORGET_AFTER_S = 120.0
 _LIMITS_PER_EXCHANGE = 500
 
 
 class Grants:
-    mode: Literal["shared", "alone"]
-
     def __init__(self, state: State, gateway_id: str, *, alone_max_s: float = 600.0) -> None:
-        self.mode = "shared"
         self._state = state
         self._id = gateway_id
         self._alone_max_s = alone_max_s
-        self._alone_since = 0.0
+        self._alone: Alone | None = None
         self._limits: dict[str, Limit] = {}
         self._dirty: set[Limit] = set()  # to be reported in the next periodic exchange
         self._urgent: set[Limit] = set()  # to be reported in the next exchange of any kind
@@ -57,10 +56,14 @@ class Grants:
         self._state_now_ms = 0.0
         self._answered_at = float("-inf")
         self._started_shared = False
-        self._epoch = ""
+        self._is_in_grace = False
         self._exchange_task: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def mode(self) -> Literal["shared", "alone"]:
+        return "shared" if self._alone is None else "alone"
 
     async def start(self) -> None:
         """Begin the exchange with the state."""
@@ -117,8 +120,8 @@ class Grants:
             limit = self._renewed(demand.limit)
             limit.used_at = now
             (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
-        if remote and self.mode == "alone":
-            return self._decide_alone(wanted, now)
+        if remote and self._alone is not None and now < self._alone.closes_at:
+            return self._decide_alone(self._alone, wanted, now)
         for demand in local:
             limit = self._limits[demand.limit.id]
             limit.take(demand.amount)
@@ -151,8 +154,8 @@ class Grants:
             difference = actual.get(demand.limit.id, demand.amount) - demand.amount
             if difference == 0.0:
                 continue
-            if granted.alone_at_ms and limit.share is not None:
-                limit.share.settle(difference, granted.alone_at_ms, _monotonic_ms())
+            alone, charged_at_ms = self._alone, granted.alone_at_ms
+            if alone is not None and alone.settle(limit, difference, charged_at_ms, _monotonic_ms()):
                 continue
             limit.settlements.append((difference, granted.charged_at_ms))
             (self._urgent if limit.is_central(len(self._gateways)) else self._dirty).add(limit)
@@ -226,7 +229,7 @@ class Grants:
             now = time.monotonic()
             self._holding = {limit for limit in self._holding if limit.held}
             self._dirty.update(limit for limit in self._holding if limit.is_due(now))
-            if now >= next_sweep:
+            if now >= next_sweep and self._alone is None:
                 next_sweep = now + _FORGET_AFTER_S / 4
                 for key in [key for key, limit in self._limits.items() if limit.is_forgettable(now, _FORGET_AFTER_S)]:
                     self._dirty.discard(self._limits.pop(key))
@@ -265,11 +268,12 @@ class Grants:
             "g": self._id,
             "e": f"{time.time_ns():x}",
             "life": LIFETIME_MS,
-            "grace": _GRACE_MS,
+            "grace": GRACE_MS,
+            "silence": SILENCE_MS,
             "l": sent,
             "a": [[[order[self._limits[d.limit.id]], d.amount] for d in ask.remote] for ask in asks],
         }
-        keys = [EPOCH, GATEWAYS, *(limit.key for limit in order)]
+        keys = [EPOCH, GATEWAYS, GRACE_UNTIL, *(limit.key for limit in order)]
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
@@ -277,6 +281,7 @@ class Grants:
             for limit in order:
                 limit.report_lost()
                 self._dirty.add(limit)
+            self._is_in_grace = False
             self._go_alone(error)
             for ask in asks:
                 self._answer_alone(ask)
@@ -288,23 +293,23 @@ class Grants:
         self._apply(msgspec.msgpack.decode(raw), order, asks)
 
     def _apply(self, answer: list[Any], order: Mapping[Limit, int], asks: Sequence[Ask]) -> None:
-        now_ms, epoch, gateways, in_grace, reports, answers = answer
+        now_ms, epoch, gateways, grace_ms, reports, answers = answer
         self._state_now_ms = float(now_ms)
         self._answered_at = time.monotonic()
-        self._gateways = sorted(gateways) or [self._id]
         at_ms = _monotonic_ms()
         for limit, (level, _, given) in zip(order, reports, strict=True):
             limit.reported(level, given, at_ms)
             if limit.lease > 0.0:
                 self._dirty.add(limit)
-        self._note_epoch(epoch)
-        if in_grace:
-            if self.mode == "shared" and self._started_shared:
-                self._go_alone("the state began anew: waiting until every gateway has reported")
+        self._state.note_epoch(epoch)
+        if grace_ms:
+            self._wait_for_others(grace_ms / 1000)
         else:
+            # Not in a grace: then those that are not back yet still have their shares.
+            self._gateways = sorted(gateways)
             self._started_shared = True
-            if self.mode == "alone":
-                self._come_back()
+            self._is_in_grace = False
+            self._come_back()
         limits = list(order)
         for ask, result in zip(asks, answers, strict=True):
             if result == 0:
@@ -314,13 +319,6 @@ class Grants:
             else:
                 index, wait_ms, remaining, leased = result
                 self._refuse(ask, limits[index - 1], wait_ms / 1000, remaining, leased)
-
-    def _note_epoch(self, epoch: str) -> None:
-        if epoch != self._epoch:
-            if self._epoch:
-                self._dirty.update(self._limits.values())
-            self._epoch = epoch
-        self._state.note_epoch(epoch)
 
     def _grant(self, ask: Ask) -> None:
         for demand in ask.remote:
@@ -344,7 +342,7 @@ class Grants:
             ask.answer.set_result(Refused(limit.record, wait_s, remaining))
 
     def _wait_for_grace(self, ask: Ask) -> None:
-        if self.mode == "alone":
+        if self._alone is not None and time.monotonic() < self._alone.closes_at:
             self._answer_alone(ask)
         elif ask.answer.done():
             self._give_back(ask.local)
@@ -362,62 +360,54 @@ class Grants:
         asyncio.get_running_loop().call_later(delay_s, again)
 
     def _go_alone(self, why: object) -> None:
-        if self.mode == "shared":
-            self.mode = "alone"
-            self._alone_since = time.monotonic()
+        if self._alone is None:
+            place = Place(len(self._gateways), self._gateways.index(self._id))
+            self._alone = Alone(place, time.monotonic())
             self._drop_seats()
-            logger.warning("limits: going on with shares of 1/%d: %s", len(self._gateways), why)
+            logger.warning("limits: going on with shares of 1/%d: %s", place.gateways, why)
+        self._alone.closes_at = float("inf")
+
+    def _wait_for_others(self, grace_s: float) -> None:
+        """The state was away or began anew, and grants nothing until every gateway has said what it holds and used."""
+        if not self._is_in_grace:
+            self._is_in_grace = True
+            self._dirty.update(self._limits.values())
+            if self._started_shared:
+                self._go_alone("the state was away or began anew: waiting until every gateway has reported")
+        if self._alone is not None:
+            self._alone.closes_at = self._answered_at + grace_s - _TELL_WITHIN_S
+            self._tell_debts(self._alone)
 
     def _come_back(self) -> None:
-        self.mode = "shared"
-        now_ms = _monotonic_ms()
-        for limit in self._limits.values():
-            if limit.share is not None:
-                debt = limit.share.used(now_ms)
-                if debt > 0.0:
-                    limit.settlements.append((debt, self._state_now_ms))
-                    self._dirty.add(limit)
-                limit.share = None
-            if limit.is_concurrency:
-                self._dirty.add(limit)
+        if self._alone is None:
+            return
+        self._tell_debts(self._alone)
+        self._alone = None
+        self._dirty.update(limit for limit in self._limits.values() if limit.is_concurrency)
         logger.warning("limits: the state answers again")
+
+    def _tell_debts(self, alone: Alone) -> None:
+        for limit, debt in alone.debts(_monotonic_ms()):
+            limit.settlements.append((debt, self._state_now_ms))
+            self._urgent.add(limit)
 
     def _answer_alone(self, ask: Ask) -> None:
         self._give_back(ask.local)
-        if not ask.answer.done():
-            ask.answer.set_result(self._decide_alone(ask.demands, time.monotonic()))
+        if self._alone is not None and not ask.answer.done():
+            ask.answer.set_result(self._decide_alone(self._alone, ask.demands, time.monotonic()))
 
-    def _decide_alone(self, demands: tuple[Demand, ...], now: float) -> Granted | Refused:
-        now_ms = now * 1000
-        shares = self._gateways if self._id in self._gateways else sorted([*self._gateways, self._id])
-        if now - self._alone_since > self._alone_max_s:
+    def _decide_alone(self, alone: Alone, demands: tuple[Demand, ...], now: float) -> Granted | Refused:
+        if now - alone.since > self._alone_max_s:
             return Refused(demands[0].limit, 5.0, 0.0)
-        for demand in demands:
-            limit = self._known(demand.limit)
-            if limit.is_concurrency:
-                room = _concurrency_share(int(limit.record.value), shares, self._id) - limit.held
-                if demand.amount > room:
-                    return Refused(limit.record, 1.0, max(0.0, room))
-                continue
-            if limit.share is None:
-                limit.share = Share(limit, len(shares), now_ms)
-            wait_ms = limit.share.wait_ms(demand.amount, now_ms)
-            if wait_ms > 0.0:
-                return Refused(limit.record, wait_ms / 1000, limit.share.remaining(now_ms))
-        for demand in demands:
-            limit = self._known(demand.limit)
-            if limit.is_concurrency:
-                limit.held += int(demand.amount)
-                self._holding.add(limit)
-            elif limit.share is not None:
-                limit.share.charge(demand.amount, now_ms)
-        return Granted(demands, charged_at_ms=self._state_now_ms, alone_at_ms=now_ms)
-
-
-def _concurrency_share(value: int, gateways: Sequence[str], own: str) -> int:
-    """This gateway's part of ``value`` requests: parts add up to it exactly, the first in order get the remainder."""
-    share, remainder = divmod(value, len(gateways))
-    return share + (1 if gateways.index(own) < remainder else 0)
+        limits = [self._known(demand.limit) for demand in demands]
+        amounts = [demand.amount for demand in demands]
+        obstacle = alone.decide(list(zip(limits, amounts, strict=True)), now * 1000)
+        if obstacle is not None:
+            limit, wait_ms, remaining = obstacle
+            return Refused(limit.record, wait_ms / 1000, remaining)
+        for limit in limits:
+            self._note(limit)
+        return Granted(demands, charged_at_ms=self._state_now_ms, alone_at_ms=now * 1000)
 
 
 def _monotonic_ms() -> float:

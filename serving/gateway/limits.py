@@ -1,4 +1,4 @@
-"""What one gateway process keeps of one plain limit: its lease, what is to be reported, and its share while alone.
+"""What one gateway process keeps of one plain limit: its lease, and what is to be reported.
 
 The lease of a concurrency limit is free seats: a request takes one, and its end puts it back.
 """
@@ -10,9 +10,9 @@ from typing import Any
 
 from serving.gateway.records import LimitRecord
 from serving.policy import bucket
-from serving.policy.bucket import Bucket
 
-_FRESH_MS = 2000.0
+FRESH_MS = 2000.0
+"""What the state said less than this before a gateway went on alone still holds."""
 _LEASED_SHARE = 1 / 8
 """All leases of a limit together are at most about this part of it."""
 _CENTRAL_REQUESTS = 32
@@ -37,7 +37,6 @@ class Limit:
         "record",
         "reported_at",
         "settlements",
-        "share",
         "taken",
         "typical",
         "used_at",
@@ -57,7 +56,6 @@ class Limit:
         self.taken = 0.0
         self.typical = 0.0
         self.settlements: list[tuple[float, float]] = []
-        self.share: Share | None = None
         self.known_level = 0.0
         self.known_at_ms = 0.0
         self._lost: list[tuple[float, float]] = []
@@ -100,7 +98,7 @@ class Limit:
         return self.held > 0 and now - self.reported_at > _HELD_AGAIN_S
 
     def is_forgettable(self, now: float, after_s: float) -> bool:
-        return now - self.used_at > after_s and not (self.held or self.lease or self.settlements or self.share)
+        return now - self.used_at > after_s and not (self.held or self.lease or self.settlements)
 
     def report(self, is_asked: bool, gateways: int) -> list[Any]:
         """The limit's entry in an exchange; what it says is not said again unless ``report_lost`` follows."""
@@ -146,53 +144,3 @@ class Limit:
         self._lost = []
         self.lease += given
         self.known_level, self.known_at_ms = level, at_ms
-
-
-class Share:
-    """A limit's bucket while no state answers: the gateway's part of the rate, starting from what is known.
-
-    With one gateway the last known level is right. With several it is right only while fresh: older, the others may
-    have used the rest, so the bucket starts full and only the share of the rate is given out.
-    """
-
-    def __init__(self, limit: Limit, gateways: int, now_ms: float) -> None:
-        value = limit.record.value
-        self.capacity = value / gateways
-        self._rate = bucket.rate_per_ms(self.capacity)
-        age_ms = now_ms - limit.known_at_ms
-        known = max(0.0, limit.known_level - bucket.rate_per_ms(value) * age_ms) / gateways
-        is_known = limit.known_at_ms > 0.0 and (gateways == 1 or age_ms < _FRESH_MS)
-        self._initial = known if is_known else self.capacity
-        self._from_ms = now_ms
-        self._bucket = Bucket(level=self._initial, at_ms=now_ms)
-
-    def wait_ms(self, amount: float, now_ms: float) -> float:
-        """0 when ``amount`` fits now."""
-        self._drain(now_ms)
-        if bucket.fits(self._bucket.level, amount, capacity=self.capacity):
-            return 0.0
-        return max(1.0, bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity))
-
-    def remaining(self, now_ms: float) -> float:
-        self._drain(now_ms)
-        return max(0.0, self.capacity - self._bucket.level)
-
-    def charge(self, amount: float, now_ms: float) -> None:
-        self._drain(now_ms)
-        self._bucket = bucket.charged(self._bucket, amount)
-
-    def settle(self, difference: float, charged_at_ms: float, now_ms: float) -> None:
-        self._drain(now_ms)
-        if difference > 0.0:
-            self._bucket = bucket.charged(self._bucket, difference)
-        else:
-            self._bucket = bucket.refunded(self._bucket, -difference, charged_at_ms=charged_at_ms)
-
-    def used(self, now_ms: float) -> float:
-        """What the state must still be told: how much higher the level is than if nothing had been admitted here."""
-        self._drain(now_ms)
-        idle = max(0.0, self._initial - self._rate * (now_ms - self._from_ms))
-        return max(0.0, self._bucket.level - idle)
-
-    def _drain(self, now_ms: float) -> None:
-        self._bucket = bucket.drained(self._bucket, rate=self._rate, now_ms=now_ms)

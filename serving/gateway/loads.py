@@ -19,6 +19,12 @@ from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, Argument, State,
 
 logger = logging.getLogger(__name__)
 
+GRACE_UNTIL = "penstock:grace-until"
+GRACE_MS = 2000
+"""The state grants nothing for so long after it was away: longer than any gateway's back-off."""
+SILENCE_MS = 1000
+"""Gateways write every 100 ms: when none has for so long, the state was away."""
+
 _BEAT = script("beat")
 _PERIOD_S = 0.1
 _FORGET_AFTER_S = 900.0
@@ -248,8 +254,9 @@ class Loads:
 
     async def _exchange(self) -> None:
         arguments: list[Argument] = [self._id, msgspec.json.encode(self.beat()), LIFETIME_MS, secrets.token_hex(6)]
+        arguments += [SILENCE_MS, GRACE_MS]
         try:
-            epoch, beats = await self._state.run(_BEAT, [EPOCH, GATEWAYS], arguments)
+            epoch, beats = await self._state.run(_BEAT, [EPOCH, GATEWAYS, GRACE_UNTIL], arguments)
         except StateUnavailable:
             # A view older than a beat's life says nothing any more: own numbers alone.
             if self._others and time.monotonic() - self._heard_at > _LIFETIME_S:

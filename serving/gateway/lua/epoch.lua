@@ -6,4 +6,16 @@ if not epoch then
   epoch = ARGV[1] .. '.' .. string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
   redis.call('SET', KEYS[1], epoch)
 end
+-- Each start of the server has a run_id of its own. One that came back with its data may have lost the last second of
+-- it, and gateways went on alone however short it was away: a grace, as grants.lua begins it after a silence.
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local before = redis.call('GET', 'penstock:run')
+if run and run ~= before then
+  redis.call('SET', 'penstock:run', run)
+  if before then
+    local t = redis.call('TIME')
+    local until_ms = t[1] * 1000 + math.floor(t[2] / 1000) + 2000
+    redis.call('SET', 'penstock:grace-until', string.format('%.0f', until_ms), 'PX', 2000)
+  end
+end
 return epoch

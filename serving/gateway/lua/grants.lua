@@ -1,11 +1,11 @@
 -- One exchange of a gateway with the arbiter of plain limits. serving/policy/bucket.py is the same arithmetic.
--- KEYS: penstock:epoch, penstock:gws, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
--- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, l={limit...}, a={ask...}}
+-- KEYS: penstock:epoch, penstock:gws, penstock:grace-until, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
+-- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, silence=ms, l={limit...}, a={ask...}}
 --   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level,
 --           whether the capacity may be an old one}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
 --   ask:   {{index of limit, amount}...}, all or nothing
--- Answer: msgpack {now ms, epoch, live gateways, in grace, {{level, others' leases, lease given}...}, {ask answer...}}
+-- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given}...}, {ask answer...}}
 --   ask answer: 0 granted, 1 undecided (grace), or {index of limit, wait ms, remaining, others' leases}
 local WINDOW, VALLEYS, TOLERANCE = 60000, 40, 1e-9
 local request = cmsgpack.unpack(ARGV[1])
@@ -21,7 +21,16 @@ if not epoch then
   redis.call('SET', KEYS[1], epoch)
 end
 local made = tonumber(string.match(epoch, '%.(%d+)$') or '0')
-local in_grace = now - made < request.grace and now >= made
+local grace = 0
+if now >= made then grace = math.max(0, made + request.grace - now) end
+-- Gateways write here every 100 ms: after a silence the state was away, and what they did meanwhile is yet to be told.
+local newest = redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
+if newest and now - newest > request.silence then
+  redis.call('SET', KEYS[3], text(now + request.grace), 'PX', request.grace)
+end
+local told_by = redis.call('GET', KEYS[3])
+if told_by and told_by - now <= request.grace then grace = math.max(grace, told_by - now) end
+local in_grace = grace > 0
 redis.call('ZADD', KEYS[2], text(now), me)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text(now - 30000))
 local gateways = redis.call('ZRANGEBYSCORE', KEYS[2], text(now - request.life), '+inf')
@@ -91,10 +100,11 @@ local function report_rate(b, left, kept, settlements, known)
     end
   end
   b.own = kept
+  -- Before the settlements: what is known does not have them yet.
+  if in_grace and known > b.level then charge(b, known - b.level) end
   for _, settlement in ipairs(settlements) do
     if settlement[1] > 0 then charge(b, settlement[1]) else refund(b, -settlement[1], settlement[2]) end
   end
-  if in_grace and known > b.level then charge(b, known - b.level) end
 end
 
 local function save_rate(b)
@@ -139,9 +149,9 @@ end
 local limits = {}
 for i, limit in ipairs(request.l) do
   if limit[1] == 'r' then
-    limits[i] = load_rate(KEYS[i + 2], limit[2], limit[8])
+    limits[i] = load_rate(KEYS[i + 3], limit[2], limit[8])
     report_rate(limits[i], limit[3], limit[4], limit[5], limit[7])
-  else limits[i] = load_held(KEYS[i + 2], limit[2], limit[3], limit[4]) end
+  else limits[i] = load_held(KEYS[i + 3], limit[2], limit[3], limit[4]) end
 end
 
 local function obstacle(ask)
@@ -203,4 +213,4 @@ for i, limit in ipairs(request.l) do
     reports[i] = {b.level + b.own + b.others, b.others, b.given}
   end
 end
-return cmsgpack.pack({now, epoch, gateways, in_grace, reports, answers})
+return cmsgpack.pack({now, epoch, gateways, grace, reports, answers})

@@ -33,13 +33,12 @@ class Arbiter:
         self.client.flushall()
         self.client.set("penstock:epoch", "test.1000")
 
-    def exchange(self, now_ms, gateway, entry, asks, key="penstock:grant:l"):
+    def exchange(self, now_ms, gateway, entry, asks, key="penstock:grant:l", silence_ms=1e12):
         # Whole milliseconds and microseconds, as TIME gives them.
         seconds, micros = divmod(round(now_ms * 1000), 1_000_000)
-        request = {"g": gateway, "e": "x", "life": 2000, "grace": 2000, "l": [entry], "a": asks}
-        raw = self.run(
-            keys=["penstock:epoch", "penstock:gws", key], args=[msgspec.msgpack.encode(request), seconds, micros]
-        )
+        request = {"g": gateway, "e": "x", "life": 2000, "grace": 2000, "silence": silence_ms, "l": [entry], "a": asks}
+        keys = ["penstock:epoch", "penstock:gws", "penstock:grace-until", key]
+        raw = self.run(keys=keys, args=[msgspec.msgpack.encode(request), seconds, micros])
         return msgspec.msgpack.decode(raw)
 
 

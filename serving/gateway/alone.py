@@ -1,0 +1,133 @@
+"""What one gateway allows while no state answers: its share of every limit (``docs/protocols.md``, *Grants*)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from serving.gateway.limits import FRESH_MS, Limit
+from serving.policy import bucket
+from serving.policy.bucket import Bucket
+
+
+class Place(NamedTuple):
+    """This gateway among ``gateways``: ``rank`` in an order that all of them know, or ``gateways`` without one."""
+
+    gateways: int
+    rank: int
+
+    def part(self, value: int) -> int:
+        """Its part of ``value`` seats: parts add up to it exactly, the first in order get the remainder."""
+        share, remainder = divmod(value, self.gateways)
+        return share + (1 if self.rank < remainder else 0)
+
+
+class Alone:
+    """One time without the state, since ``since`` (monotonic seconds)."""
+
+    def __init__(self, place: Place, since: float) -> None:
+        self.since = since
+        self.closes_at = float("inf")
+        """From then on the state is asked: what is admitted here later could not be told before others are granted."""
+        self._place = place
+        self._shares: dict[Limit, Share] = {}
+        self._seats: dict[Limit, int] = {}
+
+    def decide(self, wanted: Sequence[tuple[Limit, float]], now_ms: float) -> tuple[Limit, float, float] | None:
+        """Admit all of it (None) or nothing: the limit in the way, milliseconds to wait, and what remains."""
+        for limit, amount in wanted:
+            if limit.is_concurrency:
+                room = self._seats_of(limit) - limit.held
+                if amount > room:
+                    return limit, 1000.0, max(0.0, room)
+            else:
+                share = self._share_of(limit, now_ms)
+                wait_ms = share.wait_ms(amount, now_ms)
+                if wait_ms > 0.0:
+                    return limit, wait_ms, share.remaining(now_ms)
+        for limit, amount in wanted:
+            if limit.is_concurrency:
+                limit.held += int(amount)
+            else:
+                self._share_of(limit, now_ms).charge(amount, now_ms)
+        return None
+
+    def settle(self, limit: Limit, difference: float, charged_at_ms: float, now_ms: float) -> bool:
+        """Settle a charge made alone; False when it was made in an earlier time alone, and the state knows of it."""
+        share = self._shares.get(limit)
+        if share is None or charged_at_ms < self.since * 1000:
+            return False
+        share.settle(difference, charged_at_ms, now_ms)
+        return True
+
+    def debts(self, now_ms: float) -> Iterator[tuple[Limit, float]]:
+        """What the state is still to be told; it is not said again."""
+        for limit, share in self._shares.items():
+            debt = share.told(now_ms)
+            if debt > 0.0:
+                yield limit, debt
+
+    def _share_of(self, limit: Limit, now_ms: float) -> Share:
+        share = self._shares.get(limit)
+        if share is None:
+            share = self._shares[limit] = Share(limit, self._place.gateways, now_ms)
+        return share
+
+    def _seats_of(self, limit: Limit) -> int:
+        seats = self._seats.get(limit)
+        if seats is None:
+            seats = self._seats[limit] = self._place.part(int(limit.record.value))
+        return seats
+
+
+class Share:
+    """A limit's bucket while no state answers: the gateway's part of the rate, starting from what is known.
+
+    With one gateway the last known level is right. With several it is right only while fresh: older, the others may
+    have used the rest, so the bucket starts full and only the share of the rate is given out.
+    """
+
+    def __init__(self, limit: Limit, gateways: int, now_ms: float) -> None:
+        value = limit.record.value
+        self.capacity = value / gateways
+        self._rate = bucket.rate_per_ms(self.capacity)
+        age_ms = now_ms - limit.known_at_ms
+        known = max(0.0, limit.known_level - bucket.rate_per_ms(value) * age_ms) / gateways
+        is_known = limit.known_at_ms > 0.0 and (gateways == 1 or age_ms < FRESH_MS)
+        self._initial = known if is_known else self.capacity
+        self._from_ms = now_ms
+        self._bucket = Bucket(level=self._initial, at_ms=now_ms)
+
+    def wait_ms(self, amount: float, now_ms: float) -> float:
+        """0 when ``amount`` fits now."""
+        self._drain(now_ms)
+        if bucket.fits(self._bucket.level, amount, capacity=self.capacity):
+            return 0.0
+        return max(1.0, bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity))
+
+    def remaining(self, now_ms: float) -> float:
+        self._drain(now_ms)
+        return max(0.0, self.capacity - self._bucket.level)
+
+    def charge(self, amount: float, now_ms: float) -> None:
+        self._drain(now_ms)
+        self._bucket = bucket.charged(self._bucket, amount)
+
+    def settle(self, difference: float, charged_at_ms: float, now_ms: float) -> None:
+        self._drain(now_ms)
+        if difference > 0.0:
+            self._bucket = bucket.charged(self._bucket, difference)
+        else:
+            self._bucket = bucket.refunded(self._bucket, -difference, charged_at_ms=charged_at_ms)
+
+    def told(self, now_ms: float) -> float:
+        """What the state must be told: how much higher the level is than if nothing had been admitted since the last
+        word of it.
+        """
+        self._drain(now_ms)
+        idle = max(0.0, self._initial - self._rate * (now_ms - self._from_ms))
+        self._initial, self._from_ms = self._bucket.level, now_ms
+        return max(0.0, self._bucket.level - idle)
+
+    def _drain(self, now_ms: float) -> None:
+        self._bucket = bucket.drained(self._bucket, rate=self._rate, now_ms=now_ms)
