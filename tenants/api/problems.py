@@ -157,6 +157,6 @@ def _fields(detail: Any, path: str = "") -> list[dict[str, str]]:
         return found
     if isinstance(detail, list):
         if all(isinstance(entry, exceptions.ErrorDetail) for entry in detail):
-            return [{"field": path, "code": entry.code, "message": str(entry)} for entry in detail]
+            return [{"field": path, "code": entry.code or "invalid", "message": str(entry)} for entry in detail]
         return [one for i, inner in enumerate(detail) if inner for one in _fields(inner, f"{path}[{i}]")]
-    return [{"field": path, "code": getattr(detail, "code", "invalid"), "message": str(detail)}]
+    return [{"field": path, "code": getattr(detail, "code", None) or "invalid", "message": str(detail)}]
