@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from serving.gateway.limits import FRESH_MS, Limit
@@ -23,15 +23,20 @@ class Place(NamedTuple):
 
 
 class Alone:
-    """One time without the state, since ``since`` (monotonic seconds)."""
+    """One time without the state, since ``since`` (monotonic seconds). ``limits``: those that may be known of."""
 
-    def __init__(self, place: Place, since: float) -> None:
+    def __init__(self, place: Place, since: float, limits: Iterable[Limit] = ()) -> None:
         self.since = since
         self.closes_at = float("inf")
         """From then on the state is asked: what is admitted here later could not be told before others are granted."""
         self._place = place
         self._shares: dict[Limit, Share] = {}
-        self._seats: dict[Limit, int] = {}
+        # Now, not when they are first asked for: what the state says in a grace does not have the others' seats yet.
+        self._seats = {
+            limit: seats(int(limit.record.value), place, own=limit.known_own, committed=limit.known_level)
+            for limit in limits
+            if limit.is_concurrency and limit.known_at_ms and since * 1000 - limit.known_at_ms < FRESH_MS
+        }
 
     def decide(self, wanted: Sequence[tuple[Limit, float]], now_ms: float) -> tuple[Limit, float, float] | None:
         """Admit all of it (None) or nothing: the limit in the way, milliseconds to wait, and what remains."""
@@ -74,10 +79,22 @@ class Alone:
         return share
 
     def _seats_of(self, limit: Limit) -> int:
-        seats = self._seats.get(limit)
-        if seats is None:
-            seats = self._seats[limit] = self._place.part(int(limit.record.value))
-        return seats
+        allowed = self._seats.get(limit)
+        if allowed is None:
+            allowed = self._seats[limit] = self._place.part(int(limit.record.value))
+        return allowed
+
+
+def seats(capacity: int, place: Place, *, own: float, committed: float) -> int:
+    """Seats of this gateway while alone, of which it had ``own`` and all together ``committed``.
+
+    Those it had, and of the free ones its part, but up to an equal share of the limit only: others to whom the limit
+    was not worth a word lately know nothing of it, and take an equal share. Of more than ``capacity`` (it was lowered)
+    it keeps the same portion as everybody.
+    """
+    if committed > capacity:
+        return int(own * capacity / committed)
+    return max(int(own), min(int(own) + place.part(int(capacity - committed)), place.part(capacity)))
 
 
 class Share:

@@ -296,15 +296,16 @@ class Grants:
         now_ms, epoch, gateways, grace_ms, reports, answers = answer
         self._state_now_ms = float(now_ms)
         self._answered_at = time.monotonic()
+        if grace_ms:
+            # Before the levels are taken over: they lack what the others are still to tell.
+            self._wait_for_others(grace_ms / 1000)
         at_ms = _monotonic_ms()
-        for limit, (level, _, given) in zip(order, reports, strict=True):
-            limit.reported(level, given, at_ms)
+        for limit, (level, _, given, own) in zip(order, reports, strict=True):
+            limit.reported(level, given, at_ms, own=own)
             if limit.lease > 0.0:
                 self._dirty.add(limit)
         self._state.note_epoch(epoch)
-        if grace_ms:
-            self._wait_for_others(grace_ms / 1000)
-        else:
+        if not grace_ms:
             # Not in a grace: then those that are not back yet still have their shares.
             self._gateways = sorted(gateways)
             self._started_shared = True
@@ -362,7 +363,7 @@ class Grants:
     def _go_alone(self, why: object) -> None:
         if self._alone is None:
             place = Place(len(self._gateways), self._gateways.index(self._id))
-            self._alone = Alone(place, time.monotonic())
+            self._alone = Alone(place, time.monotonic(), self._limits.values())
             self._drop_seats()
             logger.warning("limits: going on with shares of 1/%d: %s", place.gateways, why)
         self._alone.closes_at = float("inf")

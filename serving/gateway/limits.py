@@ -17,7 +17,8 @@ _LEASED_SHARE = 1 / 8
 """All leases of a limit together are at most about this part of it."""
 _CENTRAL_REQUESTS = 32
 """A limit of fewer typical requests per gateway is decided in the state: a lease of it would be a few requests."""
-_HELD_AGAIN_S = 2.0
+_HELD_AGAIN_S = 0.5
+"""Gateways that hold seats know so well how many the others hold, for the time that they go on alone."""
 _CURRENT_S = 1.0
 """Requests come with the limit as it is published: after so long without one, its value may have changed."""
 _SEATS_AHEAD = 4.0
@@ -33,6 +34,7 @@ class Limit:
         "is_idle",
         "known_at_ms",
         "known_level",
+        "known_own",
         "lease",
         "record",
         "reported_at",
@@ -57,6 +59,7 @@ class Limit:
         self.typical = 0.0
         self.settlements: list[tuple[float, float]] = []
         self.known_level = 0.0
+        self.known_own = 0.0
         self.known_at_ms = 0.0
         self._lost: list[tuple[float, float]] = []
 
@@ -139,8 +142,10 @@ class Limit:
         self.settlements = [entry for entry in self._lost if entry[0] > 0.0] + self.settlements
         self._lost = []
 
-    def reported(self, level: float, given: float, at_ms: float) -> None:
-        """The state's answer to ``report``: the level, leases included, and what it leases to this gateway."""
+    def reported(self, level: float, given: float, at_ms: float, *, own: float = 0.0) -> None:
+        """The state's answer to ``report``: the level, leases included, the gateway's ``own`` part of it (seats, or its
+        lease), and what is newly leased to it.
+        """
         self._lost = []
         self.lease += given
-        self.known_level, self.known_at_ms = level, at_ms
+        self.known_level, self.known_own, self.known_at_ms = level, own, at_ms

@@ -5,7 +5,8 @@
 --           whether the capacity may be an old one}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
 --   ask:   {{index of limit, amount}...}, all or nothing
--- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given}...}, {ask answer...}}
+-- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given, own}...}, {ask answer...}}
+--   own: the gateway's part of the level, seats or lease
 --   ask answer: 0 granted, 1 undecided (grace), or {index of limit, wait ms, remaining, others' leases}
 local WINDOW, VALLEYS, TOLERANCE = 60000, 40, 1e-9
 local request = cmsgpack.unpack(ARGV[1])
@@ -201,7 +202,7 @@ for i, limit in ipairs(request.l) do
       b.own = b.own + b.given
     end
     save_held(b)
-    reports[i] = {committed_seats(b), b.others, b.given}
+    reports[i] = {committed_seats(b), b.others, b.given, b.held + b.own}
   else
     if limit[6] > 0 and not in_grace then
       -- The last eighth is never leased: near the limit every decision is made here.
@@ -210,7 +211,7 @@ for i, limit in ipairs(request.l) do
       b.own = b.own + b.given
     end
     save_rate(b)
-    reports[i] = {b.level + b.own + b.others, b.others, b.given}
+    reports[i] = {b.level + b.own + b.others, b.others, b.given, b.own}
   end
 end
 return cmsgpack.pack({now, epoch, gateways, grace, reports, answers})

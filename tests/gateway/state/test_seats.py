@@ -96,7 +96,7 @@ def test_free_seats_of_others_stand_in_the_way_until_they_come_back(arbiter):
     arbiter.clear()
     key = "penstock:held:seats"
     arbiter.exchange(BEGIN_MS, "b", ["c", 100.0, 0, 0.0, 0.0], [], key=key)
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 2, 0.0, 5.0], [], key=key)[4] == [[7, 0, 5]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 2, 0.0, 5.0], [], key=key)[4] == [[7, 0, 5, 7]]
     asks = [[[1, 1]]] * 94
     answer = arbiter.exchange(BEGIN_MS, "b", ["c", 100.0, 0, 0.0, 0.0], asks, key=key)
     assert answer[5][:93] == [0] * 93
@@ -108,8 +108,8 @@ def test_free_seats_of_others_stand_in_the_way_until_they_come_back(arbiter):
 def test_the_last_eighth_is_never_leased(arbiter):
     arbiter.clear()
     key = "penstock:held:seats"
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 80, 0.0, 50.0], [], key=key)[4] == [[87, 0, 7]]
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 0.0, 50.0], [], key=key)[4] == [[90, 0, 0]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 80, 0.0, 50.0], [], key=key)[4] == [[87, 0, 7, 87]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 0.0, 50.0], [], key=key)[4] == [[90, 0, 0, 90]]
 
 
 def test_a_dead_gateways_seats_are_forgotten_even_if_its_name_comes_back(arbiter):
