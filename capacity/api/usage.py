@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import django_filters
-from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import Http404, HttpResponseBase
 from django.utils import timezone
-from django_filters.fields import IsoDateTimeField
 from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
@@ -31,6 +29,7 @@ from capacity.api.receipts import (
 from capacity.models import OUTCOMES, UsageRecord, UsageRollup
 from capacity.usage.reads import COLUMNS, GROUPS, PLATFORM_COLUMNS, in_slices, rollups_grouped
 from tenants.api.base import ApiViewSet, TenantViewSet, find_tenant
+from tenants.api.filters import MomentFilter
 from tenants.api.pagination import Cursor
 from tenants.policy.roles import Action
 
@@ -43,20 +42,6 @@ _TOO_EARLY = "Give a moment after 1970."
 
 class NewestFirst(Cursor):
     ordering = ("-ended_at", "-id")  # type: ignore[assignment]  # the stub knows one column alone
-
-
-class MomentField(IsoDateTimeField):
-    """Not one that falls out of the calendar in another time zone."""
-
-    def to_python(self, value: Any) -> Any:
-        found = super().to_python(value)
-        if found is not None and not 1970 <= found.year < 9999:
-            raise ValidationError("Give a moment between 1970 and 9998.")
-        return found
-
-
-class MomentFilter(django_filters.IsoDateTimeFilter):
-    field_class = MomentField
 
 
 class UsageFilter(django_filters.FilterSet):

@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from serving.models import Incident, ScalingDecision
 from tenants.api.base import ApiViewSet
+from tenants.api.filters import MomentFilter
 from tenants.api.pagination import Cursor
 from tenants.policy.roles import Action
 
@@ -72,8 +73,8 @@ class IncidentFilter(django_filters.FilterSet):
     replica = django_filters.UUIDFilter(field_name="replica_id", label="Id of the replica.")
     host = django_filters.UUIDFilter(field_name="host_id", label="Id of the host.")
     is_open = django_filters.BooleanFilter(field_name="closed_at", lookup_expr="isnull", label="Not closed yet.")
-    since = django_filters.IsoDateTimeFilter(field_name="opened_at", lookup_expr="gte", label="Opened then or later.")
-    until = django_filters.IsoDateTimeFilter(field_name="opened_at", lookup_expr="lt", label="Opened before.")
+    since = MomentFilter(field_name="opened_at", lookup_expr="gte", label="Opened then or later.")
+    until = MomentFilter(field_name="opened_at", lookup_expr="lt", label="Opened before.")
 
     class Meta:
         model = Incident
@@ -114,8 +115,8 @@ class DecisionSerializer(serializers.ModelSerializer[ScalingDecision]):
 class DecisionFilter(django_filters.FilterSet):
     deployment = django_filters.UUIDFilter(field_name="deployment_id", label="Id of the deployment.")
     changed = django_filters.BooleanFilter(method="by_change", label="Without the samples of an unchanged wish.")
-    since = django_filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte", label="Made then or later.")
-    until = django_filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt", label="Made before.")
+    since = MomentFilter(field_name="at", lookup_expr="gte", label="Made then or later.")
+    until = MomentFilter(field_name="at", lookup_expr="lt", label="Made before.")
 
     class Meta:
         model = ScalingDecision

@@ -12,6 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import ApiViewSet, TenantViewSet
+from tenants.api.filters import MomentFilter
 from tenants.api.pagination import Cursor
 from tenants.models import AuditEntry
 from tenants.policy.roles import Action
@@ -42,8 +43,8 @@ class AuditSerializer(serializers.ModelSerializer[AuditEntry]):
 
 class AuditFilter(django_filters.FilterSet):
     actor = django_filters.CharFilter(lookup_expr="iexact", label="E-mail address, or the name of the machinery.")
-    since = django_filters.IsoDateTimeFilter(field_name="at", lookup_expr="gte", label="From this time on.")
-    until = django_filters.IsoDateTimeFilter(field_name="at", lookup_expr="lt", label="Before this time.")
+    since = MomentFilter(field_name="at", lookup_expr="gte", label="From this time on.")
+    until = MomentFilter(field_name="at", lookup_expr="lt", label="Before this time.")
 
     class Meta:
         model = AuditEntry

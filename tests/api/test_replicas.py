@@ -193,7 +193,11 @@ def test_incidents_are_listed_and_shown(world: World, broken: Replica) -> None:
     assert len(found(f"replica={broken.pk}")) == len(found(f"deployment={broken.deployment_id}")) == 2
     assert len(found(f"host={broken.host_id}")) == 2
     assert found(f"host={NOWHERE}") == []
-    assert found("until=2026-01-02T03:04:30Z") == ["crash"]
+    assert found("until=2026-01-02T03:04:30Z") == found("until=2026-01-02T20:12:30%2B17:08") == ["crash"]
+    for moment in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "x"):
+        answer = operator.get(f"/incidents?since={moment}")
+        assert answer.status_code == 400
+        assert [(error["field"], error["code"]) for error in answer.json()["errors"]] == [("since", "invalid")]
     assert "evidence" not in operator.get("/incidents").json()["results"][0]
     shown = operator.get(f"/incidents/{crash.pk}").json()
     assert shown["evidence"]["exit_code"] == 137
