@@ -31,7 +31,7 @@ _SCRIPT = script("grants")
 _PERIOD_S = 0.1
 _SETTLE_WITHIN_S = 0.005
 _TIMEOUT_S = 0.5
-_LEASE_LIFE_S = 1.5  # less than LIFETIME_MS, by a margin for clocks and the way back
+_LEASE_LIFE_S = 1.5  # from the sending on; less than LIFETIME_MS, by a margin for clocks
 _RETRY_LEASED_S = 0.025
 _RETRY_LEASED_FOR_S = 0.25
 _RETRY_GRACE_S = 0.05
@@ -274,6 +274,7 @@ class Grants:
             "a": [[[order[self._limits[d.limit.id]], d.amount] for d in ask.remote] for ask in asks],
         }
         keys = [EPOCH, GATEWAYS, GRACE_UNTIL, *(limit.key for limit in order)]
+        sent_at = time.monotonic()
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
@@ -290,12 +291,13 @@ class Grants:
             for ask in asks:
                 ask.answer.cancel()
             raise
+        # Not when the answer is read: the state counts a gateway's life from before it answers.
+        self._answered_at = sent_at
         self._apply(msgspec.msgpack.decode(raw), order, asks)
 
     def _apply(self, answer: list[Any], order: Mapping[Limit, int], asks: Sequence[Ask]) -> None:
         now_ms, epoch, gateways, grace_ms, reports, answers = answer
         self._state_now_ms = float(now_ms)
-        self._answered_at = time.monotonic()
         if grace_ms:
             # Before the levels are taken over: they lack what the others are still to tell.
             self._wait_for_others(grace_ms / 1000)

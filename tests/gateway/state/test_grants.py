@@ -215,6 +215,21 @@ async def test_leases_make_most_decisions_in_the_process(gateways):
     assert asked < 300
 
 
+async def test_leases_count_from_when_the_state_was_asked(gateways):
+    (grants,) = await gateways()
+    original, sent = grants._state.run, []
+
+    async def slow_way_back(*arguments):
+        sent.append(time.monotonic())
+        answer = await original(*arguments)
+        await asyncio.sleep(0.3)
+        return answer
+
+    grants._state.run = slow_way_back
+    assert isinstance(await grants.acquire([Demand(limit(), 1.0)]), Granted)
+    assert any(0 <= at - grants._answered_at < 0.01 for at in sent)
+
+
 async def test_idle_leases_go_back(gateways):
     (grants,) = await gateways()
     record = limit(value=1_000_000.0)
