@@ -231,11 +231,18 @@ class Grants:
             self._dirty.update(limit for limit in self._holding if limit.is_due(now))
             if now >= next_sweep and self._alone is None:
                 next_sweep = now + _FORGET_AFTER_S / 4
-                for key in [key for key, limit in self._limits.items() if limit.is_forgettable(now, _FORGET_AFTER_S)]:
-                    self._dirty.discard(self._limits.pop(key))
+                self._sweep(now)
             self._is_due = True
             self._kick()
             await asyncio.sleep(_PERIOD_S)
+
+    def _sweep(self, now: float) -> None:
+        """Forget limits that nobody has used for long, once everything is told of them: two records of one limit would
+        overwrite each other's reports.
+        """
+        for key, limit in list(self._limits.items()):
+            if limit.is_forgettable(now, _FORGET_AFTER_S) and limit not in self._urgent:
+                self._dirty.discard(self._limits.pop(key))
 
     async def _exchange_all(self) -> None:
         try:

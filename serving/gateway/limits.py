@@ -101,7 +101,8 @@ class Limit:
         return self.held > 0 and now - self.reported_at > _HELD_AGAIN_S
 
     def is_forgettable(self, now: float, after_s: float) -> bool:
-        return now - self.used_at > after_s and not (self.held or self.lease or self.settlements)
+        # One that is on its way to the state may have to be told again.
+        return now - max(self.used_at, self.reported_at) > after_s and not (self.held or self.lease or self.settlements)
 
     def report(self, is_asked: bool, gateways: int) -> list[Any]:
         """The limit's entry in an exchange; what it says is not said again unless ``report_lost`` follows."""

@@ -222,12 +222,53 @@ async def test_leases_count_from_when_the_state_was_asked(gateways):
     async def slow_way_back(*arguments):
         sent.append(time.monotonic())
         answer = await original(*arguments)
-        await asyncio.sleep(0.3)
+        # One answer comes late, and then none.
+        await asyncio.sleep(0.3 if len(sent) == 1 else 10)
         return answer
 
+    before = grants._answered_at
     grants._state.run = slow_way_back
+    await until(lambda: len(sent) > 1 and grants._answered_at > before)
+    assert abs(sent[0] - grants._answered_at) < 0.05
+
+
+async def test_a_limit_is_not_forgotten_before_its_seats_are_told(gateways):
+    (grants,) = await gateways()
+    seats = limit("concurrency", 1.0, "c")
+    held = await grants.acquire([Demand(seats)])
+    kept = grants._limits["c"]
+    kept.used_at = kept.reported_at = time.monotonic() - 1000  # as after a long stream
+    grants.settle(held, {})
+    grants._sweep(time.monotonic())
+    assert grants._limits.get("c") is kept
+    assert isinstance(await grants.acquire([Demand(seats)]), Granted)
+    await until(lambda: not grants._urgent)
+    assert isinstance(await grants.acquire([Demand(seats)]), Refused)
+
+
+async def test_a_limit_is_not_forgotten_while_an_exchange_tells_of_it(gateways):
+    (grants,) = await gateways()
+    record = limit()
+    granted = await grants.acquire([Demand(record, 50.0)])
+    kept = grants._limits[record.id]
+    kept.used_at = kept.reported_at = time.monotonic() - 1000
+    kept.settlements.append((30.0, granted.charged_at_ms))
+    kept.report(False, 1)
+    grants._sweep(time.monotonic())
+    kept.report_lost()
+    assert grants._limits.get(record.id) is kept
+    grants._sweep(time.monotonic() + 1000)
+    assert grants._limits.get(record.id) is kept, "it has a debt to tell"
+
+
+async def test_idle_limits_are_forgotten(gateways):
+    (grants,) = await gateways()
     assert isinstance(await grants.acquire([Demand(limit(), 1.0)]), Granted)
-    assert any(0 <= at - grants._answered_at < 0.01 for at in sent)
+    await until(lambda: not grants._dirty)
+    grants._sweep(time.monotonic() + 100)
+    assert grants._limits
+    grants._sweep(time.monotonic() + 1000)
+    assert not grants._limits
 
 
 async def test_idle_leases_go_back(gateways):
