@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -142,6 +142,9 @@ def gateway_role(options: Options, number: int) -> Role:
     name = f"gateway-{number}"
     argv = _python("serving.gateway.server", "--data", str(options.data), "--host", options.host)
     argv += ("--port", str(options.api_port), "--name", name)
+    if options.gateways and not options.redis_url:
+        # A state of one's own that others may share too: only it knows how many gateways there are.
+        argv += ("--gateways", str(options.gateways))
     return Role(name, argv, role_environment(options), stage=STAGE_GATEWAY, grace_s=12)
 
 
@@ -183,7 +186,8 @@ def role_named(name: str, options: Options, *, instance: int = 1) -> Role:
             raise RoleError("REDIS_URL is set: that server is the shared state, and the bundled one is not needed")
         return state_role(options)
     if name == "gateway":
-        return gateway_role(options, instance)
+        # Each by itself: nobody here knows how many there are.
+        return gateway_role(replace(options, gateways=0), instance)
     if name == "web":
         return web_role(options)
     if name == "loops":

@@ -11,10 +11,16 @@ from serving.policy.bucket import Bucket
 
 
 class Place(NamedTuple):
-    """This gateway among ``gateways``: ``rank`` in an order that all of them know, or ``gateways`` without one."""
+    """This gateway among ``gateways`` (0: nobody knows how many, so it has no share), and its ``rank`` in an order that
+    all of them know. Without one the rank is ``gateways``: no part of a remainder.
+    """
 
     gateways: int
     rank: int
+
+    @property
+    def is_known(self) -> bool:
+        return self.gateways > 0
 
     def part(self, value: int) -> int:
         """Its part of ``value`` seats: parts add up to it exactly, the first in order get the remainder."""
@@ -29,7 +35,7 @@ class Alone:
         self.since = since
         self.closes_at = float("inf")
         """From then on the state is asked: what is admitted here later could not be told before others are granted."""
-        self._place = place
+        self.place = place
         self._shares: dict[Limit, Share] = {}
         # Now, not when they are first asked for: what the state says in a grace does not have the others' seats yet.
         self._seats = {
@@ -39,7 +45,10 @@ class Alone:
         }
 
     def decide(self, wanted: Sequence[tuple[Limit, float]], now_ms: float) -> tuple[Limit, float, float] | None:
-        """Admit all of it (None) or nothing: the limit in the way, milliseconds to wait, and what remains."""
+        """Admit all of it (None) or nothing: the limit in the way, milliseconds to wait, and what remains.
+
+        ``place`` must be known.
+        """
         for limit, amount in wanted:
             if limit.is_concurrency:
                 room = self._seats_of(limit) - limit.held
@@ -75,13 +84,13 @@ class Alone:
     def _share_of(self, limit: Limit, now_ms: float) -> Share:
         share = self._shares.get(limit)
         if share is None:
-            share = self._shares[limit] = Share(limit, self._place.gateways, now_ms)
+            share = self._shares[limit] = Share(limit, self.place.gateways, now_ms)
         return share
 
     def _seats_of(self, limit: Limit) -> int:
         allowed = self._seats.get(limit)
         if allowed is None:
-            allowed = self._seats[limit] = self._place.part(int(limit.record.value))
+            allowed = self._seats[limit] = self.place.part(int(limit.record.value))
         return allowed
 
 

@@ -39,7 +39,8 @@ class Config:
 
     ``header_s`` bounds reading a request's headers, ``body_s`` reading its body,
     ``connect_s`` reaching a replica, ``idle_s`` silence of a replica inside a stream, ``total_s`` the whole request,
-    ``queue_s`` waiting for a free slot, ``drain_s`` finishing what runs after SIGTERM.
+    ``queue_s`` waiting for a free slot, ``drain_s`` finishing what runs after SIGTERM. ``gateways`` is how many the
+    installation has, 0 when only the shared state knows.
     """
 
     data: Path
@@ -48,6 +49,7 @@ class Config:
     name: str
     state_url: str
     peppers: Mapping[int, bytes]
+    gateways: int = 0
     metrics_token: str = ""
     trusted_proxies: tuple[Network, ...] = ()
     header_s: float = 20.0
@@ -70,11 +72,21 @@ class Config:
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in hidden}
 
 
-def load_config(*, data: Path, host: str, port: int, name: str, environment: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    *,
+    data: Path,
+    host: str,
+    port: int,
+    name: str,
+    gateways: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> Config:
     """Read the configuration. Raises ConfigError when a value is unusable or no key pepper can be found."""
     env = os.environ if environment is None else environment
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ConfigError(f"--name must be 1 to 64 letters, digits, - or _, not {name!r}")
+    if gateways < 0:
+        raise ConfigError(f"--gateways must be 0 (not known) or how many the installation has, not {gateways}")
     tuned: dict[str, Any] = {}
     for field, kind in _TUNABLE.items():
         value = _number(env, f"PENSTOCK_GATEWAY_{field.upper()}")
@@ -85,6 +97,7 @@ def load_config(*, data: Path, host: str, port: int, name: str, environment: Map
         host=host,
         port=port,
         name=name,
+        gateways=gateways,
         state_url=env.get("REDIS_URL") or f"unix://{data / 'state' / 'valkey.sock'}",
         peppers=_peppers(env, data),
         metrics_token=_text(env, "PENSTOCK_METRICS_TOKEN"),

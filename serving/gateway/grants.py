@@ -41,9 +41,11 @@ _LIMITS_PER_EXCHANGE = 500
 
 
 class Grants:
-    def __init__(self, state: State, gateway_id: str, *, alone_max_s: float = 600.0) -> None:
+    def __init__(self, state: State, gateway_id: str, *, gateways: int = 0, alone_max_s: float = 600.0) -> None:
+        """``gateways``: how many the installation has, 0 if that is not known before the state says it."""
         self._state = state
         self._id = gateway_id
+        self._installed = gateways
         self._alone_max_s = alone_max_s
         self._alone: Alone | None = None
         self._limits: dict[str, Limit] = {}
@@ -108,7 +110,10 @@ class Grants:
         return Granted(demands, charged_at_ms=self._state_now_ms)
 
     async def acquire(self, demands: Sequence[Demand]) -> Granted | Refused:
-        """All or nothing. Cancellation gives everything back."""
+        """All or nothing. Cancellation gives everything back.
+
+        Raises StateUnavailable when the state has not answered yet and this gateway does not know its share.
+        """
         if not demands:
             return Granted(())
         wanted = tuple(demands)
@@ -198,7 +203,7 @@ class Grants:
         if ask in self._asks:
             self._asks.remove(ask)
             self._give_back(ask.local)
-        elif ask.answer.done() and not ask.answer.cancelled():
+        elif ask.answer.done() and not ask.answer.cancelled() and ask.answer.exception() is None:
             answer = ask.answer.result()
             if isinstance(answer, Granted):
                 self._void(answer)
@@ -371,11 +376,19 @@ class Grants:
 
     def _go_alone(self, why: object) -> None:
         if self._alone is None:
-            place = Place(len(self._gateways), self._gateways.index(self._id))
+            place = self._place()
             self._alone = Alone(place, time.monotonic(), self._limits.values())
             self._drop_seats()
-            logger.warning("limits: going on with shares of 1/%d: %s", place.gateways, why)
+            if place.is_known:
+                logger.warning("limits: going on with shares of 1/%d: %s", place.gateways, why)
+            else:
+                logger.warning("limits: requests that have any wait for the state's first answer: %s", why)
         self._alone.closes_at = float("inf")
+
+    def _place(self) -> Place:
+        if self._started_shared:
+            return Place(len(self._gateways), self._gateways.index(self._id))
+        return Place(self._installed, self._installed)
 
     def _wait_for_others(self, grace_s: float) -> None:
         """The state was away or began anew, and grants nothing until every gateway has said what it holds and used."""
@@ -385,7 +398,8 @@ class Grants:
             if self._started_shared:
                 self._go_alone("the state was away or began anew: waiting until every gateway has reported")
         if self._alone is not None:
-            self._alone.closes_at = self._answered_at + grace_s - _TELL_WITHIN_S
+            is_open = self._alone.place.is_known
+            self._alone.closes_at = self._answered_at + grace_s - _TELL_WITHIN_S if is_open else 0.0
             self._tell_debts(self._alone)
 
     def _come_back(self) -> None:
@@ -403,10 +417,19 @@ class Grants:
 
     def _answer_alone(self, ask: Ask) -> None:
         self._give_back(ask.local)
-        if self._alone is not None and not ask.answer.done():
+        if self._alone is None or ask.answer.done():
+            return
+        try:
             ask.answer.set_result(self._decide_alone(self._alone, ask.demands, time.monotonic()))
+        except StateUnavailable as error:
+            ask.answer.set_exception(error)
 
     def _decide_alone(self, alone: Alone, demands: tuple[Demand, ...], now: float) -> Granted | Refused:
+        if not alone.place.is_known:
+            raise StateUnavailable(
+                "the shared state has not answered since this gateway started, and without its word or --gateways "
+                "the gateway does not know its share of the limits: start the state"
+            )
         if now - alone.since > self._alone_max_s:
             return Refused(demands[0].limit, 5.0, 0.0)
         limits = [self._known(demand.limit) for demand in demands]

@@ -157,6 +157,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="gateway-1", help="unique among the gateways of the installation")
+    parser.add_argument(
+        "--gateways",
+        type=int,
+        default=0,
+        help="how many the installation has, so that one that starts while the state is down knows its share of limits",
+    )
     return parser.parse_args(argv)
 
 
@@ -168,7 +174,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
         config = load_config(
-            data=arguments.data.resolve(), host=arguments.host, port=arguments.port, name=arguments.name
+            data=arguments.data.resolve(),
+            host=arguments.host,
+            port=arguments.port,
+            name=arguments.name,
+            gateways=arguments.gateways,
         )
         sock = listening_socket(config.host, config.port)
     except ConfigError as error:

@@ -41,7 +41,7 @@ class Services:
         self.store = SnapshotStore(self.state, config.data / "snapshot.json")
         # Of this process, not of the name: what a killed gateway held must end although its name is soon back.
         identity = f"{config.name}.{secrets.token_hex(4)}"
-        self.grants = Grants(self.state, identity)
+        self.grants = Grants(self.state, identity, gateways=config.gateways)
         self.loads = Loads(self.state, identity, snapshot=self._snapshot_age)
         self.journal = Journal(config.data / "journal", config.name, time.time)
         self.shipper = Shipper(self.state, self.journal, price=self.price)
