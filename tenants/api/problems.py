@@ -7,6 +7,7 @@ from typing import Any
 
 from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied
 from django.core.exceptions import ValidationError as ModelError
+from django.db import IntegrityError
 from django.db.models import ProtectedError, RestrictedError
 from django.http import Http404
 from rest_framework import exceptions, serializers, status
@@ -128,6 +129,9 @@ def _as_api_error(exc: Exception) -> exceptions.APIException | None:
         return exceptions.PermissionDenied(str(exc) or None)
     if isinstance(exc, ModelError):
         return exceptions.ValidationError(_detail_of(exc))
+    if isinstance(exc, IntegrityError) and not isinstance(exc, ProtectedError | RestrictedError):
+        # Services check before they write; only somebody who wrote in between leaves it to the database.
+        return Conflict("Somebody made or changed the same thing at the same moment.")
     if isinstance(exc, ProtectedError | RestrictedError):
         return Conflict("Something still belongs to it: remove that first.")
     return None

@@ -145,6 +145,18 @@ def test_a_fault_of_ours_is_no_problem_document_and_shows_nothing(
     assert b"secret detail" not in answer.content
 
 
+def test_what_clashes_at_the_same_moment_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clash(**_: Any) -> None:
+        Tenant.objects.create(name="Again", slug="acme")
+
+    monkeypatch.setattr("tenants.api.tenants.tenant_create", clash)
+    answer = world.by("operator").post("/tenants", {"name": "Acme"}, format="json")
+    body = problem(answer, 409, "conflict")
+    assert "UNIQUE" not in body["detail"]
+    assert "duplicate" not in body["detail"]
+    assert world.by("operator").get("/tenants/acme").status_code == 200
+
+
 # ------------------------------------------------------------------------------------------------ once
 def test_a_creation_with_a_key_happens_once(world: World) -> None:
     owner = world.by("owner")
