@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -20,9 +19,9 @@ from redis.exceptions import ResponseError
 
 from serving.gateway.alone import Alone, Place
 from serving.gateway.demands import Ask, Demand, Granted, Refused
+from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
 from serving.gateway.loads import GRACE_MS, GRACE_UNTIL, SILENCE_MS
-from serving.gateway.records import LimitRecord
 from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,6 @@ _RETRY_LEASED_S = 0.025
 _RETRY_LEASED_FOR_S = 0.25
 _RETRY_GRACE_S = 0.05
 _TELL_WITHIN_S = 0.25  # what was admitted alone is told within this: a period, and an exchange that takes its time
-_FORGET_AFTER_S = 120.0
-_LIMITS_PER_EXCHANGE = 500
 
 
 class Grants:
@@ -48,11 +45,9 @@ class Grants:
         self._installed = gateways
         self._alone_max_s = alone_max_s
         self._alone: Alone | None = None
-        self._limits: dict[str, Limit] = {}
-        self._dirty: set[Limit] = set()  # to be reported in the next periodic exchange
-        self._urgent: set[Limit] = set()  # to be reported in the next exchange of any kind
-        self._holding: set[Limit] = set()  # concurrency limits with requests in flight
-        self._is_due = False
+        self._ledger = Ledger()
+        self._limits = self._ledger.limits
+        self._dirty, self._urgent = self._ledger.dirty, self._ledger.urgent
         self._asks: list[Ask] = []
         self._gateways: list[str] = [gateway_id]
         self._state_now_ms = 0.0
@@ -86,7 +81,7 @@ class Grants:
             limit.is_idle = True
         self._dirty.update(limit for limit in self._limits.values() if limit.known_at_ms)
         while (self._dirty or self._urgent) and self.mode == "shared":
-            self._is_due = True
+            self._ledger.is_due = True
             await self._exchange()
         with suppress(StateUnavailable, ResponseError):
             await self._state.call("ZREM", GATEWAYS, self._id)
@@ -106,7 +101,7 @@ class Grants:
         for limit, demand in zip(found, demands, strict=True):
             limit.used_at = now
             limit.take(demand.amount)
-            self._note(limit)
+            self._ledger.note(limit)
         return Granted(demands, charged_at_ms=self._state_now_ms)
 
     async def acquire(self, demands: Sequence[Demand]) -> Granted | Refused:
@@ -122,7 +117,7 @@ class Grants:
         local: list[Demand] = []
         remote: list[Demand] = []
         for demand in wanted:
-            limit = self._renewed(demand.limit)
+            limit = self._ledger.renewed(demand.limit)
             limit.used_at = now
             (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
         if remote and self._alone is not None and now < self._alone.closes_at:
@@ -130,7 +125,7 @@ class Grants:
         for demand in local:
             limit = self._limits[demand.limit.id]
             limit.take(demand.amount)
-            self._note(limit)
+            self._ledger.note(limit)
         if not remote:
             return Granted(wanted, charged_at_ms=self._state_now_ms)
         ask = Ask(wanted, local, remote)
@@ -149,7 +144,7 @@ class Grants:
             return
         granted.settled = True
         for demand in granted.demands:
-            limit = self._known(demand.limit)
+            limit = self._ledger.known(demand.limit)
             if demand.limit.kind == "concurrency":
                 self._put_back(limit, demand.amount)
                 continue
@@ -167,36 +162,10 @@ class Grants:
         if self._urgent and self.mode == "shared" and self._settle_timer is None:
             self._settle_timer = asyncio.get_running_loop().call_later(_SETTLE_WITHIN_S, self._kick)
 
-    def _note(self, limit: Limit) -> None:
-        """Something was admitted: it is to be reported, and seats are to be remembered."""
-        self._dirty.add(limit)
-        if limit.is_concurrency:
-            self._holding.add(limit)
-
     def _put_back(self, limit: Limit, amount: float) -> None:
         is_leased = self.mode == "shared" and limit.is_concurrency and not limit.is_central(len(self._gateways))
         limit.put_back(amount, is_leased=is_leased)
         (self._dirty if is_leased else self._urgent).add(limit)
-
-    def _drop_seats(self) -> None:
-        """The state may have given the free seats to others by now."""
-        for limit in self._limits.values():
-            if limit.is_concurrency:
-                limit.lease = 0.0
-
-    def _renewed(self, record: LimitRecord) -> Limit:
-        """The limit as a request that comes now finds it."""
-        limit = self._known(record)
-        if limit.record is not record:
-            limit.renew(record)
-        return limit
-
-    def _known(self, record: LimitRecord) -> Limit:
-        """The limit as newer requests may have found it since ``record``: what ends must not bring back old values."""
-        limit = self._limits.get(record.id)
-        if limit is None:
-            limit = self._limits[record.id] = Limit(record)
-        return limit
 
     def _abandon(self, ask: Ask) -> None:
         """The caller has gone: what was or will be granted goes back."""
@@ -229,29 +198,20 @@ class Grants:
             self._exchange_task = asyncio.get_running_loop().create_task(self._exchange_all())
 
     async def _tick(self) -> None:
-        next_sweep = time.monotonic() + _FORGET_AFTER_S / 4
+        next_sweep = time.monotonic() + SWEEP_S
         while True:
             now = time.monotonic()
-            self._holding = {limit for limit in self._holding if limit.held}
-            self._dirty.update(limit for limit in self._holding if limit.is_due(now))
+            self._ledger.remind(now)
             if now >= next_sweep and self._alone is None:
-                next_sweep = now + _FORGET_AFTER_S / 4
-                self._sweep(now)
-            self._is_due = True
+                next_sweep = now + SWEEP_S
+                self._ledger.sweep(now)
+            self._ledger.is_due = True
             self._kick()
             await asyncio.sleep(_PERIOD_S)
 
-    def _sweep(self, now: float) -> None:
-        """Forget limits that nobody has used for long, once everything is told of them: two records of one limit would
-        overwrite each other's reports.
-        """
-        for key, limit in list(self._limits.items()):
-            if limit.is_forgettable(now, _FORGET_AFTER_S) and limit not in self._urgent:
-                self._dirty.discard(self._limits.pop(key))
-
     async def _exchange_all(self) -> None:
         try:
-            while self._asks or self._urgent or self._is_due:
+            while self._asks or self._urgent or self._ledger.is_due:
                 await self._exchange()
                 if self.mode == "alone":
                     break
@@ -261,19 +221,9 @@ class Grants:
     async def _exchange(self) -> None:
         """One round trip: report, settle, ask, and take leases."""
         if time.monotonic() - self._answered_at > _LEASE_LIFE_S:
-            self._drop_seats()
+            self._ledger.drop_seats()
         asks, self._asks = self._asks, []
-        order: dict[Limit, int] = {}
-        for ask in asks:
-            for demand in ask.remote:
-                order.setdefault(self._limits[demand.limit.id], len(order) + 1)
-        asked = len(order)
-        for waiting in (self._urgent, self._dirty if self._is_due else ()):
-            for limit in islice(waiting, max(0, _LIMITS_PER_EXCHANGE - len(order))):
-                order.setdefault(limit, len(order) + 1)
-        self._urgent.difference_update(order)
-        self._dirty.difference_update(order)
-        self._is_due = self._is_due and len(order) >= _LIMITS_PER_EXCHANGE and bool(self._dirty)
+        order, asked = self._ledger.next(asks)
         gateways = len(self._gateways)
         sent = [limit.report(index < asked, gateways) for index, limit in enumerate(order)]
         request = {
@@ -339,7 +289,7 @@ class Grants:
         for demand in ask.remote:
             limit = self._limits[demand.limit.id]
             limit.note(demand.amount)
-            self._note(limit)
+            self._ledger.note(limit)
         granted = Granted(ask.demands, charged_at_ms=self._state_now_ms)
         if ask.answer.done():
             self._void(granted)
@@ -378,7 +328,7 @@ class Grants:
         if self._alone is None:
             place = self._place()
             self._alone = Alone(place, time.monotonic(), self._limits.values())
-            self._drop_seats()
+            self._ledger.drop_seats()
             if place.is_known:
                 logger.warning("limits: going on with shares of 1/%d: %s", place.gateways, why)
             else:
@@ -432,14 +382,14 @@ class Grants:
             )
         if now - alone.since > self._alone_max_s:
             return Refused(demands[0].limit, 5.0, 0.0)
-        limits = [self._known(demand.limit) for demand in demands]
+        limits = [self._ledger.known(demand.limit) for demand in demands]
         amounts = [demand.amount for demand in demands]
         obstacle = alone.decide(list(zip(limits, amounts, strict=True)), now * 1000)
         if obstacle is not None:
             limit, wait_ms, remaining = obstacle
             return Refused(limit.record, wait_ms / 1000, remaining)
         for limit in limits:
-            self._note(limit)
+            self._ledger.note(limit)
         return Granted(demands, charged_at_ms=self._state_now_ms, alone_at_ms=now * 1000)
 
 

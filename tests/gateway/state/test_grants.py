@@ -239,7 +239,7 @@ async def test_a_limit_is_not_forgotten_before_its_seats_are_told(gateways):
     kept = grants._limits["c"]
     kept.used_at = kept.reported_at = time.monotonic() - 1000  # as after a long stream
     grants.settle(held, {})
-    grants._sweep(time.monotonic())
+    grants._ledger.sweep(time.monotonic())
     assert grants._limits.get("c") is kept
     assert isinstance(await grants.acquire([Demand(seats)]), Granted)
     await until(lambda: not grants._urgent)
@@ -254,10 +254,10 @@ async def test_a_limit_is_not_forgotten_while_an_exchange_tells_of_it(gateways):
     kept.used_at = kept.reported_at = time.monotonic() - 1000
     kept.settlements.append((30.0, granted.charged_at_ms))
     kept.report(False, 1)
-    grants._sweep(time.monotonic())
+    grants._ledger.sweep(time.monotonic())
     kept.report_lost()
     assert grants._limits.get(record.id) is kept
-    grants._sweep(time.monotonic() + 1000)
+    grants._ledger.sweep(time.monotonic() + 1000)
     assert grants._limits.get(record.id) is kept, "it has a debt to tell"
 
 
@@ -265,9 +265,9 @@ async def test_idle_limits_are_forgotten(gateways):
     (grants,) = await gateways()
     assert isinstance(await grants.acquire([Demand(limit(), 1.0)]), Granted)
     await until(lambda: not grants._dirty)
-    grants._sweep(time.monotonic() + 100)
+    grants._ledger.sweep(time.monotonic() + 100)
     assert grants._limits
-    grants._sweep(time.monotonic() + 1000)
+    grants._ledger.sweep(time.monotonic() + 1000)
     assert not grants._limits
 
 

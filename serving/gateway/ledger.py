@@ -1,0 +1,80 @@
+"""The limits that one gateway has met, and which of them the state is still to be told of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+from serving.gateway.demands import Ask
+from serving.gateway.limits import Limit
+from serving.gateway.records import LimitRecord
+
+_FORGET_AFTER_S = 120.0
+SWEEP_S = _FORGET_AFTER_S / 4
+_LIMITS_PER_EXCHANGE = 500
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.limits: dict[str, Limit] = {}
+        self.dirty: set[Limit] = set()
+        """To be reported in the next periodic exchange."""
+        self.urgent: set[Limit] = set()
+        """To be reported in the next exchange of any kind."""
+        self.is_due = False
+        """Whether the next exchange is a periodic one."""
+        self._holding: set[Limit] = set()  # concurrency limits with requests in flight
+
+    def known(self, record: LimitRecord) -> Limit:
+        """The limit as newer requests may have found it since ``record``: what ends must not bring back old values."""
+        limit = self.limits.get(record.id)
+        if limit is None:
+            limit = self.limits[record.id] = Limit(record)
+        return limit
+
+    def renewed(self, record: LimitRecord) -> Limit:
+        """The limit as a request that comes now finds it."""
+        limit = self.known(record)
+        if limit.record is not record:
+            limit.renew(record)
+        return limit
+
+    def note(self, limit: Limit) -> None:
+        """Something was admitted: it is to be reported, and seats are to be remembered."""
+        self.dirty.add(limit)
+        if limit.is_concurrency:
+            self._holding.add(limit)
+
+    def remind(self, now: float) -> None:
+        """Seats that are held long are reported again and again."""
+        self._holding = {limit for limit in self._holding if limit.held}
+        self.dirty.update(limit for limit in self._holding if limit.is_due(now))
+
+    def drop_seats(self) -> None:
+        """The state may have given the free seats to others by now."""
+        for limit in self.limits.values():
+            if limit.is_concurrency:
+                limit.lease = 0.0
+
+    def sweep(self, now: float) -> None:
+        """Forget limits that nobody has used for long, once everything is told of them: two records of one limit would
+        overwrite each other's reports.
+        """
+        for key, limit in list(self.limits.items()):
+            if limit.is_forgettable(now, _FORGET_AFTER_S) and limit not in self.urgent:
+                self.dirty.discard(self.limits.pop(key))
+
+    def next(self, asks: Sequence[Ask]) -> tuple[dict[Limit, int], int]:
+        """What the next exchange tells of: limits with their numbers from 1, of which the first so many are asked."""
+        order: dict[Limit, int] = {}
+        for ask in asks:
+            for demand in ask.remote:
+                order.setdefault(self.limits[demand.limit.id], len(order) + 1)
+        asked = len(order)
+        for waiting in (self.urgent, self.dirty if self.is_due else ()):
+            for limit in islice(waiting, max(0, _LIMITS_PER_EXCHANGE - len(order))):
+                order.setdefault(limit, len(order) + 1)
+        self.urgent.difference_update(order)
+        self.dirty.difference_update(order)
+        self.is_due = self.is_due and len(order) >= _LIMITS_PER_EXCHANGE and bool(self.dirty)
+        return order, asked
