@@ -19,7 +19,7 @@ class Tick:
 TIMETABLE: dict[str, Tick] = {
     "publish": Tick(1.0, 10.0),
     "observe": Tick(1.0, 5.0),
-    "usage": Tick(0.5, 60.0),
+    "usage": Tick(0.5, 20.0),
     "reconcile": Tick(2.0, 15.0),
     "scale": Tick(5.0, 15.0),
     "probe": Tick(5.0, 30.0),
