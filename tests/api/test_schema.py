@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rest_framework.test import APIClient
 
+from penstock.testing import ONLY_DATABASE
 from tenants.api.base import ApiViewSet
 from tests.api.conftest import ROLES, Api, World
 from tests.api.operations import PREFIX, Operation, document, filled, furnish, operations
@@ -43,7 +45,7 @@ CHECKS = [
     response_schema_conformance,
     ignored_auth,
 ]
-EXAMPLES = 10
+EXAMPLES = 4 if os.environ.get(ONLY_DATABASE) else 10
 
 # ------------------------------------------------------------------------------------------------ who may do what
 OPERATORS = {
