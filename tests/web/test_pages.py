@@ -324,6 +324,9 @@ def test_pages_carry_the_policy_and_nothing_inline(as_operator: Client, platform
 
 
 def test_the_admin_has_a_policy_of_its_own(as_operator: Client) -> None:
+    docs = as_operator.get("/api/docs")["Content-Security-Policy"]
+    assert "script-src 'self';" in docs
+    assert "style-src 'self' 'unsafe-inline'" in docs
     assert "unsafe-inline" in as_operator.get("/admin/")["Content-Security-Policy"]
 
 
