@@ -23,3 +23,12 @@ def codes(world: World, method: str, path: str, body: Any = None) -> dict[str, i
 def operators_only(code: int) -> dict[str, int]:
     others = (*ROLES, "outsider", *(f"key:{scope}" for scope in SCOPES))
     return {**dict.fromkeys(others, 403), "nobody": 401, "operator": code}
+
+
+TENANTS_OWN = {
+    **dict.fromkeys((*ROLES, "operator", "key:usage", "key:manage"), 200),
+    "outsider": 404,
+    "key:inference": 404,
+    "nobody": 401,
+}
+"""Answers of an address that everybody in the tenant may read, and keys that may read at all."""

@@ -13,7 +13,7 @@ from capacity.services import enrolment_token_create, enrolment_token_revoke
 from tenants.crypto import decrypt
 from tenants.models import AuditEntry
 from tests import factories
-from tests.api.answers import OPERATORS_ONLY, codes
+from tests.api.callers import codes, operators_only
 from tests.api.conftest import Api, World
 from tests.api.test_foundation import problem
 from worker.config import load_config
@@ -37,10 +37,10 @@ def with_token(text: str) -> Api:
 def test_operators_alone_have_to_do_with_tokens(world: World) -> None:
     token, _ = enrolment_token_create(name="t", actor="t")
     for path in ("/enrolment-tokens", f"/enrolment-tokens/{token.pk}"):
-        assert codes(world, lambda client, at=path: client.get(at)) == OPERATORS_ONLY
-    made = OPERATORS_ONLY | {"operator": 201}
-    assert codes(world, lambda client: client.post("/enrolment-tokens", NEW, format="json")) == made
-    assert codes(world, lambda client: client.post(f"/enrolment-tokens/{token.pk}/revoke")) == OPERATORS_ONLY
+        assert codes(world, "get", path) == operators_only(200)
+    made = operators_only(201)
+    assert codes(world, "post", "/enrolment-tokens", NEW) == made
+    assert codes(world, "post", f"/enrolment-tokens/{token.pk}/revoke") == operators_only(200)
 
 
 def test_a_token_is_made_once_and_shown_once(world: World) -> None:
@@ -140,7 +140,7 @@ def test_a_bad_enrolment_is_refused_at_its_field(
 
 
 def test_nothing_but_an_enrolment_token_enrols(world: World, reachable: None) -> None:
-    refused = codes(world, lambda client: client.post("/enrol", HOST, format="json"))
+    refused = codes(world, "post", "/enrol", HOST)
     assert set(refused.values()) == {401}
     answer = world.by("nobody").post("/enrol", HOST, format="json")
     problem(answer, 401, "not_authenticated")

@@ -13,7 +13,7 @@ from serving.models import Replica
 from tenants.crypto import decrypt
 from tenants.models import AuditEntry
 from tests import factories
-from tests.api.answers import OPERATORS_ONLY, codes
+from tests.api.callers import codes, operators_only
 from tests.api.conftest import World
 from tests.api.test_foundation import problem
 
@@ -34,15 +34,15 @@ READS = ("/hardware-types", "/hardware-types/cpu", "/hosts", "/hosts/rack-1", "/
 
 @pytest.mark.parametrize("path", READS)
 def test_operators_look_at_what_there_is(world: World, host: Host, path: str) -> None:
-    assert codes(world, lambda client: client.get(path)) == OPERATORS_ONLY
+    assert codes(world, "get", path) == operators_only(200)
 
 
 def test_only_operators_change_hosts(world: World, host: Host) -> None:
     path = f"/hosts/{host.pk}"
     labels = {"labels": {"zone": "b"}}
-    assert codes(world, lambda client: client.patch(path, labels, format="json")) == OPERATORS_ONLY
+    assert codes(world, "patch", path, labels) == operators_only(200)
     for action in ("cordon", "uncordon", "renew-secret"):
-        assert codes(world, lambda client, name=action: client.post(f"{path}/{name}")) == OPERATORS_ONLY
+        assert codes(world, "post", f"{path}/{action}") == operators_only(200)
 
 
 def test_a_host_tells_its_accelerators_and_their_use(world: World, host: Host) -> None:

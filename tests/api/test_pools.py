@@ -14,7 +14,7 @@ from capacity.models import CostProfile, Model, Pool
 from capacity.services import pool_tenants_set
 from tenants.models import AuditEntry
 from tests import factories
-from tests.api.answers import OPERATORS_ONLY, TENANTS_OWN, codes
+from tests.api.callers import TENANTS_OWN, codes, operators_only
 from tests.api.conftest import World
 from tests.api.test_foundation import problem
 
@@ -36,27 +36,25 @@ def private(world: World, pool: Pool) -> Pool:
 # ------------------------------------------------------------------------------------------------ who
 def test_operators_alone_see_and_change_models_and_pools(world: World, pool: Pool) -> None:
     for path in ("/models", f"/models/{pool.model.slug}", "/pools", "/pools/shared", "/pools/shared/profiles"):
-        assert codes(world, lambda client, at=path: client.get(at)) == OPERATORS_ONLY
-    made = OPERATORS_ONLY | {"operator": 201}
+        assert codes(world, "get", path) == operators_only(200)
+    made = operators_only(201)
     model = {"name": "New", "artifact_kind": "tiny"}
-    assert codes(world, lambda client: client.post("/models", model, format="json")) == made
+    assert codes(world, "post", "/models", model) == made
     new = {"model": "new", "hardware_type": "cpu"}
-    assert codes(world, lambda client: client.post("/pools", new, format="json")) == made
+    assert codes(world, "post", "/pools", new) == made
     profile = {**PRICE, "hardware_type": "cpu"}
-    assert codes(world, lambda client: client.post("/pools/new/profiles", profile, format="json")) == made
+    assert codes(world, "post", "/pools/new/profiles", profile) == made
     name = {"name": "Renamed"}
-    assert codes(world, lambda client: client.patch("/models/new", name, format="json")) == OPERATORS_ONLY
-    assert codes(world, lambda client: client.patch("/pools/new", name, format="json")) == OPERATORS_ONLY
+    assert codes(world, "patch", "/models/new", name) == operators_only(200)
+    assert codes(world, "patch", "/pools/new", name) == operators_only(200)
     tenants = {"tenants": ["acme"]}
-    assert codes(world, lambda client: client.put("/pools/new/tenants", tenants, format="json")) == OPERATORS_ONLY
+    assert codes(world, "put", "/pools/new/tenants", tenants) == operators_only(200)
 
 
 def test_a_tenant_sees_the_pools_it_may_use(world: World, private: Pool) -> None:
     for path in ("/tenants/acme/pools", "/tenants/acme/pools/shared"):
-        assert codes(world, lambda client, at=path: client.get(at)) == TENANTS_OWN
-    assert codes(world, lambda client: client.get("/tenants/acme/pools/private")) == dict.fromkeys(TENANTS_OWN, 404) | {
-        "nobody": 401
-    }
+        assert codes(world, "get", path) == TENANTS_OWN
+    assert codes(world, "get", "/tenants/acme/pools/private") == dict.fromkeys(TENANTS_OWN, 404) | {"nobody": 401}
     outsider = world.by("outsider")
     assert [row["slug"] for row in outsider.get("/tenants/other/pools").json()["results"]] == ["private", "shared"]
     assert outsider.get(f"/tenants/other/pools/{private.pk}").status_code == 200

@@ -26,7 +26,7 @@ from capacity.usage.lines import Usage
 from capacity.usage.reads import in_slices
 from capacity.usage.writer import write_batch
 from tests import factories
-from tests.api.answers import OPERATORS_ONLY, TENANTS_OWN, codes
+from tests.api.callers import TENANTS_OWN, codes, operators_only
 from tests.api.conftest import World
 from tests.api.test_foundation import problem
 from tests.factories import Traffic, batch
@@ -61,14 +61,14 @@ def text_of(answer: Any) -> str:
 # ------------------------------------------------------------------------------------------------ who
 @pytest.mark.parametrize("path", ["", "/export", "/export?format=ndjson", "/rollups"])
 def test_members_read_their_tenants_usage_and_operators_all(world: World, mine: Traffic, path: str) -> None:
-    assert codes(world, lambda client: client.get(f"/tenants/acme/usage{path}")) == TENANTS_OWN
-    assert codes(world, lambda client: client.get(f"/usage{path}")) == OPERATORS_ONLY
+    assert codes(world, "get", f"/tenants/acme/usage{path}") == TENANTS_OWN
+    assert codes(world, "get", f"/usage{path}") == operators_only(200)
 
 
 def test_a_receipt_is_for_its_tenant(world: World, mine: Traffic) -> None:
     own = UsageRecord.objects.filter(tenant_id=world.acme.pk)[0]
-    assert codes(world, lambda client: client.get(f"/tenants/acme/usage/{own.pk}")) == TENANTS_OWN
-    assert codes(world, lambda client: client.get(f"/usage/{own.pk}")) == OPERATORS_ONLY
+    assert codes(world, "get", f"/tenants/acme/usage/{own.pk}") == TENANTS_OWN
+    assert codes(world, "get", f"/usage/{own.pk}") == operators_only(200)
     foreign = UsageRecord.objects.get(tenant_id=world.other.pk)
     assert world.by("owner").get(f"/tenants/acme/usage/{foreign.pk}").status_code == 404
     assert world.by("owner").get("/tenants/acme/usage/x").status_code == 404
