@@ -17,7 +17,8 @@ from rest_framework.response import Response
 from tenants.api.base import TenantViewSet
 from tenants.keys import SCOPES
 from tenants.models import ApiKey
-from tenants.policy.roles import Action
+from tenants.policy.keys import Reach, beyond
+from tenants.policy.roles import Action, scopes_beyond
 from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update
 
 _MAX_OVERLAP_S = 90 * 86_400
@@ -127,7 +128,9 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         """Make an API key. Its text is in this answer and never shown again."""
 
         def make() -> Response:
-            key, text = api_key_create(tenant=self.tenant, actor=self.caller.actor, **self.read(NewKey))
+            given = self.read(NewKey)
+            self._require_rights(Reach(**{name: given[name] for name in Reach._fields}))
+            key, text = api_key_create(tenant=self.tenant, actor=self.caller.actor, **given)
             return self._made(key, text)
 
         return self.created(make)
@@ -137,6 +140,9 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         """Change what is sent of a key; its text stays. Developers change the keys they made themselves."""
         key = self._managed()
         given = self.read(KeyFields, partial=True)
+        changes = {name: given[name] for name in Reach._fields if name in given}
+        if changes:
+            self._require_rights(_reach(key)._replace(**changes))
         return self.changed(key, lambda: self.shown(api_key_update(key=key, actor=self.caller.actor, **given)))
 
     @extend_schema(request=None, responses=KeySerializer)
@@ -159,6 +165,7 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         key = self._managed()
 
         def make() -> Response:
+            self._require_rights(_reach(key))  # the new one's text is in the answer
             overlap = datetime.timedelta(seconds=self.read(Rotation)["overlap_s"])
             return self._made(*api_key_rotate(key=key, actor=self.caller.actor, overlap=overlap))
 
@@ -168,6 +175,17 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         key.secret = text  # type: ignore[attr-defined]
         return self.shown(key, code=status.HTTP_201_CREATED, serializer=MadeKey)
 
+    def _require_rights(self, wanted: Reach) -> None:
+        """Nobody makes a key that may do more than they may themselves. Raises PermissionDenied, ValidationError."""
+        caller = self.caller
+        if caller.key is not None:
+            if errors := beyond(_reach(caller.key), wanted):
+                raise exceptions.ValidationError(errors, code="beyond_own_rights")
+        elif too_much := scopes_beyond(wanted.scopes, lambda action: caller.can(action, self.tenant)):
+            raise exceptions.PermissionDenied(
+                f"You may not give a key the scope {', '.join(too_much)}: your role does not cover it. Ask an admin."
+            )
+
     def _managed(self) -> ApiKey:
         """The key, if the caller may change it: developers change those they made themselves."""
         key = self.get_object()
@@ -176,3 +194,7 @@ class KeysViewSet(TenantViewSet[ApiKey]):
         if not is_own and not caller.can(Action.KEY_MANAGE, self.tenant):
             raise exceptions.PermissionDenied("Developers change the keys they made themselves. Ask an admin.")
         return key
+
+
+def _reach(key: ApiKey) -> Reach:
+    return Reach(key.scopes, key.models_allowed, key.allowed_ips, key.expires_at)

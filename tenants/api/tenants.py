@@ -8,7 +8,7 @@ import django_filters
 from django.db.models import QuerySet
 from django.http import Http404
 from drf_spectacular.utils import extend_schema
-from rest_framework import serializers, status
+from rest_framework import exceptions, serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -99,4 +99,7 @@ class TenantsViewSet(ApiViewSet[Tenant]):
         """Change what is sent of a tenant. The keys of an inactive tenant are refused."""
         row = self.get_object()
         given = self.read(TenantSerializer, partial=True)
+        if "is_active" in given and not self.caller.can(Action.PLATFORM_OPERATE):
+            # What an operator has stopped is not for its owner to start again.
+            raise exceptions.PermissionDenied("Operators decide whether a tenant is active.")
         return self.changed(row, lambda: self.shown(tenant_update(tenant=row, actor=self.caller.actor, **given)))

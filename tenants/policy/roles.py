@@ -1,6 +1,6 @@
 """What each role may do in its tenant: one table, asked by pages, API and admin alike."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 
@@ -50,6 +50,19 @@ PLATFORM_ACTIONS = frozenset({Action.PLATFORM_VIEW, Action.PLATFORM_OPERATE})
 def role_allows(role: str | None, action: Action) -> bool:
     """Whether ``role`` (None: not a member) covers ``action``. An unknown role covers nothing."""
     return role is not None and action in ROLES.get(role, frozenset())
+
+
+SCOPE_NEEDS: dict[str, Action] = {
+    "inference": Action.INFERENCE_USE,
+    "usage": Action.USAGE_VIEW,
+    "manage": Action.KEY_MANAGE,
+}
+"""What somebody must be allowed to do to give an API key a scope: nobody hands on more than they have."""
+
+
+def scopes_beyond(scopes: Iterable[str], may: Callable[[Action], bool]) -> list[str]:
+    """The ``scopes`` that whoever ``may`` do so much cannot give to a key. An unknown scope can be given by nobody."""
+    return [scope for scope in scopes if scope not in SCOPE_NEEDS or not may(SCOPE_NEEDS[scope])]
 
 
 def scopes_allow(scopes: Iterable[str], action: Action) -> bool:

@@ -208,7 +208,7 @@ def test_a_change_can_insist_on_the_version_it_knows(world: World) -> None:
 def test_changes_leave_an_audit_entry_with_whoever_asked(world: World) -> None:
     world.by("owner").patch("/tenants/acme", {"name": "A"}, format="json")
     assert AuditEntry.objects.filter(action="tenant.update").latest("at").actor == "owner@acme.example"
-    world.by_key("manage").post("/tenants/acme/keys", NEW, format="json")
+    world.by_key("manage").post("/tenants/acme/keys", {"name": "ci", "scopes": ["manage"]}, format="json")
     assert AuditEntry.objects.filter(action="api_key.create").latest("at").actor.startswith("API key manage")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
+from django.utils import timezone
 
 from tenants.models import ApiKey, Tenant
 from tests.api.conftest import World
@@ -110,3 +113,39 @@ def test_only_what_is_sent_changes(world: World) -> None:
     assert ApiKey.objects.get(pk=key.pk).scopes == ["usage"]
     world.by("owner").patch("/tenants/acme", {"name": "Renamed"}, format="json")
     assert Tenant.objects.get(slug="acme").is_active
+
+
+def test_nobody_makes_a_key_that_may_do_more_than_they_may(world: World) -> None:
+    developer, path = world.by("developer"), "/tenants/acme/keys"
+    assert developer.post(path, {"name": "k", "scopes": ["manage"]}, format="json").status_code == 403
+    own = developer.post(path, {"name": "k", "scopes": ["inference", "usage"]}, format="json").json()
+    assert developer.patch(f"{path}/{own['id']}", {"scopes": ["manage"]}, format="json").status_code == 403
+    widened = world.by("admin").patch(f"{path}/{own['id']}", {"scopes": ["manage"]}, format="json")
+    assert widened.status_code == 200
+    assert developer.post(f"{path}/{own['id']}/rotate", {}, format="json").status_code == 403, "its text would be told"
+    assert developer.post(f"{path}/{own['id']}/revoke").status_code == 200
+
+
+def test_a_key_hands_on_no_more_than_its_own_reach(world: World) -> None:
+    key, path = world.keys["manage"][0], "/tenants/acme/keys"
+    ends = timezone.now() + datetime.timedelta(days=1)
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=ends, allowed_ips=["127.0.0.0/8"], models_allowed=["m"])
+    manager = world.by_key("manage")
+    wide = {"name": "k", "scopes": ["inference"]}
+    answer = manager.post(path, wide, format="json")
+    assert answer.status_code == 400
+    fields = {error["field"] for error in answer.json()["errors"]}
+    assert fields == {"scopes", "expires_at", "allowed_ips", "models_allowed"}
+    narrow = {"scopes": ["manage"], "expires_at": ends, "allowed_ips": ["127.0.0.0/8"], "models_allowed": ["m"]}
+    assert manager.post(path, {"name": "k", **narrow}, format="json").status_code == 201
+    other = world.keys["inference"][0]
+    assert manager.post(f"{path}/{other.pk}/rotate", {}, format="json").status_code == 400
+    assert manager.post(f"{path}/{other.pk}/revoke").status_code == 200
+
+
+def test_what_an_operator_has_stopped_its_owner_cannot_start(world: World) -> None:
+    world.by("operator").patch("/tenants/acme", {"is_active": False}, format="json")
+    for who in ("owner", "admin"):
+        assert world.by(who).patch("/tenants/acme", {"is_active": True}, format="json").status_code == 403
+    assert world.by("owner").patch("/tenants/acme", {"name": "Acme 2"}, format="json").status_code == 200
+    assert Tenant.objects.get(slug="acme").is_active is False
