@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from serving.gateway import errors
-from serving.gateway.config import Network
 from serving.gateway.records import KeyRecord, TenantRecord
+from tenants.addresses import client_address as client_address
+from tenants.addresses import is_allowed
 
 INFERENCE = "inference"
 """The scope that every model route needs."""
@@ -128,49 +127,6 @@ def require_scope(principal: Principal, scope: str) -> None:
         raise errors.forbidden(
             f"This API key lacks the scope '{scope}' that this request needs.", code="insufficient_scope"
         )
-
-
-@lru_cache(maxsize=4096)
-def _networks(allowed: tuple[str, ...]) -> tuple[Network, ...]:
-    found = []
-    for text in allowed:
-        try:
-            found.append(ipaddress.ip_network(text, strict=False))
-        except ValueError:  # an unreadable entry allows nobody
-            continue
-    return tuple(found)
-
-
-def is_allowed(client_ip: str, allowed: tuple[str, ...]) -> bool:
-    """Whether ``client_ip`` lies in one of the networks. An address that cannot be read is not allowed."""
-    address = _address(client_ip)
-    return address is not None and any(address in network for network in _networks(allowed))
-
-
-def client_address(peer: str, forwarded_for: bytes | None, trusted: Sequence[Network]) -> str:
-    """The client's address: the peer, or, when the peer is a trusted proxy, the last untrusted hop it names."""
-    if forwarded_for is None or not trusted or not _is_in(peer, trusted):
-        return peer
-    found = peer
-    for hop in reversed(forwarded_for.decode("latin-1").split(",")):
-        found = hop.strip()
-        if not _is_in(found, trusted):
-            break
-    return found
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def _is_in(text: str, networks: Sequence[Network]) -> bool:
-    address = _address(text)
-    return address is not None and any(address in network for network in networks)
 
 
 def is_same_token(authorization: bytes | None, token: str) -> bool:

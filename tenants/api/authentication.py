@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser
 from rest_framework import authentication, exceptions
 from rest_framework.request import Request
 
+from tenants.addresses import address_in, is_allowed
 from tenants.keys import PREFIX, KeyText, key_matches, key_parse
 from tenants.models import AccessToken, ApiKey, User
 from tenants.services import access_token_used
@@ -30,7 +29,7 @@ class TokenAuthentication(authentication.BaseAuthentication):
         if parts is None:
             raise exceptions.AuthenticationFailed("Send 'Authorization: Bearer' with an access token or API key.")
         if parts.prefix == PREFIX:
-            return AnonymousUser(), self._api_key(parts, request.META.get("REMOTE_ADDR", ""))
+            return AnonymousUser(), self._api_key(parts, address_in(request.META, settings.PENSTOCK_TRUSTED_PROXIES))
         token = self._access_token(parts)
         return token.user, token
 
@@ -49,7 +48,7 @@ class TokenAuthentication(authentication.BaseAuthentication):
             raise exceptions.AuthenticationFailed(_WRONG)
         if not key.is_usable or not key.tenant.is_active:
             raise exceptions.AuthenticationFailed("The API key was revoked, has expired, or its tenant is not active.")
-        if key.allowed_ips and not _is_within(address, key.allowed_ips):
+        if key.allowed_ips and not is_allowed(address, key.allowed_ips):
             raise exceptions.AuthenticationFailed("The API key may not be used from your address.")
         return key
 
@@ -57,11 +56,3 @@ class TokenAuthentication(authentication.BaseAuthentication):
 def _matches(parts: KeyText, row: AccessToken | ApiKey) -> bool:
     pepper = settings.PENSTOCK_KEY_PEPPERS.get(row.pepper)
     return pepper is not None and key_matches(parts.secret, row.digest, pepper)
-
-
-def _is_within(address: str, networks: list[str]) -> bool:
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(found in ipaddress.ip_network(network, strict=False) for network in networks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -98,6 +99,21 @@ def test_a_key_is_held_to_its_networks(world: World) -> None:
     assert world.by_key("manage").get("/tenants").status_code == 401
     api_key_update(key=key, allowed_ips=["127.0.0.0/8"], actor="test")
     assert world.by_key("manage").get("/tenants").status_code == 200
+
+
+def test_behind_a_trusted_proxy_a_keys_networks_are_its_clients(world: World, settings: Any) -> None:
+    settings.PENSTOCK_TRUSTED_PROXIES = (ip_network("10.0.0.5/32"),)
+    api_key_update(key=world.keys["manage"][0], allowed_ips=["10.0.0.0/8"], actor="test")
+
+    def status(peer: str, forwarded_for: str) -> int:
+        client = world.by_key("manage")
+        answer = client.get("/tenants", REMOTE_ADDR=peer, HTTP_X_FORWARDED_FOR=forwarded_for)
+        return int(answer.status_code)
+
+    assert status("10.0.0.5", "203.0.113.7") == 401
+    assert status("10.0.0.5", "10.9.9.9, 203.0.113.7") == 401, "what the client itself invents is not believed"
+    assert status("10.0.0.5", "203.0.113.7, 10.9.9.9") == 200
+    assert status("203.0.113.7", "10.9.9.9") == 401, "nor what comes by no proxy of ours"
 
 
 # ------------------------------------------------------------------------------------------------ problems

@@ -11,7 +11,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, resolve_url
 
-from serving.gateway.auth import client_address
 from tenants.models import Tenant, User
 from tenants.permissions import can, role_in
 from tenants.policy.roles import Action
@@ -23,16 +22,6 @@ class UserRequest(HttpRequest):
     """A request of a signed-in user."""
 
     user: User
-
-
-def address_of(request: HttpRequest) -> str:
-    """The visitor's IP address; behind a trusted proxy the one that it names, as in the gateways."""
-    forwarded_for = request.META.get("HTTP_X_FORWARDED_FOR")
-    return client_address(
-        request.META.get("REMOTE_ADDR", ""),
-        None if forwarded_for is None else forwarded_for.encode("latin-1", "replace"),
-        settings.PENSTOCK_TRUSTED_PROXIES,
-    )
 
 
 def to_sign_in(request: HttpRequest) -> HttpResponse:

@@ -12,7 +12,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from django.views.decorators.http import require_http_methods, require_POST
 
-from penstock.web.access import address_of
+from tenants.addresses import address_in
 from tenants.models import User
 from tenants.signin import SignInLinkError, sign_in_by_password, sign_in_link_redeem
 
@@ -48,7 +48,8 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     if not email or not password:
         message = "Enter your e-mail address and your password."
         return render(request, "signin/form.html", {"next": wanted or "", "email": email, "error": message}, status=422)
-    result = sign_in_by_password(email=email, password=password, address=address_of(request), request=request)
+    address = address_in(request.META, settings.PENSTOCK_TRUSTED_PROXIES)
+    result = sign_in_by_password(email=email, password=password, address=address, request=request)
     if result.user is None:
         is_paused = result.retry_after_s > 0
         context = {"next": wanted or "", "email": email, "error": result.message, "is_paused": is_paused}
