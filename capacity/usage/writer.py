@@ -30,9 +30,9 @@ _CHUNK = 500
 class WriteResult:
     """What became of a batch. ``written + known + quarantined`` is the number of its pairs.
 
-    ``acknowledge`` is the highest batch sequence up to which the segment is completely in the books; with ``gap``,
-    earlier batches than this one are missing and the watermark stood still. ``late`` records came for a final minute:
-    raise an alarm.
+    ``acknowledge`` is the highest batch sequence up to which the segment was completely in the books then; with
+    ``gap``, earlier batches than this one are missing and the watermark stood still. ``late`` records came for a final
+    minute: raise an alarm.
     """
 
     segment: str
@@ -63,6 +63,11 @@ def write_batch(batch: UsageBatch | bytes) -> WriteResult:
         late=booked.late,
         gap=is_gap,
     )
+
+
+def booked_until(segment: str) -> int:
+    """The highest batch sequence up to which ``segment`` is completely in the books now, whoever wrote them."""
+    return Watermark.objects.filter(segment=segment).values_list("sequence", flat=True).first() or 0
 
 
 @transaction.atomic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -68,6 +69,52 @@ def test_more_than_one_read_fits_is_written_in_one_tick(state: redis.Redis) -> N
     ship(state, *[batch(number, pairs=1) for number in range(1, 46)])
     assert write_usage(state) == 45
     assert acknowledged(state) == 45
+
+
+def test_a_slow_database_does_not_take_a_tick_past_its_lease(
+    state: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One read brings 20 batches; at a second each they would take as long as the lease lives."""
+    clock, write = SimpleNamespace(now=0.0), loop.write_batch
+
+    def slow(raw: bytes) -> object:
+        clock.now += 1.0
+        return write(raw)
+
+    monkeypatch.setattr(loop, "write_batch", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    ship(state, *[batch(number, pairs=1) for number in range(1, 21)])
+    assert write_usage(state) == 8
+    assert (acknowledged(state), state.xlen(STREAM)) == (8, 12)
+    assert [write_usage(state), write_usage(state)] == [8, 4]
+    assert (acknowledged(state), UsageRecord.objects.count()) == (20, 20)
+
+
+@pytest.mark.parametrize("overtaken_after", ["write_batch", "booked_until"])
+def test_a_slower_writer_does_not_take_back_what_a_faster_one_acknowledged(
+    state: redis.Redis, monkeypatch: pytest.MonkeyPatch, overtaken_after: str
+) -> None:
+    """It stands still after its transaction, or just before the acknowledgement; the other writes the next batch."""
+    step, others = getattr(loop, overtaken_after), [batch(2)]
+
+    def overtaken(argument: object) -> object:
+        outcome = step(argument)
+        if others:
+            loop._write(state, {b"b": msgspec.json.encode(others.pop())})
+        return outcome
+
+    monkeypatch.setattr(loop, overtaken_after, overtaken)
+    ship(state, batch(1))
+    write_usage(state)
+    assert not others
+    assert acknowledged(state) == 2
+
+
+def test_the_acknowledgement_falls_back_with_books_that_were_restored(state: redis.Redis) -> None:
+    state.set("penstock:usage:ack:gw-1.1", 40)
+    ship(state, batch(1), batch(41))
+    write_usage(state)
+    assert acknowledged(state) == 1
 
 
 def test_a_gap_is_not_acknowledged_over(state: redis.Redis) -> None:

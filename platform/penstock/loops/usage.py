@@ -12,9 +12,10 @@ from typing import Any
 
 import redis
 from django.db import InterfaceError, OperationalError
+from redis.client import Pipeline
 
 from capacity.usage.batch import BatchError
-from capacity.usage.writer import write_batch
+from capacity.usage.writer import booked_until, write_batch
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _POISON_KEPT = 10_000
 _POISON_ONCE_S = 86_400
 _COUNT = 20
 _BUDGET_S = 8.0
-"""Well below the lease's life: whoever dies while writing must not hold the books up for long."""
+"""Well below the lease's life, whatever a batch takes: what is read and not yet written stays pending."""
 _ACK_KEEP_S = 7 * 86_400
 
 Entry = tuple[bytes, dict[bytes, bytes]]
@@ -37,10 +38,10 @@ def is_usage_waiting(client: redis.Redis) -> bool:
 
 
 def write_usage(client: redis.Redis) -> int:
-    """Write what is in the stream, for at most ``_BUDGET_S`` seconds; the number of batches written."""
-    started, written = time.monotonic(), 0
+    """Write what is in the stream, until ``_BUDGET_S`` seconds are over; the number of batches written."""
+    until, written = time.monotonic() + _BUDGET_S, 0
     start = b"0"
-    while time.monotonic() - started < _BUDGET_S:
+    while True:
         entries = _read(client, start)
         if not entries:
             if start == b">":
@@ -55,7 +56,8 @@ def write_usage(client: redis.Redis) -> int:
             pipeline.xack(STREAM, GROUP, entry_id)
             pipeline.xdel(STREAM, entry_id)
             pipeline.execute()
-    return written
+            if time.monotonic() >= until:
+                return written
 
 
 def _write(client: redis.Redis, fields: dict[bytes, bytes]) -> int:
@@ -72,7 +74,7 @@ def _write(client: redis.Redis, fields: dict[bytes, bytes]) -> int:
         log.exception("a usage batch could not be written: kept in %s", POISON)
         _quarantine(client, raw, f"{type(error).__name__}: {error}")
         return 0
-    client.set(f"penstock:usage:ack:{result.segment}", result.acknowledge, ex=_ACK_KEEP_S)
+    _acknowledge(client, result.segment)
     if result.gap:
         log.warning(
             "usage segment %s: batches before this one are missing; its gateway sends them again", result.segment
@@ -85,6 +87,23 @@ def _write(client: redis.Redis, fields: dict[bytes, bytes]) -> int:
             result.late,
         )
     return 1
+
+
+def _acknowledge(client: redis.Redis, segment: str) -> None:
+    """Tell the gateway what the books hold of ``segment`` now.
+
+    A writer that outlived its lease may have written later batches since: a lower acknowledgement than before says that
+    the books came back from a backup, and its gateway would ship the whole segment again.
+    """
+    key = f"penstock:usage:ack:{segment}"
+
+    def set_it(pipeline: Pipeline) -> None:
+        # Read while the key is watched: whatever stood in it then was read from the books before, and is no more.
+        sequence = booked_until(segment)
+        pipeline.multi()
+        pipeline.set(key, sequence, ex=_ACK_KEEP_S)
+
+    client.transaction(set_it, key)
 
 
 def _quarantine(client: redis.Redis, raw: bytes, why: str) -> None:
