@@ -1,4 +1,4 @@
-"""The REST API's client: the standard library's HTTP, so that a command starts at once."""
+"""The REST API's client."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from penstock.cli.remote import web
 from penstock.cli.remote.profile import Profile
 
 _TIMEOUT_S = 30.0
@@ -58,6 +59,11 @@ class Api:
             following = page.get("next")
             if not following:
                 return
+            if web.origin(following) != web.origin(self._profile.url):
+                raise ApiError(
+                    f"the list goes on at {web.origin(following)}, which is not {web.origin(self._profile.url)}",
+                    hint="Sign in with the address by which the installation knows itself: penstock login URL.",
+                )
             page = self._open("GET", following, None)
 
     def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
@@ -76,19 +82,21 @@ class Api:
             headers["Content-Type"] = "application/json"
         if method == "POST":
             headers["Idempotency-Key"] = str(uuid.uuid4())
-        if not url.startswith(("http://", "https://")):
+        if not web.is_address(url):
             raise ApiError(f"{self._profile.url!r} is not an address: give http://… or https://…")
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - checked above
         tries = 2 if method in ("GET", "POST") else 1
         while True:
             tries -= 1
             try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                with web.send(request, timeout_s=_TIMEOUT_S) as answer:
                     text = answer.read()
                     return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
                 raise _problem(error) from None
-            except (urllib.error.URLError, OSError, TimeoutError) as error:
+            except web.Redirected as error:
+                raise ApiError(str(error), hint="penstock login URL keeps another address.") from None
+            except web.UNREACHABLE as error:
                 if not tries:
                     reason = getattr(error, "reason", error)
                     raise ApiError(

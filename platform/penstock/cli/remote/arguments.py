@@ -82,7 +82,7 @@ def add_completion(commands: Any) -> None:
 
 def _add_list(parser: argparse.ArgumentParser, resource: Resource) -> None:
     _common(parser, resource)
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="show at most so many")
+    parser.add_argument("--limit", type=_count, default=None, metavar="N", help="show at most so many")
     for field in resource.filters:
         _add(parser, field)
 
@@ -134,6 +134,12 @@ def _number(text: str) -> int | float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
 
 
 def _optional_number(text: str) -> int | float | str:

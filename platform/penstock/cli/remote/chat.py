@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from penstock.cli.remote import output, web
 from penstock.cli.remote.api import Api, ApiError
 from penstock.cli.remote.nouns import Refused, only_tenant, told
 from penstock.cli.remote.profile import load
@@ -80,10 +81,15 @@ def _ask(base: str, key: str, body: dict[str, Any]) -> str:
     began = time.monotonic()
     with _open(base, key, body | {"stream_options": {"include_usage": True}}) as answer:
         text, first_s, usage = [], 0.0, None
-        for line in answer:
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+        for line in _lines(answer):
+            if not line.startswith(b"data: "):
                 continue
-            event = json.loads(line[6:])
+            if line.startswith(b"data: [DONE]"):
+                break
+            try:
+                event = json.loads(line[6:])
+            except ValueError:
+                raise Refused("the gateway sent what is no event of OpenAI's API") from None
             if "error" in event:
                 print(file=sys.stderr)
                 raise Refused(str(event["error"].get("message", "the answer broke off")))
@@ -93,11 +99,27 @@ def _ask(base: str, key: str, body: dict[str, Any]) -> str:
                 if piece:
                     first_s = first_s or time.monotonic() - began
                     text.append(piece)
-                    sys.stdout.write("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in piece))
+                    sys.stdout.write(output.clean(piece, keep=" \n\t"))
                     sys.stdout.flush()
+        else:
+            print(file=sys.stderr)
+            raise Refused("the answer broke off before its end")
         print()
         _tell(answer, usage or {}, first_s, time.monotonic() - began)
     return "".join(text)
+
+
+def _lines(answer: Any) -> Iterator[bytes]:
+    """The answer's lines as they come. Raises Refused when it breaks off."""
+    while True:
+        try:
+            line = answer.readline()
+        except web.UNREACHABLE:
+            print(file=sys.stderr)
+            raise Refused("the answer broke off: the connection to the gateway was lost") from None
+        if not line:
+            return
+        yield line
 
 
 def _tell(answer: Any, usage: dict[str, Any], first_s: float, whole_s: float) -> None:
@@ -115,7 +137,7 @@ def _tell(answer: Any, usage: dict[str, Any], first_s: float, whole_s: float) ->
 
 def _open(base: str, key: str, body: dict[str, Any]) -> Any:
     """The streaming answer. A key that was just made is tried again until the gateways know it. Raises Refused."""
-    if not base.startswith(("http://", "https://")):
+    if not web.is_address(base):
         raise Refused(f"the installation names no address of its gateway: {base!r}")
     request = urllib.request.Request(  # noqa: S310 - checked above
         f"{base}/chat/completions",
@@ -125,7 +147,7 @@ def _open(base: str, key: str, body: dict[str, Any]) -> Any:
     patience = time.monotonic() + _NEWS_S
     while True:
         try:
-            return urllib.request.urlopen(request, timeout=_ANSWER_S)  # noqa: S310
+            return web.send(request, timeout_s=_ANSWER_S)
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read()
@@ -133,7 +155,9 @@ def _open(base: str, key: str, body: dict[str, Any]) -> Any:
                 time.sleep(0.3)
                 continue
             raise Refused(_words(text) or f"{error.code} {error.reason}") from None
-        except OSError as error:
+        except web.Redirected as error:
+            raise Refused(str(error)) from None
+        except web.UNREACHABLE as error:
             reason = getattr(error, "reason", error)
             raise Refused(f"the gateway at {base} does not answer: {reason}") from None
 

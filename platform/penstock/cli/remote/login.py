@@ -7,10 +7,10 @@ import getpass
 import sys
 from typing import Any
 
-from penstock.cli.remote import output
+from penstock.cli.remote import output, web
 from penstock.cli.remote.api import Api
 from penstock.cli.remote.nouns import Refused, told
-from penstock.cli.remote.profile import Profile, forget, load, save
+from penstock.cli.remote.profile import Profile, forget, load, place, save
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _login(arguments: argparse.Namespace) -> int:
     url = arguments.url.rstrip("/")
-    if not url.startswith(("http://", "https://")):
+    if not web.is_address(url):
         raise Refused(f"{arguments.url!r} is not an address: give the console's, e.g. https://penstock.example.org")
     if sys.stdin.isatty():
         print(f"Make an access token at {url}/tokens and paste it here; it is not shown.", file=sys.stderr)
@@ -31,7 +31,13 @@ def _login(arguments: argparse.Namespace) -> int:
         raise Refused("no token was given: paste one, or pipe it in: penstock login URL < token-file")
     profile = Profile(url, token)
     who = Api(profile).get("/me")
-    print(f"signed in to {url} as {_name(who)}; kept in {save(profile)}", file=sys.stderr)
+    try:
+        kept = save(profile)
+    except OSError as error:
+        raise Refused(
+            f"the token cannot be kept in {place()}: {error.strerror}. Set PENSTOCK_URL and PENSTOCK_TOKEN."
+        ) from None
+    print(f"signed in to {url} as {_name(who)}; kept in {kept}", file=sys.stderr)
     return 0
 
 

@@ -25,25 +25,33 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def told(act: Callable[[], int]) -> int:
-    """``act()``, with what goes wrong in words. 1: it was refused or failed; 3: not signed in."""
+    """``act()``, with what goes wrong in words. 1: it was refused or failed; 3: not signed in; 130: interrupted."""
     try:
         return act()
     except NotSignedIn as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        _complain(str(error))
         return 3
     except Refused as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except ApiError as error:
-        print(f"penstock: {error}", file=sys.stderr)
+        _complain(str(error))
         for field, message in error.fields if len(error.fields) > 1 else ():
-            print(f"  {field or 'request'}: {message}", file=sys.stderr)
+            print(output.clean(f"  {field or 'request'}: {message}"), file=sys.stderr)
         if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+            print(output.clean(f"  {error.hint}"), file=sys.stderr)
         return 3 if error.status == 401 else 1
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read the output has left. Python would complain of it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return 130
+
+
+def _complain(text: str) -> None:
+    print(output.clean(f"penstock: {text}", keep=" \n"), file=sys.stderr)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -93,7 +101,7 @@ def find(api: Api, path: str, resource: Resource, called: str) -> dict[str, Any]
 def _list(api: Api, path: str, resource: Resource, arguments: argparse.Namespace) -> int:
     query = {field.name: getattr(arguments, field.name) for field in resource.filters}
     rows = api.every(path, {name: value for name, value in query.items() if value is not None})
-    chosen = itertools.islice(rows, arguments.limit or None)
+    chosen = itertools.islice(rows, arguments.limit)
     if arguments.json:
         output.as_json(list(chosen))
     else:

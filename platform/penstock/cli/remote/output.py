@@ -12,7 +12,8 @@ from typing import Any
 
 
 def as_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """All in ASCII: what others wrote must not steer the terminal, and programs read it the same."""
+    print(json.dumps(value, indent=2))
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Sequence[str], *, nothing: str) -> None:
@@ -46,20 +47,21 @@ def value_at(row: dict[str, Any], name: str) -> Any:
 
 def cell(row: dict[str, Any], name: str) -> str:
     """The value at ``name`` as people read it."""
-    value = value_at(row, name)
+    return clean(_told(value_at(row, name), name))
+
+
+def _told(value: Any, name: str) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
-        return (
-            ", ".join(map(str, value)) if all(not isinstance(one, dict | list) for one in value) else json.dumps(value)
-        )
-    if isinstance(value, dict):
+    if isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
-    return _clean(_when(value) if isinstance(value, str) and name.endswith(("_at", "_since", "at")) else str(value))
+    return _when(value) if isinstance(value, str) and name.endswith(("_at", "_since", "at")) else str(value)
 
 
 def _when(text: str) -> str:
@@ -71,9 +73,9 @@ def _when(text: str) -> str:
     return at.replace(tzinfo=at.tzinfo or UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _clean(text: str) -> str:
-    """Without control characters: what others wrote must not steer the terminal."""
-    return "".join(c if c == " " or unicodedata.category(c)[0] != "C" else " " for c in text)
+def clean(text: str, keep: str = " ") -> str:
+    """``text`` without control characters but ``keep``: what others wrote must not steer the terminal."""
+    return "".join(c if c in keep or unicodedata.category(c)[0] != "C" else " " for c in text)
 
 
 def _width(text: str) -> int:

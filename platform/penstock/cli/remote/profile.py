@@ -33,12 +33,16 @@ def load() -> Profile:
         return Profile(url.rstrip("/"), token)
     try:
         kept = json.loads(place().read_text(encoding="utf-8"))
-        return Profile(url.rstrip("/") or str(kept["url"]), token or str(kept["token"]))
+        found = Profile(str(kept["url"]), str(kept["token"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise NotSignedIn(
             "not signed in: run 'penstock login URL', or set PENSTOCK_URL and PENSTOCK_TOKEN. "
             "Access tokens are made in the console."
         ) from None
+    if url and url.rstrip("/") != found.url:
+        # A token is for the installation that made it, and for no other.
+        raise NotSignedIn(f"the token that is kept is for {found.url}, not for {url}: set PENSTOCK_TOKEN, too")
+    return Profile(found.url, token or found.token)
 
 
 def save(profile: Profile) -> Path:
