@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
-from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, cast
 
 import django_filters
 from django.conf import settings
@@ -21,6 +19,7 @@ from rest_framework.views import APIView
 
 from capacity.api.base import NamedField, NamesField
 from capacity.models import EnrolmentToken, HardwareType
+from capacity.policy.enrolment import agent_url_fault
 from capacity.services import (
     enrolment_token_create,
     enrolment_token_find,
@@ -177,13 +176,9 @@ class EnrolmentTokensViewSet(ApiViewSet[EnrolmentToken]):
 
 # ------------------------------------------------------------------------------------------------ a host comes in
 class BrokerNotReachable(Conflict):
-    default_detail = (
-        "No host can enrol: this installation's shared state is reached from its own machine only, and REDIS_URL must "
-        "be reachable from other hosts."
-    )
     hint = (
-        "Set REDIS_URL to an address that other hosts can reach, or PENSTOCK_AGENT_REDIS_URL to the same server's with "
-        "a user for agents alone; then enrol again."
+        "Ask an operator to set PENSTOCK_AGENT_REDIS_URL to an address of the shared state that other hosts can reach, "
+        "with a user for agents alone; then enrol again."
     )
     default_code = "broker_not_reachable"
 
@@ -233,32 +228,16 @@ class EnrolView(APIView):
         The answer is what the host's agent.json holds, and its secret is shown this once. Send an Idempotency-Key: a
         host that lost the answer asks again and gets the same.
         """
-        addresses = agent_addresses(settings.PENSTOCK_AGENT_REDIS_URL)
-        token: EnrolmentToken = request.auth  # type: ignore[assignment]
+        url, token = settings.PENSTOCK_AGENT_REDIS_URL, cast(EnrolmentToken, request.auth)
+        if fault := agent_url_fault(url, own=settings.REDIS_URL):
+            raise BrokerNotReachable(f"No host can enrol: {fault}")
 
         def enrol() -> Response:
             given = Enrolment(data=request.data)
             given.is_valid(raise_exception=True)
             host, secret = enrolment_token_redeem(token=token, **given.validated_data)
-            content = {"host_id": host.pk, "name": host.name, "secret": secret.hex(), **addresses}
+            told = {"host_id": host.pk, "name": host.name, "secret": secret.hex()}
+            content = {**told, "broker_url": url, "state_url": url}
             return Response(AgentConfig(content).data, status=status.HTTP_201_CREATED)
 
         return idempotency.once(request, _Host(token=token), enrol)
-
-
-def agent_addresses(redis_url: str) -> dict[str, str]:
-    """Where an agent on another host finds its broker and the state. Raises BrokerNotReachable."""
-    parts = urlsplit(redis_url)
-    if parts.scheme not in ("redis", "rediss") or _is_local(parts.hostname or ""):
-        raise BrokerNotReachable
-    return {"broker_url": redis_url, "state_url": redis_url}
-
-
-def _is_local(host: str) -> bool:
-    if host in ("", "localhost") or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified

@@ -7,6 +7,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from capacity.policy.enrolment import agent_url_fault
 from penstock.roles import is_loopback
 from penstock.secrets import load_secrets, missing
 
@@ -69,6 +70,23 @@ def check_debug(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
             f"PENSTOCK_DEBUG is on while the web role listens on {settings.PENSTOCK_WEB_HOST}.",
             hint="Turn PENSTOCK_DEBUG off, or listen on 127.0.0.1.",
             id="penstock.E004",
+        )
+    ]
+
+
+@register("penstock")
+def check_agents_state(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """What hosts that enrol themselves are told of the shared state, where they are told anything."""
+    url = settings.PENSTOCK_AGENT_REDIS_URL
+    fault = agent_url_fault(url, own=settings.REDIS_URL) if url else None
+    if fault is None:
+        return []
+    return [
+        Warning(
+            fault,
+            hint="No host can enrol itself. Give it a user of its own that may see agent:* alone, at an address that "
+            "other hosts reach, or leave it out: docs/settings.md.",
+            id="penstock.W002",
         )
     ]
 

@@ -96,8 +96,9 @@ TEMPLATES: list[dict[str, Any]] = [
 DATABASES = {"default": database_settings(env.text("DATABASE_URL"), DATA)}
 REDIS_URL = env.text("REDIS_URL") or f"unix://{DATA / 'state' / 'valkey.sock'}"
 """The shared state: loads, snapshot, grants, ring buffers, broker. The bundled Valkey when REDIS_URL is not set."""
-PENSTOCK_AGENT_REDIS_URL = env.text("PENSTOCK_AGENT_REDIS_URL") or REDIS_URL
-"""The same server as agents of other hosts reach it, with a user that sees ``agent:*`` alone."""
+PENSTOCK_AGENT_REDIS_URL = env.text("PENSTOCK_AGENT_REDIS_URL")
+"""The same server as agents of other hosts reach it, with a user that sees ``agent:*`` alone. Never REDIS_URL itself:
+a host that was told it could order every other one about."""
 
 CACHES = {
     "default": {

@@ -153,16 +153,34 @@ def test_nothing_but_an_enrolment_token_enrols(world: World, reachable: None) ->
 
 
 @pytest.mark.parametrize(
-    "url", ["unix:///data/state/valkey.sock", "redis://localhost:6379/0", "redis://127.0.0.1", "redis://[::1]:6379"]
+    ("url", "why"),
+    [
+        ("", "is not set"),
+        ("unix:///data/state/valkey.sock", "reach"),
+        ("redis://agent:pw@localhost:6379/0", "reach"),
+        ("redis://agent:pw@127.0.0.1", "reach"),
+        ("redis://agent:pw@[::1]:6379", "reach"),
+        ("redis://agent:pw@[::1", "cannot be read"),
+        ("rediss://control:plane@state.example.org:6380/0", "login of REDIS_URL"),
+        ("rediss://control:plane@state.internal:6380/1", "login of REDIS_URL"),
+    ],
 )
-def test_no_host_comes_in_where_it_could_not_be_reached(world: World, settings: Any, url: str) -> None:
+def test_no_host_is_told_what_it_cannot_reach_or_must_not_have(world: World, settings: Any, url: str, why: str) -> None:
+    settings.REDIS_URL = "rediss://control:plane@state.example.org:6380/0"
     settings.PENSTOCK_AGENT_REDIS_URL = url
     token, text = enrolment_token_create(name="t", actor="t")
     body = problem(with_token(text).post("/enrol", HOST, format="json"), 409, "broker_not_reachable")
-    assert "REDIS_URL" in body["detail"]
-    assert "REDIS_URL" in body["hint"]
+    assert why in body["detail"]
+    assert "PENSTOCK_AGENT_REDIS_URL" in body["hint"]
     token.refresh_from_db()
     assert (token.uses_left, Host.objects.count()) == (1, 0)
+
+
+def test_without_a_user_for_agents_the_state_is_nobodys_but_the_control_planes(world: World, settings: Any) -> None:
+    settings.REDIS_URL = "rediss://state.example.org:6380/0"
+    settings.PENSTOCK_AGENT_REDIS_URL = "rediss://state.example.org:6380/0?db=1"
+    _, text = enrolment_token_create(name="t", actor="t")
+    problem(with_token(text).post("/enrol", HOST, format="json"), 409, "broker_not_reachable")
 
 
 def test_the_list_asks_no_more_with_more_rows(world: World) -> None:

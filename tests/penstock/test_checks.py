@@ -25,7 +25,13 @@ class Settings(SimpleNamespace):
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    made = Settings(DATA=tmp_path, DEBUG=False, PENSTOCK_WEB_HOST="127.0.0.1")
+    made = Settings(
+        DATA=tmp_path,
+        DEBUG=False,
+        PENSTOCK_WEB_HOST="127.0.0.1",
+        REDIS_URL="redis://control:plane@state.example.org/0",
+        PENSTOCK_AGENT_REDIS_URL="",
+    )
     made.use()
     monkeypatch.setattr(checks, "settings", made)
     return made
@@ -86,3 +92,10 @@ def test_debug_stays_on_this_machine(installed: Settings) -> None:
     refuse_unsafe_settings("web")
     installed.PENSTOCK_WEB_HOST = "0.0.0.0"
     assert ids() == {"penstock.E004"}
+
+
+def test_the_control_planes_own_login_is_not_for_agents(installed: Settings) -> None:
+    installed.PENSTOCK_AGENT_REDIS_URL = "redis://agent:pw@state.example.org/0"
+    assert ids() == set()
+    installed.PENSTOCK_AGENT_REDIS_URL = installed.REDIS_URL
+    assert ids() == {"penstock.W002"}
