@@ -37,6 +37,7 @@ REBUILD = "penstock:snap:rebuild"
 _MODULUS = 1 << 128
 _POLL_S = 0.1
 _SAVE_EVERY_S = 3.0
+_QUIET_S = 60.0
 _NEGATIVE_S = 1.0
 _NEGATIVE_MAX = 10_000
 _LONGEST_KEY_ID = 64
@@ -137,7 +138,7 @@ class SnapshotStore:
         self._saved_version = 0
         self._epoch = ""
         self._confirmed_at = float("-inf")
-        self._complaint = ""
+        self._complaint, self._complained_at = "", 0.0
         self._misses: dict[str, float] = {}
         self._asked: dict[str, asyncio.Future[KeyRecord | None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -194,9 +195,10 @@ class SnapshotStore:
             await asyncio.sleep(_POLL_S)
             try:
                 await self._follow()
-            except Exception:
+            except Exception as error:
                 # A view that stands still would keep revoked keys alive.
-                logger.exception("snapshot: it cannot be followed now; it is tried again")
+                if self._is_news(type(error).__name__):
+                    logger.exception("snapshot: it cannot be followed now; it is tried again")
 
     async def _follow(self) -> bool:
         """Bring the view up to date; whether that was possible."""
@@ -217,10 +219,17 @@ class SnapshotStore:
         except StateUnavailable:
             return False
         except (ResponseError, ValueError, msgspec.DecodeError) as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
+            if self._is_news(str(error)):
                 logger.error("snapshot: what is published cannot be read: %s", error)
             return False
+        return True
+
+    def _is_news(self, complaint: str) -> bool:
+        """Whether it is another complaint than the last, or was not made for a minute: a look comes each 100 ms."""
+        now = time.monotonic()
+        if complaint == self._complaint and now - self._complained_at < _QUIET_S:
+            return False
+        self._complaint, self._complained_at = complaint, now
         return True
 
     @staticmethod

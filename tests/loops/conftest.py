@@ -133,6 +133,12 @@ def state(settings: Any, state_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test has heard is news to the next."""
+    monkeypatch.setattr("penstock.loops.alone._told", {})
+
+
 def make_world(state: redis.Redis) -> World:
     hardware = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
     model = model_create(name=f"model {uuid.uuid4().hex[:6]}", artifact_kind="none", actor=BOSS)

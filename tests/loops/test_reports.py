@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from django.db import OperationalError, connection, connections
 
 from capacity.models import Accelerator, Host
@@ -173,6 +175,47 @@ class TestReceiving:
         (record,) = caplog.records
         assert record.exc_info is None
         assert "This probably means" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (ZeroDivisionError("of zero hosts"), "failed (ZeroDivisionError: of zero hosts, at "),
+            (redis.exceptions.ConnectionError("refused"), "does not answer: refused"),
+        ],
+    )
+    def test_a_report_that_cannot_be_applied_is_a_line_however_often_it_comes(
+        self,
+        world: World,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        error: Exception,
+        words: str,
+    ) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        consumer = ReportConsumer()
+        monkeypatch.setattr("penstock.loops.reports.report_apply", fail)
+        for _ in range(3):
+            consumer._apply(world.agent.report(world.now))
+        (record,) = caplog.records
+        assert record.exc_info is None
+        assert words in record.getMessage()
+
+    def test_a_fault_of_the_consumer_is_said_once_while_it_stays(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        consumer, tries = ReportConsumer(), itertools.count(1)
+
+        def fail() -> None:
+            consumer.should_stop = next(tries) == 3
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(consumer, "run", fail)
+        monkeypatch.setattr("penstock.loops.reports.time.sleep", lambda seconds: None)
+        consumer._receive_forever()
+        (record,) = caplog.records
+        assert record.exc_info, "nobody thought of it: where it was is needed"
 
     def test_a_lost_connection_to_the_database_is_replaced(self, world: World) -> None:
         """The server ends it, as a restart does. SQLite has no connection to lose."""

@@ -15,11 +15,12 @@ log = logging.getLogger(__name__)
 _QUIET_S = 60.0
 _FORGET_AT = 10_000
 _told: dict[str, float] = {}
-_AWAY = (redis.exceptions.RedisError, OperationalError, InterfaceError)
+AWAY = (redis.exceptions.RedisError, OperationalError, InterfaceError)
+"""What says that the database or the state is away: nothing is wrong with what was being done."""
 
 
 @contextmanager
-def alone(what: str, *, raising: tuple[type[Exception], ...] = _AWAY) -> Iterator[None]:
+def alone(what: str, *, raising: tuple[type[Exception], ...] = AWAY) -> Iterator[None]:
     """Let an error end the block and no more. A database or state that is away ends the tick: all rows fail alike."""
     try:
         yield

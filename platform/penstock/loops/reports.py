@@ -14,11 +14,12 @@ from typing import Any
 
 import redis.exceptions
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections
+from django.db import close_old_connections
 from kombu import Connection, Consumer, Exchange, Queue
 from kombu.message import Message
 from kombu.mixins import ConsumerMixin
 
+from penstock.loops.alone import AWAY, alone, is_news
 from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app, connected
 from penstock.loops.shared import client, count
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
@@ -78,10 +79,11 @@ class ReportConsumer(ConsumerMixin):
         if self._is_news("broker"):
             log.warning("the agents' broker does not answer: %s", error)
 
-    def _complain_of_database(self, error: Exception) -> None:
-        if self._is_news("database"):
+    def _complain_of_away(self, error: Exception) -> None:
+        what = "shared state" if isinstance(error, redis.exceptions.RedisError) else "database"
+        if self._is_news(what):
             words = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("reports are passed over while the database does not answer: %s", words)
+            log.warning("reports are passed over while the %s does not answer: %s", what, words)
 
     def _stop_if_asked(self) -> None:
         if self.should_stop:
@@ -93,8 +95,9 @@ class ReportConsumer(ConsumerMixin):
                 self.run()
             except _Stopped:
                 break
-            except Exception:
-                log.exception("consuming reports failed; trying again in %.0f s", _RETRY_S)
+            except Exception as error:
+                if is_news(f"consuming reports {type(error).__name__}"):
+                    log.exception("consuming reports failed; it is tried again each %.0f s", _RETRY_S)
                 time.sleep(_RETRY_S)
         self.connection.release()
         close_old_connections()
@@ -107,8 +110,8 @@ class ReportConsumer(ConsumerMixin):
         except ReportRejected as rejection:
             self._reject(rejection)
             return
-        except (OperationalError, InterfaceError) as error:
-            self._complain_of_database(error)
+        except AWAY as error:
+            self._complain_of_away(error)
             return
         except Exception as error:  # noqa: BLE001  (whatever a stranger sends must not end the consumer for all hosts)
             self._reject(ReportRejected("malformed", f"it cannot be read ({type(error).__name__})"))
@@ -132,16 +135,15 @@ class ReportConsumer(ConsumerMixin):
 
     def _apply(self, report: HostReport) -> None:
         try:
-            applied = report_apply(report, client=client())
-            if applied.foreign:
-                message = f"host {report.host_id} spoke of {applied.foreign} replica(s) of other hosts"
-                self._reject(ReportRejected("foreign_replica", message), applied.foreign)
+            with alone(f"the report of host {report.host_id}", raising=(ReportRejected, *AWAY)):
+                applied = report_apply(report, client=client())
+                if applied.foreign:
+                    message = f"host {report.host_id} spoke of {applied.foreign} replica(s) of other hosts"
+                    self._reject(ReportRejected("foreign_replica", message), applied.foreign)
         except ReportRejected as rejection:
             self._reject(rejection)
-        except (OperationalError, InterfaceError) as error:
-            self._complain_of_database(error)
-        except Exception:
-            log.exception("a report of host %s could not be applied; the next one says the same", report.host_id)
+        except AWAY as error:
+            self._complain_of_away(error)
 
     def _reject(self, rejection: ReportRejected, number: int = 1) -> None:
         try:

@@ -9,6 +9,7 @@ import redis.exceptions
 from celery import shared_task
 from django.db import OperationalError
 
+from penstock.loops.alone import is_news
 from penstock.loops.lease import lease
 from penstock.loops.observe import observe
 from penstock.loops.probe import probe
@@ -32,8 +33,9 @@ def _tick(name: str, work: Callable[[], Any]) -> None:
                 work()
     except (redis.exceptions.RedisError, OperationalError) as error:
         log.warning("%s: %s (%s); the next tick tries again", name, error, type(error).__name__)
-    except Exception:
-        log.exception("%s failed; the next tick tries again", name)
+    except Exception as error:
+        if is_news(f"{name} {type(error).__name__}"):
+            log.exception("%s failed; the next tick tries again", name)
 
 
 @shared_task(name="loops.publish")

@@ -175,6 +175,18 @@ async def test_a_half_rebuilt_state_is_not_read(publisher, follow):
     assert set(store.view.tenants) == {"t1", "t2"}
 
 
+async def test_a_fault_that_stays_is_said_once_and_followed_by_the_next_good_word(publisher, follow, caplog):
+    publisher.publish(tenant("t1"))
+    store = await follow()
+    publisher.client.hdel("penstock:snap:meta", "digest")
+    await until(lambda: caplog.records)
+    await asyncio.sleep(0.5)
+    (record,) = caplog.records
+    assert record.exc_info, "nobody thought of it: where it was is needed"
+    publisher.publish(tenant("t2"))
+    await until(lambda: "t2" in store.view.tenants)
+
+
 async def test_it_starts_from_the_file_when_all_else_is_down(publisher, follow, tmp_path):
     path = tmp_path / "snapshot.json"
     publisher.publish(tenant("t1"), key("k1"), deployment("d1", "demo"), replica("r1", "d1"))

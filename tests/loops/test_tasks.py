@@ -1,0 +1,28 @@
+"""A tick that fails: what the log says of it. The next one starts from what is."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.loops.tasks import _tick
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_fault_that_stays_is_one_traceback_for_all_ticks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("penstock.loops.lease._SHARE_OF_PERIOD", 0.0)
+    done = []
+
+    def fail() -> None:
+        done.append(1)
+        raise ZeroDivisionError
+
+    for _ in range(3):
+        _tick("observe", fail)
+    assert len(done) == 3
+    (record,) = caplog.records
+    assert record.exc_info, "nobody thought of it: where it was is needed"
+    _tick("scale", fail)
+    assert len(caplog.records) == 2
