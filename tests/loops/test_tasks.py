@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import pytest
+import redis
+from django.db import InterfaceError, OperationalError
 
 from penstock.loops.tasks import _tick
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InterfaceError("connection already closed"),
+        OperationalError("database is locked"),
+        redis.ConnectionError("connection refused"),
+    ],
+)
+def test_what_is_away_is_a_line_without_a_traceback(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise error
+
+    _tick("observe", fail)
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert record.getMessage() == f"observe: {error} ({type(error).__name__}); the next tick tries again"
 
 
 def test_a_fault_that_stays_is_one_traceback_for_all_ticks(

@@ -1,22 +1,18 @@
 """Beat's scheduler: the timetable in memory, and one line in the log where the broker is away."""
 
 import logging
-import time
 from typing import Any
 
 from celery.beat import Scheduler
 
+from penstock.loops.alone import is_news
 from penstock.loops.broker import connected
 
 log = logging.getLogger(__name__)
 
-_QUIET_S = 10.0
-
 
 class Clock(Scheduler):
     """Sends ticks. One that cannot be sent is dropped: the next says the same."""
-
-    _complained_at = -_QUIET_S
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         try:
@@ -29,6 +25,5 @@ class Clock(Scheduler):
 
     def _complain(self, error: Exception) -> None:
         """Eight ticks a second fail alike while the broker is away: one line now and then is enough."""
-        if time.monotonic() - self._complained_at >= _QUIET_S:
-            self._complained_at = time.monotonic()
+        if is_news("ticks cannot be sent"):
             log.warning("ticks cannot be sent: %s", error)

@@ -29,8 +29,6 @@ from worker.spec import HostReport
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_QUIET_S = 10.0
-"""Rejections are all counted; at most one per reason is logged in this time."""
 
 
 class _Stopped(Exception):
@@ -46,7 +44,6 @@ class ReportConsumer(ConsumerMixin):
         self._secrets = HostSecrets()
         self._newest: dict[str, HostReport] = {}
         self._arrived = threading.Condition()
-        self._complained: dict[str, float] = {}
         self._threads = (
             threading.Thread(target=self._receive_forever, name="reports", daemon=True),
             threading.Thread(target=self._apply_forever, name="reports-apply", daemon=True),
@@ -76,12 +73,12 @@ class ReportConsumer(ConsumerMixin):
             yield connected(connection, self._complain_of_broker, self._stop_if_asked)
 
     def _complain_of_broker(self, error: Exception, pause_s: float) -> None:
-        if self._is_news("broker"):
+        if is_news("the agents' broker is away"):
             log.warning("the agents' broker does not answer: %s", error)
 
     def _complain_of_away(self, error: Exception) -> None:
         what = "shared state" if isinstance(error, redis.exceptions.RedisError) else "database"
-        if self._is_news(what):
+        if is_news(f"reports without {what}"):
             words = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("reports are passed over while the %s does not answer: %s", what, words)
 
@@ -150,16 +147,9 @@ class ReportConsumer(ConsumerMixin):
             count("reports_rejected", rejection.reason, number)
         except redis.exceptions.RedisError:
             log.warning("a rejected report could not be counted: the shared state does not answer")
-        if self._is_news(rejection.reason):
+        # Each is counted; in the log, one of a kind stands for all: a stranger may send as many as it likes.
+        if is_news(f"report rejected {rejection.reason}"):
             log.warning("report rejected (%s): %s", rejection.reason, rejection)
-
-    def _is_news(self, subject: str) -> bool:
-        """Whether nothing was said of ``subject`` lately."""
-        now = time.monotonic()
-        is_news = now - self._complained.get(subject, -_QUIET_S) >= _QUIET_S
-        if is_news:
-            self._complained[subject] = now
-        return is_news
 
 
 def _envelope(message: Message) -> object:

@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import redis.exceptions
 from celery import shared_task
-from django.db import OperationalError
 
-from penstock.loops.alone import is_news
+from penstock.loops.alone import AWAY, is_news
 from penstock.loops.lease import lease
 from penstock.loops.observe import observe
 from penstock.loops.probe import probe
@@ -31,7 +29,7 @@ def _tick(name: str, work: Callable[[], Any]) -> None:
         with lease(name, every_s=tick.every_s, limit_s=tick.limit_s) as held:
             if held:
                 work()
-    except (redis.exceptions.RedisError, OperationalError) as error:
+    except AWAY as error:
         log.warning("%s: %s (%s); the next tick tries again", name, error, type(error).__name__)
     except Exception as error:
         if is_news(f"{name} {type(error).__name__}"):
@@ -52,7 +50,7 @@ def observe_task() -> None:
 def usage_task() -> None:
     try:
         waiting = is_usage_waiting(client())
-    except redis.exceptions.RedisError as error:
+    except AWAY as error:
         log.warning("usage: %s; the next tick tries again", error)
         return
     # Two ticks a second: most find nothing and shall not cost a write.

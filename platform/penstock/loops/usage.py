@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 import redis
-from django.db import InterfaceError, OperationalError
 from redis.client import Pipeline
 
 from capacity.usage.batch import BatchError
 from capacity.usage.writer import booked_until, write_batch
+from penstock.loops.alone import AWAY
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _write(client: redis.Redis, fields: dict[bytes, bytes]) -> int:
     raw = fields.get(b"b", b"")
     try:
         result = write_batch(raw)
-    except (OperationalError, InterfaceError):
+    except AWAY:
         raise  # The database is away or busy: the entry stays pending and is written by a later tick.
     except BatchError as error:
         log.error("an entry of the usage stream is no batch (%s): kept in %s", error, POISON)
