@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models import QuerySet
+from django.test.utils import CaptureQueriesContext
 
-from capacity.models import HardwareType, Host, Pool
-from capacity.selectors import profile_in_force
+from capacity.models import CostProfile, HardwareType, Host, Pool
+from capacity.selectors import profile_in_force, profiles_in_force
 from capacity.services import hardware_type_get_or_create, model_create, pool_create
 from penstock.loops import placing
 from penstock.loops.placing import need_of, place_pending
+from penstock.loops.reconcile import reconcile
 from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
 from serving.models import Replica, Revision
 from serving.services import deployment_create, replica_create
@@ -61,7 +64,7 @@ def has(world: World, accelerators: int, memory_bytes: int = 30 * GIB) -> Host:
 
 def placed(world: World, *replicas: Replica) -> list[list[int] | None]:
     """The accelerators that each replica was given; None for one that found no host."""
-    place_pending(now=world.at)
+    place_pending(profiles=profiles_in_force(at=world.at), now=world.at)
     for replica in replicas:
         replica.refresh_from_db()
     return [None if replica.host_id is None else replica.accelerators for replica in replicas]
@@ -157,7 +160,8 @@ def test_passes_that_overlap_give_nothing_twice(
         return placement
 
     monkeypatch.setattr(placing, "place", overlapping)
-    outcomes = race(*[lambda each=each: placing.place_one(each, now=world.at) for each in replicas])
+    profiles = profiles_in_force(at=world.at)
+    outcomes = race(*[lambda each=each: placing.place_one(each, profiles=profiles, now=world.at) for each in replicas])
     assert sorted(outcomes) == [False, True]
     assert Replica.objects.filter(host__isnull=False).count() == 1
 
@@ -179,6 +183,51 @@ def test_one_that_cannot_be_placed_holds_up_no_other(
     assert placed(world, poison, good) == [None, []]
     assert "two is no number" in caplog.text
     assert poison.reason == "its placement fails: the log of the role loops says why"
+
+
+@pytest.mark.parametrize("options", [{"accelerators": "x"}, {"memory_bytes": None}, {"kv_cache_bytes": "much"}])
+def test_a_neighbour_that_cannot_be_read_counts_as_what_it_was_given(
+    world: World, gpu: HardwareType, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was placed before its options were checked, and still starts."""
+    has(world, 3)
+    neighbour = waiting(gpu, "vllm")
+    assert placed(world, neighbour) == [[0]]
+    Replica.objects.filter(pk=neighbour.pk).update(state=Replica.State.STARTING)
+    QuerySet(Revision).filter(pk=neighbour.revision_id).update(options=options)
+    assert placed(world, waiting(gpu, "vllm"), waiting(gpu, "vllm")) == [[1], [2]]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{neighbour} starts on its host with options that cannot be read")
+    assert f"{next(iter(options))}: give a whole number" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("options", "free"),
+    [
+        ({"accelerators": "x", "memory_bytes": "x"}, "0.9 GiB"),
+        ({"host_labels": "gpu", "memory_bytes": 3 * GIB // 2}, "0.5 GiB"),
+    ],
+)
+def test_a_neighbour_on_the_cpu_takes_what_can_be_read_or_its_models_memory(
+    world: World, options: dict[str, Any], free: str
+) -> None:
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    has(world, 0, memory_bytes=2 * GIB)
+    neighbour, sound = waiting(cpu, "vllm"), waiting(cpu, "vllm")
+    Replica.objects.filter(pk=neighbour.pk).update(state=Replica.State.STARTING, host=world.host())
+    QuerySet(Revision).filter(pk=neighbour.revision_id).update(options=options)
+    assert placed(world, sound) == [None]
+    assert f"{free} of memory free, 1.1 GiB needed" in sound.reason
+
+
+def test_a_pass_asks_for_the_prices_once(world: World, gpu: HardwareType) -> None:
+    has(world, 4)
+    for _ in range(4):
+        waiting(gpu, "vllm")
+    with CaptureQueriesContext(connection) as queries:
+        reconcile(world.client, now=world.now)
+    assert Replica.objects.filter(host__isnull=False).count() >= 4
+    assert sum(f'FROM "{CostProfile._meta.db_table}"' in query["sql"].split(" WHERE ")[0] for query in queries) == 1
 
 
 def test_no_engine_has_an_option_of_placement() -> None:

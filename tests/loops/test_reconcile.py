@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from capacity.selectors import profiles_in_force
 from penstock.loops.reconcile import PATIENCE, Tick, _reconcile_deployment, reconcile
 from serving.gateway.loads import ReplicaBeat
 from serving.gateway.state import policy_state_read
@@ -422,7 +423,8 @@ def test_passes_that_overlap_make_no_replica_too_many(world: World, monkeypatch:
 
     monkeypatch.setattr(policy, "plan", overlapping)
     revision = world.deployment.revisions.get()
-    outcomes = race(*[lambda: _reconcile_deployment(Tick(world.client, world.now), world.deployment)] * 2)
+    profiles = profiles_in_force(at=world.at)
+    outcomes = race(*[lambda: _reconcile_deployment(Tick(world.client, world.now, profiles), world.deployment)] * 2)
     assert outcomes == [None, None]
     assert Replica.objects.filter(deployment=world.deployment, revision=revision).count() == 2
 

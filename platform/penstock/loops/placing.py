@@ -3,19 +3,22 @@
 import datetime
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from django.db import transaction
 from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Host, Model
 from capacity.policy.placement import AcceleratorView, HostView, Need, Placement, place
-from capacity.selectors import profile_in_force
-from penstock.loops.alone import alone
+from penstock.loops.alone import alone, is_news
 from serving.models import Replica, Revision
 from serving.options import placement_errors
 
 log = logging.getLogger(__name__)
+
+Profiles = Mapping[uuid.UUID, CostProfile]
+"""The cost profiles in force, by pool id; a pool without a price is absent."""
 
 _OCCUPYING = (
     Replica.State.PENDING,
@@ -34,7 +37,7 @@ CPU_KV_BYTES, CPU_TINY_KV_BYTES = 1 << 30, 64 << 20
 """The KV cache that the agent gives a CPU engine without ``kv_cache_bytes``, and the built-in tiny model's."""
 
 
-def place_pending(*, now: datetime.datetime) -> int:
+def place_pending(*, profiles: Profiles, now: datetime.datetime) -> int:
     """Give each unplaced replica a host; how many found one."""
     waiting = list(
         Replica.objects.filter(state=Replica.State.PENDING, host=None)
@@ -45,7 +48,7 @@ def place_pending(*, now: datetime.datetime) -> int:
     for replica in waiting:
         is_decided = False
         with alone(f"the placement of {replica}"):
-            placed += place_one(replica, now=now)
+            placed += place_one(replica, profiles=profiles, now=now)
             is_decided = True
         if not is_decided:
             reason = "its placement fails: the log of the role loops says why"
@@ -53,11 +56,11 @@ def place_pending(*, now: datetime.datetime) -> int:
     return placed
 
 
-def place_one(replica: Replica, *, now: datetime.datetime) -> bool:
+def place_one(replica: Replica, *, profiles: Profiles, now: datetime.datetime) -> bool:
     """Give the replica a host, or the reason why it waits; whether it has found one."""
-    placement = _place(replica, now=now)
+    placement = _place(replica, profiles, now=now)
     if placement.host_id is not None:
-        return _take(replica, uuid.UUID(placement.host_id), now=now)
+        return _take(replica, uuid.UUID(placement.host_id), profiles, now=now)
     reason = placement.reason[:500]
     if replica.reason != reason:
         _unplaced(replica).update(reason=reason, updated_at=now)
@@ -65,20 +68,20 @@ def place_one(replica: Replica, *, now: datetime.datetime) -> bool:
     return False
 
 
-def would_fit(replica: Replica, *, now: datetime.datetime, without: Replica | None = None) -> bool:
+def would_fit(replica: Replica, *, profiles: Profiles, now: datetime.datetime, without: Replica | None = None) -> bool:
     """Whether ``replica`` would find room now, or on the host of ``without`` if that were gone."""
     host_id = without.host_id if without else None
-    return _place(replica, now=now, host_id=host_id, without=without).host_id is not None
+    return _place(replica, profiles, now=now, host_id=host_id, without=without).host_id is not None
 
 
 @transaction.atomic
-def _take(replica: Replica, host_id: uuid.UUID, *, now: datetime.datetime) -> bool:
+def _take(replica: Replica, host_id: uuid.UUID, profiles: Profiles, *, now: datetime.datetime) -> bool:
     """Give the replica its host; False if that has no room any more, or the replica has found one.
 
     Two passes may overlap and see the same room: the second waits here, and looks again at what the first has left.
     """
     Host(pk=host_id).take_turn()
-    placement = _place(replica, now=now, host_id=host_id)
+    placement = _place(replica, profiles, now=now, host_id=host_id)
     if placement.host_id is None:
         return False
     swapped = _unplaced(replica).update(
@@ -93,6 +96,7 @@ def _unplaced(replica: Replica) -> QuerySet[Replica]:
 
 def _place(
     replica: Replica,
+    profiles: Profiles,
     *,
     now: datetime.datetime,
     host_id: uuid.UUID | None = None,
@@ -102,18 +106,19 @@ def _place(
     if errors := placement_errors(replica.revision.options):
         # A revision from before they were checked: nobody else must wait for it.
         return Placement(None, (), f"make a revision with other options. {' '.join(errors)}", {})
-    return place(_need_now(replica, now=now), host_views(replica, now=now, host_id=host_id, without=without))
+    need = need_of(replica, profiles.get(replica.deployment.pool_id))
+    return place(need, _host_views(replica, profiles, now=now, host_id=host_id, without=without))
 
 
-def need_of(replica: Replica, profile: CostProfile | None) -> Need:
+def need_of(replica: Replica, profile: CostProfile | None, options: Mapping[str, Any] | None = None) -> Need:
     """What a replica needs of a host.
 
     Revision options may say it: ``accelerators`` (number), ``memory_bytes``, ``host_labels``. Otherwise a simulated
     engine needs next to nothing; of the others a pool priced on a CPU needs no accelerator, any other as many as its
     tensor and pipeline parallelism make. Memory follows the model's size at 2 bytes per parameter, on a CPU with the
-    engine and its KV cache beside it.
+    engine and its KV cache beside it. ``options``: others than those of the revision.
     """
-    options = replica.revision.options
+    options = replica.revision.options if options is None else options
     labels = options.get("host_labels", {})
     if replica.revision.runtime == Revision.Runtime.SIMULATED:
         return Need(
@@ -125,7 +130,7 @@ def need_of(replica: Replica, profile: CostProfile | None) -> Need:
     on_cpu = profile is None or profile.hardware_type.is_cpu
     accelerators = int(options.get("accelerators", 0 if on_cpu else parallel))
     weights = (replica.deployment.pool.model.parameters or 0) * _BYTES_PER_PARAMETER * _ROOM
-    on_host = 0.0 if accelerators else weights + CPU_ENGINE_BYTES + _cpu_kv_bytes(replica)
+    on_host = 0.0 if accelerators else weights + CPU_ENGINE_BYTES + _cpu_kv_bytes(replica, options)
     return Need(
         accelerators=accelerators,
         memory_bytes=int(options.get("memory_bytes", on_host)),
@@ -134,13 +139,18 @@ def need_of(replica: Replica, profile: CostProfile | None) -> Need:
     )
 
 
-def _cpu_kv_bytes(replica: Replica) -> int:
+def _cpu_kv_bytes(replica: Replica, options: Mapping[str, Any]) -> int:
     is_tiny = replica.deployment.pool.model.artifact_kind == Model.Artifact.TINY
-    return int(replica.revision.options.get("kv_cache_bytes") or (CPU_TINY_KV_BYTES if is_tiny else CPU_KV_BYTES))
+    return int(options.get("kv_cache_bytes") or (CPU_TINY_KV_BYTES if is_tiny else CPU_KV_BYTES))
 
 
-def host_views(
-    replica: Replica, *, now: datetime.datetime, host_id: uuid.UUID | None = None, without: Replica | None = None
+def _host_views(
+    replica: Replica,
+    profiles: Profiles,
+    *,
+    now: datetime.datetime,
+    host_id: uuid.UUID | None,
+    without: Replica | None,
 ) -> list[HostView]:
     """The hosts, or one of them, as the placement of ``replica`` sees them; as if ``without`` had left."""
     there = Replica.objects.filter(host__isnull=False, state__in=_OCCUPYING)
@@ -153,20 +163,43 @@ def host_views(
     for other in there.select_related("deployment__pool__model", "revision"):
         occupants.setdefault(other.host_id, []).append(other)
     # What an engine that serves holds is missing from what its host reports as available.
-    freed = _need_now(without, now=now).memory_bytes if without and without.state == Replica.State.READY else 0
-    return [_host_view(host, occupants.get(host.pk, []), replica, freed_bytes=freed, now=now) for host in hosts]
+    freed = _held_bytes(without, profiles) if without and without.state == Replica.State.READY else 0
+    return [
+        _host_view(host, occupants.get(host.pk, []), replica, profiles, freed_bytes=freed, now=now) for host in hosts
+    ]
 
 
-def _need_now(replica: Replica, *, now: datetime.datetime) -> Need:
-    return need_of(replica, profile_in_force(pool_id=replica.deployment.pool_id, at=now))
+def _held_bytes(placed: Replica, profiles: Profiles) -> int:
+    """The memory that a placed replica needs of its host."""
+    profile, options = profiles.get(placed.deployment.pool_id), placed.revision.options
+    errors = placement_errors(options)
+    if errors:
+        # A revision from before they were checked: nobody else must wait for it, nor sit down on what it was given.
+        options = {name: value for name, value in options.items() if not placement_errors({name: value})}
+        options["accelerators"] = len(placed.accelerators)
+        if is_news(f"{placed} has options that cannot be read"):
+            log.warning(
+                "%s %s on its host with options that cannot be read, and counts as what it was given; make a revision "
+                "with other options. %s",
+                placed,
+                "starts" if placed.state in _LOADING else "serves",
+                " ".join(errors),
+            )
+    return need_of(placed, profile, options).memory_bytes
 
 
 def _host_view(
-    host: Host, there: Sequence[Replica], replica: Replica, *, freed_bytes: int, now: datetime.datetime
+    host: Host,
+    there: Sequence[Replica],
+    replica: Replica,
+    profiles: Profiles,
+    *,
+    freed_bytes: int,
+    now: datetime.datetime,
 ) -> HostView:
     taken = {index for other in there for index in other.accelerators}
     loading = [other for other in there if other.state in _LOADING]
-    committed = sum(_need_now(other, now=now).memory_bytes for other in loading)
+    committed = sum(_held_bytes(other, profiles) for other in loading)
     age_s = None if host.last_report_at is None else (now - host.last_report_at).total_seconds()
     return HostView(
         id=str(host.pk),

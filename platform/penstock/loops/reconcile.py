@@ -14,11 +14,11 @@ import redis
 from django.conf import settings
 from django.db import transaction
 
-from capacity.models import Host
-from capacity.selectors import profile_in_force
+from capacity.models import CostProfile, Host
+from capacity.selectors import profiles_in_force
 from penstock.loops.alone import alone
 from penstock.loops.dispatch import orders_send
-from penstock.loops.placing import place_pending, would_fit
+from penstock.loops.placing import Profiles, place_pending, would_fit
 from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -56,10 +56,14 @@ class Load:
 
 @dataclass(slots=True)
 class Tick:
-    """One pass. ``moved`` counts replicas that changed state; ``has_gateways``: at least one tells what it does."""
+    """One pass. ``moved`` counts replicas that changed state; ``has_gateways``: at least one tells what it does.
+
+    ``profiles``: the prices in force, asked for once.
+    """
 
     client: redis.Redis
     now: float
+    profiles: Profiles
     has_gateways: bool = True
     loads: dict[str, Load] = field(default_factory=dict)
     moved: int = 0
@@ -72,13 +76,14 @@ class Tick:
 def reconcile(client: redis.Redis, *, now: float) -> int:
     """One pass over hosts, deployments, placements and orders; how many replicas moved. ``now``: UNIX seconds."""
     beats = read_beats(client)
-    tick = Tick(client, now, has_gateways=bool(beats), loads=loads_by_replica(beats))
+    profiles = profiles_in_force(at=datetime.datetime.fromtimestamp(now, datetime.UTC))
+    tick = Tick(client, now, profiles, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
     for deployment in Deployment.objects.select_related("pool__model"):
         with alone(f"the reconciliation of {deployment}"):
             _reconcile_deployment(tick, deployment)
     _end_drains(tick)
-    tick.moved += place_pending(now=tick.at)
+    tick.moved += place_pending(profiles=profiles, now=tick.at)
     for host in Host.objects.all():
         with alone(f"the orders of host {host}"):
             orders_send(host, client=client, now=tick.at)
@@ -165,7 +170,8 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
     for removal in plan.remove:
         tick.moved += _remove(rows[removal.id], removal, now=tick.at)
     if plan.create:
-        tick.moved += _create(deployment, revision, plan, now=tick.at)
+        profile = tick.profiles.get(deployment.pool_id)
+        tick.moved += _create(deployment, revision, plan, profile, now=tick.at)
     if plan.gave_up:
         _open_crash_loop(deployment, plan, now=tick.at)
     _explain(tick, deployment, plan)
@@ -191,12 +197,13 @@ def _room_made(
     if not waiting or all(each.is_current for each in alive):
         return alive, 0
     newer = rows[waiting[0].id]
-    if would_fit(newer, now=tick.at):
+    if would_fit(newer, profiles=tick.profiles, now=tick.at):
         return alive, 0  # Room has been made: it is placed later in this pass.
-    marked = [
-        each if each.is_current else replace(each, makes_room=would_fit(newer, without=rows[each.id], now=tick.at))
-        for each in alive
-    ]
+
+    def makes_room(older: policy.Alive) -> bool:
+        return would_fit(newer, without=rows[older.id], profiles=tick.profiles, now=tick.at)
+
+    marked = [each if each.is_current else replace(each, makes_room=makes_room(each)) for each in alive]
     leaving = deployment.replicas.filter(state__in=(Replica.State.DRAINING, Replica.State.STOPPING))
     return marked, leaving.count()
 
@@ -239,7 +246,14 @@ def _remove(replica: Replica, removal: policy.Removal, *, now: datetime.datetime
 
 
 @transaction.atomic
-def _create(deployment: Deployment, revision: Revision, plan: policy.Plan, *, now: datetime.datetime) -> int:
+def _create(
+    deployment: Deployment,
+    revision: Revision,
+    plan: policy.Plan,
+    profile: CostProfile | None,
+    *,
+    now: datetime.datetime,
+) -> int:
     """Make what the plan misses; how many.
 
     Two passes may overlap and miss the same replicas: the second waits here, and counts what the first has made.
@@ -249,7 +263,6 @@ def _create(deployment: Deployment, revision: Revision, plan: policy.Plan, *, no
         return 0  # Somebody wants something else by now: the next pass plans anew.
     there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE)).count()
     missing = max(0, min(plan.create, plan.target - there))
-    profile = profile_in_force(pool_id=deployment.pool_id, at=now)
     for _ in range(missing):
         replica_create(
             deployment=deployment,
