@@ -15,7 +15,6 @@ from rest_framework import authentication, exceptions, permissions, serializers,
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
 from capacity.api.base import NamedField, NamesField
 from capacity.models import EnrolmentToken, HardwareType
@@ -27,7 +26,7 @@ from capacity.services import (
     enrolment_token_revoke,
 )
 from tenants.api import idempotency
-from tenants.api.base import ApiViewSet
+from tenants.api.base import ApiViewSet, CountedView
 from tenants.api.caller import Caller
 from tenants.api.problems import Conflict
 from tenants.policy.roles import Action
@@ -217,7 +216,7 @@ class _Host(Caller):
         return f"enrolment:{self.token.pk if self.token else ''}"
 
 
-class EnrolView(APIView):
+class EnrolView(CountedView):
     authentication_classes = (EnrolmentTokenAuthentication,)
     permission_classes = (HasEnrolmentToken,)
 

@@ -13,6 +13,7 @@ from rest_framework import exceptions, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
+from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from tenants.api import idempotency
@@ -24,7 +25,20 @@ from tenants.policy.roles import Action
 _Row = TypeVar("_Row", bound=models.Model)
 
 
-class ApiViewSet(GenericViewSet[_Row]):
+class CountedView(APIView):
+    """Counts every request, refused ones too: DRF alone would count none with a wrong token or without the right."""
+
+    def perform_authentication(self, request: Request) -> None:
+        try:
+            super().perform_authentication(request)
+        finally:
+            super().check_throttles(request)
+
+    def check_throttles(self, request: Request) -> None:
+        """Done by ``perform_authentication``, before permissions."""
+
+
+class ApiViewSet(CountedView, GenericViewSet[_Row]):
     """``required``: what each action needs. Changes go through services; nothing here writes a row by itself."""
 
     required: ClassVar[Mapping[str, Action]]

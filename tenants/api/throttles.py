@@ -6,17 +6,19 @@ import logging
 from typing import Any
 
 from django.conf import settings
+from django.utils.crypto import salted_hmac
 from redis.exceptions import RedisError
 from rest_framework.request import Request
 from rest_framework.throttling import SimpleRateThrottle
 
+from tenants.addresses import address_in
 from tenants.api.caller import caller_of
 
 logger = logging.getLogger(__name__)
 
 
 class CallerThrottle(SimpleRateThrottle):
-    """By caller, or by address for whoever has not signed in. Without the shared state nobody is held back."""
+    """By caller, or by address for whoever is none. Without the shared state nobody is held back."""
 
     scope = "caller"
 
@@ -25,8 +27,7 @@ class CallerThrottle(SimpleRateThrottle):
 
     def get_cache_key(self, request: Request, view: Any) -> str:
         caller = caller_of(request)
-        ident = caller.identity if caller is not None else f"address:{self.get_ident(request)}"
-        return f"penstock:api-rate:{ident}"
+        return f"penstock:api-rate:{caller.identity if caller is not None else _address_of(request)}"
 
     def allow_request(self, request: Request, view: Any) -> bool:
         try:
@@ -34,3 +35,9 @@ class CallerThrottle(SimpleRateThrottle):
         except (RedisError, OSError) as error:
             logger.warning("the API's rate cannot be counted: %s", error)
             return True
+
+
+def _address_of(request: Request) -> str:
+    """Keyed, and of one length whatever was sent: addresses are not kept, and few enough to try a plain digest of."""
+    address = address_in(request.META, settings.PENSTOCK_TRUSTED_PROXIES)
+    return f"address:{salted_hmac('tenants.api.throttles', address, algorithm='sha256').hexdigest()}"

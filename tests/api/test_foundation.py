@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from django.utils import timezone
+from drf_spectacular.generators import SchemaGenerator
 from redis.exceptions import RedisError
 from rest_framework.test import APIClient
 
@@ -249,6 +252,49 @@ def test_one_caller_cannot_ask_for_ever(world: World, settings: Any) -> None:
     problem(answer, 429, "throttled")
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
     assert world.by("admin").get("/tenants").status_code == 200
+
+
+def statuses(ask: Callable[[int], Any], times: int = 4) -> list[int]:
+    return [ask(number).status_code for number in range(times)]
+
+
+def test_nobody_gets_a_new_count_by_naming_another_address(world: World, settings: Any) -> None:
+    settings.PENSTOCK_API_RATE = "3/min"
+    nobody = world.by("nobody")
+    tries = statuses(lambda number: nobody.get("/tenants", HTTP_X_FORWARDED_FOR=f"198.51.100.{number}" + " " * 5000))
+    assert tries == [401, 401, 401, 429]
+    settings.PENSTOCK_TRUSTED_PROXIES = (ip_network("127.0.0.0/8"),)
+    assert statuses(lambda number: nobody.get("/tenants", HTTP_X_FORWARDED_FOR=f"198.51.100.{number}")) == [401] * 4
+    kept = " ".join(cache._cache)  # type: ignore[attr-defined]  # of the tests' cache in memory
+    assert "198.51.100" not in kept
+    assert "127.0.0.1" not in kept
+
+
+def test_wrong_tokens_are_counted_by_address(world: World, settings: Any) -> None:
+    settings.PENSTOCK_API_RATE = "3/min"
+    client = Api()
+    client.credentials(HTTP_AUTHORIZATION="Bearer pst_abc_def")
+    assert statuses(lambda _: client.get("/tenants")) == [401, 401, 401, 429]
+    assert world.by("owner").get("/tenants").status_code == 200, "whoever has a token has a count of their own"
+    cache.clear()
+    client.credentials(HTTP_AUTHORIZATION="Bearer pse_abc_def")
+    assert statuses(lambda _: client.post("/enrol", {}, format="json")) == [401, 401, 401, 429]
+
+
+def test_refusals_are_counted(world: World, settings: Any) -> None:
+    settings.PENSTOCK_API_RATE = "3/min"
+    viewer = world.by("viewer")
+    assert statuses(lambda _: viewer.post("/tenants/acme/keys", NEW, format="json")) == [403, 403, 403, 429]
+    usage = world.by_key("usage")
+    assert statuses(lambda _: usage.get("/hosts")) == [403, 403, 403, 429]
+
+
+def test_the_document_is_made_once(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    anybody = APIClient()
+    first = anybody.get("/api/schema")
+    monkeypatch.setattr(SchemaGenerator, "get_schema", None)
+    again = anybody.get("/api/schema?version=2")
+    assert (first.status_code, again.content) == (200, first.content)
 
 
 def test_without_the_shared_state_nobody_is_held_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
