@@ -160,17 +160,17 @@ class Supervisor:
         by_id = {order.replica_id: order for order in orders.replicas}
         seen: dict[str, Seen] = {}
         for replica_id in [*by_id, *(each for each in self.states if each not in by_id)]:
-            with self._apart(replica_id):
+            with self._isolated(replica_id):
                 self._check(by_id.get(replica_id))
                 seen[replica_id] = self._live_of(replica_id).seen = self._look(replica_id, now)
         limits = Limits(start_slots=start_slots(self._host.cores), learnt_start_s=self._learnt.seconds)
         for step in decide(tuple(by_id.values()), self.states, seen, limits=limits, now=now):
-            with self._apart(step.replica_id):
+            with self._isolated(step.replica_id):
                 self._apply(step, by_id.get(step.replica_id), now)
         self._cancel_unwanted(orders)
 
     @contextlib.contextmanager
-    def _apart(self, replica_id: str) -> Iterator[None]:
+    def _isolated(self, replica_id: str) -> Iterator[None]:
         """A fault that one replica causes is said, once, and is no other's."""
         live = self._live_of(replica_id)
         try:

@@ -136,7 +136,7 @@ def state(settings: Any, state_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has heard is news to the next."""
-    monkeypatch.setattr("penstock.loops.alone._told", {})
+    monkeypatch.setattr("penstock.loops.isolation._told", {})
 
 
 def make_world(state: redis.Redis) -> World:

@@ -5,8 +5,8 @@ from typing import Any
 
 from celery.beat import Scheduler
 
-from penstock.loops.alone import is_news
 from penstock.loops.broker import connected
+from penstock.loops.isolation import is_news
 
 log = logging.getLogger(__name__)
 

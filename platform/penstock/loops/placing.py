@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Host, Model
 from capacity.policy.placement import AcceleratorView, HostView, Need, Placement, place
-from penstock.loops.alone import alone, is_news
+from penstock.loops.isolation import is_news, isolated
 from serving.models import Replica, Revision
 from serving.options import placement_errors
 
@@ -47,7 +47,7 @@ def place_pending(*, profiles: Profiles, now: datetime.datetime) -> int:
     placed = 0
     for replica in waiting:
         is_decided = False
-        with alone(f"the placement of {replica}"):
+        with isolated(f"the placement of {replica}"):
             placed += place_one(replica, profiles=profiles, now=now)
             is_decided = True
         if not is_decided:

@@ -17,9 +17,9 @@ import redis
 from capacity.models import CostProfile, Host
 from capacity.policy.profiles import engine_ms_per_mu
 from capacity.selectors import profiles_in_force
-from penstock.loops.alone import alone, is_news
 from penstock.loops.asking import Question, ask, take_answer
 from penstock.loops.dispatch import orders_send
+from penstock.loops.isolation import is_news, isolated
 from serving.agents.hangs import replica_condemn
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -77,7 +77,7 @@ def _watch(client: redis.Redis, *, now: float) -> list[Watched]:
     profiles = profiles_in_force(at=at)
     watched: list[Watched] = []
     for replica in replicas:
-        with alone(f"the probe of {replica}"):
+        with isolated(f"the probe of {replica}"):
             replica_id = str(replica.id)
             config = CONFIG.for_steps(longest_step_s(replica, profiles.get(replica.deployment.pool_id)))
             memory = _with_answer(client, replica, _memory(client, replica_id))
@@ -155,10 +155,10 @@ def _condemn(client: redis.Redis, watched: Sequence[Watched], *, now: float) -> 
     for deployment_id, cases in dead.items():
         budget = _budget(deployment_id, [str(item.replica.pk) for item, _ in cases], now=at)
         for item, verdict in cases:
-            with alone(f"the end of {item.replica}, which hangs"):
+            with isolated(f"the end of {item.replica}, which hangs"):
                 condemned += _end(item, verdict, budget, at=at)
     for host in Host.objects.filter(replicas__in=condemned).distinct() if condemned else ():
-        with alone(f"the orders of host {host}"):
+        with isolated(f"the orders of host {host}"):
             orders_send(host, client=client, now=at)
     return condemned
 

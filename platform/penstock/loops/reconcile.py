@@ -16,8 +16,8 @@ from django.db import transaction
 
 from capacity.models import CostProfile, Host
 from capacity.selectors import profiles_in_force
-from penstock.loops.alone import alone
 from penstock.loops.dispatch import orders_send
+from penstock.loops.isolation import isolated
 from penstock.loops.placing import Profiles, place_pending, would_fit
 from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
@@ -80,12 +80,12 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
     tick = Tick(client, now, profiles, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
     for deployment in Deployment.objects.select_related("pool__model"):
-        with alone(f"the reconciliation of {deployment}"):
+        with isolated(f"the reconciliation of {deployment}"):
             _reconcile_deployment(tick, deployment)
     _end_drains(tick)
     tick.moved += place_pending(profiles=profiles, now=tick.at)
     for host in Host.objects.all():
-        with alone(f"the orders of host {host}"):
+        with isolated(f"the orders of host {host}"):
             orders_send(host, client=client, now=tick.at)
     _close_incidents(tick)
     return tick.moved
@@ -110,7 +110,7 @@ def _check_hosts(tick: Tick) -> None:
     since = tick.now if is_gap else float(stored.get("since", tick.now))
     policy_state_write(tick.client, _LOOP, "clock", {"at": tick.now, "since": since})
     for host in Host.objects.exclude(last_report_at=None):
-        with alone(f"the check of host {host}"):
+        with isolated(f"the check of host {host}"):
             _check_host(tick, host, since=since)
 
 
@@ -305,7 +305,7 @@ def _end_drains(tick: Tick) -> None:
     draining = list(Replica.objects.filter(state=Replica.State.DRAINING).select_related("deployment"))
     rings = ring_read_many(tick.client, [replica_ring(str(replica.pk)) for replica in draining], 1) if draining else {}
     for replica in draining:
-        with alone(f"the drain of {replica}"):
+        with isolated(f"the drain of {replica}"):
             _end_drain(tick, replica, rings[replica_ring(str(replica.pk))])
     # An engine that does not stop when asked is not asked again.
     late = tick.at - datetime.timedelta(seconds=_STOP_LIMIT_S)
@@ -337,7 +337,7 @@ def _close_incidents(tick: Tick) -> None:
     incidents = list(Incident.objects.filter(kind__in=_BROKEN, closed_at=None, deployment_id__isnull=False))
     deployments = Deployment.objects.in_bulk([i.deployment_id for i in incidents if i.deployment_id])
     for incident in incidents:
-        with alone(f"the end of the incident {incident}"):
+        with isolated(f"the end of the incident {incident}"):
             _close_incident(tick, incident, deployments.get(incident.deployment_id) if incident.deployment_id else None)
 
 

@@ -19,8 +19,8 @@ from kombu import Connection, Consumer, Exchange, Queue
 from kombu.message import Message
 from kombu.mixins import ConsumerMixin
 
-from penstock.loops.alone import AWAY, alone, is_news
 from penstock.loops.broker import REPORT_QUEUE, REPORT_TASK, agents_app, connected
+from penstock.loops.isolation import AWAY, is_news, isolated
 from penstock.loops.shared import client, count
 from serving.agents.envelopes import HostSecrets, ReportRejected, report_verify
 from serving.agents.reports import report_apply
@@ -132,7 +132,7 @@ class ReportConsumer(ConsumerMixin):
 
     def _apply(self, report: HostReport) -> None:
         try:
-            with alone(f"the report of host {report.host_id}", raising=(ReportRejected, *AWAY)):
+            with isolated(f"the report of host {report.host_id}", raising=(ReportRejected, *AWAY)):
                 applied = report_apply(report, client=client())
                 if applied.foreign:
                     message = f"host {report.host_id} spoke of {applied.foreign} replica(s) of other hosts"

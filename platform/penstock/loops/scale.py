@@ -13,7 +13,7 @@ from django.db.models import Count, Q
 from capacity.models import CostProfile
 from capacity.policy import autoscale
 from capacity.selectors import profile_in_force
-from penstock.loops.alone import alone
+from penstock.loops.isolation import isolated
 from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
@@ -44,7 +44,7 @@ def scale(client: redis.Redis, *, now: float) -> int:
     rings = ring_read_many(client, [deployment_ring(str(d.id)) for d in deployments], _LOOK_BACK_S)
     changed = 0
     for deployment in deployments:
-        with alone(f"the scaling of {deployment}"):
+        with isolated(f"the scaling of {deployment}"):
             samples = rings[deployment_ring(str(deployment.id))]
             if samples and now - samples[0]["at"] <= _STALE_S:
                 changed += _scale_one(client, deployment, samples, now=now)

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
-from penstock.loops.alone import AWAY, is_news
+from penstock.loops.isolation import AWAY, is_news
 from penstock.loops.lease import lease
 from penstock.loops.observe import observe
 from penstock.loops.probe import probe

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
-from penstock.loops.alone import alone
+from penstock.loops.isolation import isolated
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
 from tenants.services import idempotent_answers_delete_old
@@ -51,5 +51,5 @@ def upkeep() -> None:
     )
     for what, part in parts:
         # Not even a lock that was waited for in vain in one keeps the others from being done.
-        with alone(what, raising=()):
+        with isolated(what, raising=()):
             part()

@@ -15,7 +15,7 @@ from redis.client import Pipeline
 
 from capacity.usage.batch import BatchError
 from capacity.usage.writer import booked_until, write_batch
-from penstock.loops.alone import AWAY
+from penstock.loops.isolation import AWAY
 
 log = logging.getLogger(__name__)
 

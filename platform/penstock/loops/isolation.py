@@ -20,7 +20,7 @@ AWAY = (redis.exceptions.RedisError, OperationalError, InterfaceError)
 
 
 @contextmanager
-def alone(what: str, *, raising: tuple[type[Exception], ...] = AWAY) -> Iterator[None]:
+def isolated(what: str, *, raising: tuple[type[Exception], ...] = AWAY) -> Iterator[None]:
     """Let an error end the block and no more. A database or state that is away ends the tick: all rows fail alike."""
     try:
         yield
