@@ -108,7 +108,8 @@ class Dispatcher:
     async def place(self, deployment: str, load: Load, tried: tuple[str, ...] = ()) -> Placement:
         """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica or Busy."""
         queue = self._queues.get(deployment)
-        if not queue:
+        if not queue or all(waiter.tried for waiter in queue):
+            # Those wait for what they have not tried: nobody is overtaken.
             placed = self._try(deployment, load, tried)
             if isinstance(placed, Placement):
                 return placed

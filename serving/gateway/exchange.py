@@ -88,7 +88,8 @@ class Exchange:
         except Exception:
             self.books.settle("engine_error", 500, "internal error of the gateway")
             failed = ApiError(500, "The gateway failed on this request.", code="internal_error", type=errors.SERVER)
-            await self._answer_error(failed)
+            with suppress(RuntimeError):  # an answer that cannot be begun any more: the cause is what matters
+                await self._answer_error(failed)
             raise
         finally:
             self.is_over = True

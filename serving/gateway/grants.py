@@ -21,8 +21,17 @@ from serving.gateway.alone import Alone, Place
 from serving.gateway.demands import Ask, Demand, Granted, Refused
 from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
-from serving.gateway.loads import GRACE_MS, GRACE_UNTIL, SILENCE_MS
-from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, State, StateUnavailable, script
+from serving.gateway.state import (
+    EPOCH,
+    GATEWAYS,
+    GRACE_MS,
+    GRACE_UNTIL,
+    LIFETIME_MS,
+    SILENCE_MS,
+    State,
+    StateUnavailable,
+    script,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -182,13 +191,7 @@ class Grants:
 
     def _give_back(self, demands: Sequence[Demand]) -> None:
         """What was taken from leases for a request that was not admitted. As a refund: the lease may have moved on."""
-        for demand in demands:
-            limit = self._limits[demand.limit.id]
-            if limit.is_concurrency:
-                self._put_back(limit, demand.amount)
-            else:
-                limit.settlements.append((-demand.amount, self._state_now_ms))
-                self._dirty.add(limit)
+        self._void(Granted(tuple(demands), charged_at_ms=self._state_now_ms))
 
     def _kick(self) -> None:
         if self._settle_timer is not None:
@@ -288,8 +291,10 @@ class Grants:
     def _grant(self, ask: Ask) -> None:
         for demand in ask.remote:
             limit = self._limits[demand.limit.id]
-            limit.note(demand.amount)
-            self._ledger.note(limit)
+            if limit.record.kind == demand.limit.kind:
+                # Else it has become another while this was asked, and counts something else.
+                limit.note(demand.amount)
+                self._ledger.note(limit)
         granted = Granted(ask.demands, charged_at_ms=self._state_now_ms)
         if ask.answer.done():
             self._void(granted)

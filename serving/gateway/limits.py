@@ -28,6 +28,7 @@ class Limit:
     """Local record of one limit. Amounts in its unit; ``known_*``: the state's last word, on the monotonic clock."""
 
     __slots__ = (
+        "_is_under_way",
         "_lost",
         "held",
         "is_concurrency",
@@ -62,6 +63,7 @@ class Limit:
         self.known_own = 0.0
         self.known_at_ms = 0.0
         self._lost: list[tuple[float, float]] = []
+        self._is_under_way = False
 
     def renew(self, record: LimitRecord) -> None:
         """The limit as it is published now. Of another kind, it begins anew, but for the requests that hold seats."""
@@ -107,6 +109,7 @@ class Limit:
     def report(self, is_asked: bool, gateways: int) -> list[Any]:
         """The limit's entry in an exchange; what it says is not said again unless ``report_lost`` follows."""
         self.reported_at = time.monotonic()
+        self._is_under_way = True
         if self.is_concurrency:
             return self._report_seats(is_asked, gateways)
         left, kept, wanted = self.lease, self.lease, 0.0
@@ -145,8 +148,11 @@ class Limit:
 
     def reported(self, level: float, given: float, at_ms: float, *, own: float = 0.0) -> None:
         """The state's answer to ``report``: the level, leases included, the gateway's ``own`` part of it (seats, or its
-        lease), and what is newly leased to it.
+        lease), and what is newly leased to it. It says nothing of a limit that has begun anew meanwhile.
         """
+        if not self._is_under_way:
+            return
+        self._is_under_way = False
         self._lost = []
         self.lease += given
         self.known_level, self.known_own, self.known_at_ms = level, own, at_ms

@@ -15,15 +15,20 @@ import msgspec
 import redis
 from redis.exceptions import ResponseError
 
-from serving.gateway.state import EPOCH, GATEWAYS, LIFETIME_MS, Argument, State, StateUnavailable, script
+from serving.gateway.state import (
+    EPOCH,
+    GATEWAYS,
+    GRACE_MS,
+    GRACE_UNTIL,
+    LIFETIME_MS,
+    SILENCE_MS,
+    Argument,
+    State,
+    StateUnavailable,
+    script,
+)
 
 logger = logging.getLogger(__name__)
-
-GRACE_UNTIL = "penstock:grace-until"
-GRACE_MS = 2000
-"""The state grants nothing for so long after it was away: longer than any gateway's back-off."""
-SILENCE_MS = 1000
-"""Gateways write every 100 ms: when none has for so long, the state was away."""
 
 _BEAT = script("beat")
 _PERIOD_S = 0.1

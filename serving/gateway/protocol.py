@@ -22,7 +22,9 @@ MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """A refused body is read on for a while, so that the client gets to read the answer; but not for ever."""
 _TOO_LARGE = "request headers are too large"
 LINGER_S = 5.0
-"""What is still to be sent when a connection is closed must be taken by then."""
+"""A client that takes nothing for so long of what is still to be sent when its connection is closed is gone."""
+LINGERS = 120
+"""So many times as long it may take in all: as long as a request may."""
 
 
 class Closing:
@@ -37,10 +39,18 @@ class Closing:
         self.is_closing = transport.is_closing
 
     def close(self) -> None:
-        if not self._transport.is_closing() and self._transport.get_write_buffer_size():
+        size = self._transport.get_write_buffer_size()
+        if size and not self._transport.is_closing():
             # An orderly close waits for the buffer, and a client that never reads would keep it for ever.
-            self._loop.call_later(LINGER_S, self._transport.abort)
+            self._loop.call_later(LINGER_S, self._look, size, LINGERS)
         self._transport.close()
+
+    def _look(self, before: int, left: int) -> None:
+        size = self._transport.get_write_buffer_size()
+        if not 0 < size < before or not left:
+            self._transport.abort()
+        else:
+            self._loop.call_later(LINGER_S, self._look, size, left - 1)
 
 
 class BoundedProtocol(HttpToolsProtocol):

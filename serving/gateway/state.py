@@ -24,8 +24,14 @@ from redis.retry import Retry
 
 EPOCH = "penstock:epoch"
 GATEWAYS = "penstock:gws"
+RUN = "penstock:run"
+GRACE_UNTIL = "penstock:grace-until"
 LIFETIME_MS = 2000
 """A gateway that has not beaten for this long is dead: its requests in flight vanish."""
+GRACE_MS = 2000
+"""The state grants nothing for so long after it was away: longer than any gateway's back-off."""
+SILENCE_MS = 1000
+"""Gateways write every 100 ms: when none has for so long, the state was away."""
 
 Argument = str | bytes | int | float
 
@@ -48,6 +54,7 @@ def script(name: str) -> Script:
 
 
 _EPOCH_SCRIPT = script("epoch")
+_EPOCH_KEYS = (EPOCH, RUN, GRACE_UNTIL)
 
 
 class State:
@@ -174,7 +181,8 @@ class State:
         try:
             await connection.connect()
             lua = _EPOCH_SCRIPT
-            await connection.send_command("EVAL", lua.text, 1, EPOCH, secrets.token_hex(6))
+            name = secrets.token_hex(6)
+            await connection.send_command("EVAL", lua.text, len(_EPOCH_KEYS), *_EPOCH_KEYS, name, GRACE_MS)
             epoch = await connection.read_response()
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -217,7 +225,7 @@ def run_script(client: redis.Redis, lua: Script, keys: Sequence[str], args: Sequ
 
 def ensure_epoch(client: redis.Redis) -> str:
     """Make ``penstock:epoch`` if it is absent and return it."""
-    return cast(bytes, run_script(client, _EPOCH_SCRIPT, [EPOCH], [secrets.token_hex(6)])).decode()
+    return cast(bytes, run_script(client, _EPOCH_SCRIPT, _EPOCH_KEYS, [secrets.token_hex(6), GRACE_MS])).decode()
 
 
 def epoch_made_at(epoch: str) -> float:

@@ -104,6 +104,11 @@ async def test_one_that_has_tried_what_is_free_holds_nobody_back() -> None:
     field.dispatcher.finish("d", ticket, ok=True)
     assert (await second).replica.id == "a"
     assert not first.done()
+    ticket = next(iter(field.loads.loads["a"]._in_flight))
+    field.dispatcher.finish("d", ticket, ok=True)
+    async with asyncio.timeout(dispatch.POLL_S / 2):
+        assert (await field.dispatcher.place("d", LOAD)).replica.id == "a", "nor one that comes later"
+    assert not first.done()
     field.dispatcher.finish("d", next(iter(field.loads.loads["b"]._in_flight)), ok=True)
     assert (await first).replica.id == "b"
 

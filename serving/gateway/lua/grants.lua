@@ -101,8 +101,9 @@ local function report_rate(b, left, kept, settlements, known)
     end
   end
   b.own = kept
-  -- Before the settlements: what is known does not have them yet.
-  if in_grace and known > b.level then charge(b, known - b.level) end
+  -- Before the settlements: what is known does not have them yet. It has all leases, this gateway's as it was.
+  local standing = b.level + left + b.others
+  if in_grace and known > standing then charge(b, known - standing) end
   for _, settlement in ipairs(settlements) do
     if settlement[1] > 0 then charge(b, settlement[1]) else refund(b, -settlement[1], settlement[2]) end
   end

@@ -103,3 +103,20 @@ def test_seats_are_kept_when_a_limit_changes_its_kind_and_back():
     limit.renew(OLD)
     limit.renew(seats)
     assert limit.held == 1
+
+
+@pytest.mark.parametrize("kinds", [("tokens_per_min", "concurrency"), ("concurrency", "tokens_per_min")])
+async def test_a_limit_that_becomes_another_while_it_is_asked_begins_anew(team, kinds):
+    grants = team[0]
+    old, new = (LimitRecord(id="k", kind=kind, value=600.0) for kind in kinds)
+    task = asyncio.create_task(grants.acquire([Demand(old, 50.0)]))
+    async with asyncio.timeout(5):
+        while "k" not in grants._limits or not grants._limits["k"]._is_under_way:
+            await asyncio.sleep(0)
+    limit = grants._ledger.renewed(new)
+    granted = await task
+    assert isinstance(granted, Granted)
+    assert (limit.held, limit.lease, limit.taken, limit.known_at_ms) == (0, 0.0, 0.0, 0.0)
+    grants.settle(granted, {})
+    assert (limit.held, limit.lease, limit.settlements) == (0, 0.0, [])
+    assert isinstance(await grants.acquire([Demand(new, 600.0)]), Granted)

@@ -141,6 +141,27 @@ def test_in_a_grace_what_is_known_is_charged_before_what_was_used_alone(arbiter)
     assert arbiter.exchange(BEGIN_MS + 3000, "a", entry, [], silence_ms=1000)[4][0][0] == pytest.approx(1100.0)
 
 
+def test_in_a_grace_the_leases_of_others_are_not_charged_as_well(arbiter):
+    arbiter.clear()
+    rate = 6000.0 / 60_000
+
+    def report(now, gateway, left, known, wanted=0.0):
+        entry = ["r", 6000.0, left, left, [], wanted, known]
+        level, others, given, _ = arbiter.exchange(now, gateway, entry, [], silence_ms=1000)[4][0]
+        return level, others, given
+
+    report(BEGIN_MS, "b", 0.0, 0.0)
+    given = report(BEGIN_MS, "a", 0.0, 0.0, 400.0)[2]
+    level, others, _ = report(BEGIN_MS, "b", 0.0, 0.0)
+    assert (level, others) == (given, given) == (400.0, 400.0)
+    now = BEGIN_MS + 1500
+    for _ in range(10):
+        now += 20
+        level, others, _ = report(now, "b", 0.0, level - 20 * rate)
+        report(now, "a", given, level)
+        assert (level, others) == (400.0, 400.0)
+
+
 async def test_a_heartbeat_that_ends_the_silence_begins_the_grace(state_url):
     client = connect(state_url)
     seconds, micros = client.time()
