@@ -171,8 +171,9 @@ def _host_views(
 
 def _held_bytes(placed: Replica, profiles: Profiles) -> int:
     """The memory that a placed replica needs of its host."""
-    profile, options = profiles.get(placed.deployment.pool_id), placed.revision.options
-    errors = placement_errors(options)
+    profile, stored = profiles.get(placed.deployment.pool_id), placed.revision.options
+    options = stored if isinstance(stored, dict) else {}
+    errors = placement_errors(options) if options is stored else ["options: give values by name."]
     if errors:
         # A revision from before they were checked: nobody else must wait for it, nor sit down on what it was given.
         options = {name: value for name, value in options.items() if not placement_errors({name: value})}
