@@ -18,6 +18,7 @@ from rest_framework.viewsets import GenericViewSet
 
 from tenants.api import idempotency
 from tenants.api.caller import Caller, caller_of
+from tenants.api.parsers import TORN, is_torn
 from tenants.api.versions import etag_of, require_version
 from tenants.models import Identified, Tenant
 from tenants.policy.roles import Action
@@ -49,6 +50,9 @@ class ApiViewSet(CountedView, GenericViewSet[_Row]):
         # PostgreSQL refuses to be asked for a NUL; nothing is called so.
         if any("\0" in str(part) for part in kwargs.values()):
             raise Http404
+        # A charset of the caller's choice can decode into what UTF-8 cannot write.
+        if any(is_torn(text) for name, given in request.query_params.lists() for text in (name, *given)):
+            raise exceptions.ParseError(TORN)
         super().initial(request, *args, **kwargs)
 
     @property

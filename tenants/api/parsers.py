@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,10 +12,11 @@ from rest_framework.parsers import JSONParser
 DEEPEST = 100
 """Levels of nesting. Python gives up at about 1,000 of its own, and so does whoever writes the body down."""
 _TOO_DEEP = f"Nest the JSON document at most {DEEPEST} levels deep."
+TORN = "A text holds half of a surrogate pair (U+D800 to U+DFFF): send whole characters."
 
 
 class BoundedJSONParser(JSONParser):
-    """Refuses what is nested deeper than ``DEEPEST`` levels."""
+    """Refuses what is nested deeper than ``DEEPEST`` levels, and texts that no database and no answer can hold."""
 
     def parse(
         self, stream: Any, media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
@@ -25,7 +27,18 @@ class BoundedJSONParser(JSONParser):
             raise exceptions.ParseError(_TOO_DEEP) from None
         if _is_deeper(found):
             raise exceptions.ParseError(_TOO_DEEP)
+        if is_torn(json.dumps(found, ensure_ascii=False)):
+            raise exceptions.ParseError(TORN)
         return found
+
+
+def is_torn(text: str) -> bool:
+    """Whether ``text`` holds half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_deeper(value: Any) -> bool:

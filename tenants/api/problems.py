@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied
+from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as ModelError
 from django.db import IntegrityError
 from django.db.models import ProtectedError, RestrictedError
@@ -25,9 +25,11 @@ _TITLES = {
     406: "Not acceptable",
     409: "It conflicts with what is there",
     412: "It has changed meanwhile",
+    413: "The request is too large",
     415: "Unsupported media type",
     422: "The Idempotency-Key was used for another request",
     429: "Too many requests",
+    500: "A fault of ours",
 }
 _HINTS = {
     400: "Send a JSON document of the shape that /api/docs shows.",
@@ -37,9 +39,11 @@ _HINTS = {
     405: "The methods that this address takes are in the Allow header.",
     409: "Read the object again, then decide.",
     412: "Read it again, look at what has changed, and send the request with the new ETag in If-Match.",
+    413: "Send less at once.",
     415: "Send JSON with 'Content-Type: application/json'.",
     422: "Use a fresh Idempotency-Key for each request; repeat one only with the very same request.",
     429: "Wait as long as the Retry-After header says.",
+    500: "Tell an operator the X-Request-ID of this answer: the log of the role web says under it what failed.",
 }
 
 
@@ -53,6 +57,12 @@ class PreconditionFailed(exceptions.APIException):
     status_code = status.HTTP_412_PRECONDITION_FAILED
     default_detail = "The object has changed since you read it."
     default_code = "changed"
+
+
+class TooLarge(exceptions.APIException):
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+    default_detail = "The body of the request is larger than the REST API reads."
+    default_code = "too_large"
 
 
 class KeyReused(exceptions.APIException):
@@ -127,6 +137,8 @@ def _as_api_error(exc: Exception) -> exceptions.APIException | None:
         return exceptions.NotFound(str(exc) or "There is no such object.")
     if isinstance(exc, PermissionDenied):
         return exceptions.PermissionDenied(str(exc) or None)
+    if isinstance(exc, RequestDataTooBig):
+        return TooLarge()
     if isinstance(exc, ModelError):
         return exceptions.ValidationError(_detail_of(exc))
     if isinstance(exc, IntegrityError) and not isinstance(exc, ProtectedError | RestrictedError):

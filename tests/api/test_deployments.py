@@ -70,7 +70,7 @@ def test_what_is_wrong_is_told_at_its_field(world: World, served: Deployment) ->
     assert not Deployment.objects.filter(name="n").exists()
 
 
-@pytest.mark.parametrize("value", ['"a\\u0000b"', '"\\ud800"', "1e999"])
+@pytest.mark.parametrize("value", ['"a\\u0000b"', "1e999"])
 def test_options_that_a_database_cannot_store_are_refused(world: World, served: Deployment, value: str) -> None:
     operator, path = world.by("operator"), f"/deployments/{served.pk}/revisions"
     answer = operator.post(path, f'{{"options": {{"a": {value}}}}}', content_type="application/json")

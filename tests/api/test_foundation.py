@@ -144,6 +144,38 @@ def test_broken_json_other_media_and_methods(world: World) -> None:
     problem(owner.put("/tenants/acme/keys", NEW, format="json"), 405, "method_not_allowed")
 
 
+def test_what_no_view_sees_is_told_as_a_problem_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = world.by("owner")
+    assert (
+        "PENSTOCK_ALLOWED_HOSTS"
+        in problem(owner.get("/tenants", headers={"host": "elsewhere!"}), 400, "bad_request")["detail"]
+    )
+    problem(owner.get("/nothing-here"), 404, "not_found")
+    problem(owner.post("/tenants/acme/keys", {"name": "x" * 3_000_000}, format="json"), 413, "too_large")
+    monkeypatch.setattr("tenants.api.keys.KeysViewSet.list", lambda *args, **kwargs: 1 / 0)
+    owner.raise_request_exception = False
+    answer = owner.get("/tenants/acme/keys")
+    assert "division" not in str(problem(answer, 500, "internal_error"))
+
+
+@pytest.mark.parametrize(
+    "body", ['{"name": "x", "scopes": ["\\ud800"]}', '{"name": "\\udfffx"}', '{"\\ud800": 1, "name": "x"}']
+)
+def test_half_a_character_is_refused(world: World, body: str) -> None:
+    answer = world.by("owner").post("/tenants/acme/keys", body, content_type="application/json")
+    assert "surrogate" in problem(answer, 400, "parse_error")["detail"]
+    whole = '{"name": "\\ud83d\\ude00"}'
+    answer = world.by("owner").post("/tenants/acme/keys", whole, content_type="application/json")
+    assert answer.json()["name"] == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("query", ["search=%5Cud800", "%5Cud800=x", "usable=%5Cud800", "ordering=%5Cud800"])
+def test_half_a_character_is_refused_in_a_query_of_any_charset(world: World, query: str) -> None:
+    torn = "text/plain; charset=raw_unicode_escape"
+    answer = world.by("owner").generic("GET", f"/tenants/acme/keys?{query}", content_type=torn)
+    assert "surrogate" in problem(answer, 400, "parse_error")["detail"]
+
+
 def test_ids_that_are_none_are_not_found(world: World) -> None:
     problem(world.by("owner").get("/tenants/acme/keys/x"), 404, "not_found")
     problem(world.by("owner").get("/tenants/acme/keys/01890000-0000-7000-8000-000000000000"), 404, "not_found")

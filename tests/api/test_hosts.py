@@ -76,6 +76,13 @@ def test_accelerators_are_filtered(world: World, host: Host, query: str, seen: l
     assert [row["index"] for row in rows] == seen
 
 
+def test_half_a_character_is_no_label(world: World, host: Host) -> None:
+    operator = world.by("operator")
+    answer = operator.patch("/hosts/rack-1", '{"labels": {"\\ud800": "a"}}', content_type="application/json")
+    assert answer.status_code == 400
+    assert [operator.get(path).status_code for path in ("/hosts", "/audit")] == [200, 200]
+
+
 def test_hosts_are_filtered(world: World, host: Host) -> None:
     operator = world.by("operator")
     factories.host(name="rack-2")

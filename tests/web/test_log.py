@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django.core.exceptions import DisallowedHost
 from django.db import OperationalError
 
 from penstock.loglines import Sieve
@@ -47,6 +48,11 @@ def test_a_database_that_is_away_is_one_line() -> None:
     assert told.endswith(
         "Internal Server Error: /console/: connection to server failed: Is the server running? (OperationalError)"
     )
+
+
+def test_a_request_that_is_none_is_one_line() -> None:
+    message = "Invalid HTTP_HOST header: 'x!'."
+    assert line(message, error=DisallowedHost(message)).endswith(message)
 
 
 @pytest.mark.parametrize("error", [None, ValueError(f"no route to /sign-in/link/{TOKEN}?next=/")])

@@ -18,6 +18,7 @@ _PROBLEMS = {
     "404": "Not found, or of a tenant that is not yours; of a list: no such page.",
     "409": "It conflicts with what is there.",
     "412": "It has changed since the version that If-Match names.",
+    "413": "The body is larger than the REST API reads.",
     "415": "Send JSON.",
     "422": "The Idempotency-Key was sent with another request before.",
     "429": "Too many requests: Retry-After says when to go on.",
@@ -57,16 +58,14 @@ class Schema(AutoSchema):
         return dict(sorted(made.items()))
 
     def _problems(self) -> set[str]:
-        codes, is_change = {"401", "403", "429"}, self.method in ("POST", "PUT", "PATCH", "DELETE")
+        codes, is_change = {"400", "401", "403", "429"}, self.method in ("POST", "PUT", "PATCH", "DELETE")
         is_list = getattr(self.view, "action", "") == "list"
-        if is_change or is_list or getattr(self.view, "action", "") != "retrieve":
-            codes.add("400")
         if "{" in self.path or is_list:
             codes.add("404")
         if is_change:
             codes |= {"409", "412"}
         if is_change and self.method != "DELETE":
-            codes.add("415")
+            codes |= {"413", "415"}
         if self.method == "POST":
             codes.add("422")
         return codes

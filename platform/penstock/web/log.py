@@ -1,7 +1,7 @@
 """Log lines of the web role and of Django's commands: one line per event on stderr; the launcher prefixes and files it.
 
-Two things never enter it: the link of a sign-in or an invitation, which lets in whoever has it, and the way through the
-libraries on which a database or state that is away was noticed.
+Never in it: the link of a sign-in or an invitation, which lets in whoever has it, and the way through the libraries on
+which a database or state that is away, or a request that is none, was noticed.
 """
 
 import copy
@@ -10,6 +10,7 @@ import re
 from http import HTTPStatus
 
 import redis.exceptions
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 
 _LINK = re.compile(r"((?:/|%2F)(?:sign-in(?:/|%2F)link|invitations)(?:/|%2F))[\w%-]+", re.IGNORECASE)
@@ -31,6 +32,8 @@ class LineFormatter(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _AWAY):
             line.msg += f": {' '.join(str(error).split())} ({type(error).__name__})"
+            line.exc_info = line.exc_text = None
+        elif isinstance(error, SuspiciousOperation):  # of the visitor's making, and the message says all of it
             line.exc_info = line.exc_text = None
         return _LINK.sub(r"\1(hidden)", super().format(line))
 
