@@ -1,5 +1,6 @@
 """What every page shares: who looks, at what, and where else they may go."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from django.shortcuts import render
 from django.urls import reverse
 
 from penstock.web.access import UserRequest
+from penstock.web.navigation import NO_TENANT_ENTRIES, Entry, operator_entries, tenant_entries
 from tenants.models import Tenant, User
 from tenants.permissions import roles_of
 
@@ -54,19 +56,14 @@ def tenants_of(user: User) -> list[Tenant]:
 
 
 def build_shell(user: User, *, current: str, tenant: Tenant | None) -> Shell:
-    """Navigation and switcher. ``current`` is the URL name of the page being shown."""
+    """Navigation and switcher. ``current`` is the URL name of the navigation's entry that the page belongs to."""
+    entries: Sequence[Entry] = NO_TENANT_ENTRIES
     if tenant is not None:
-        nav = [NavItem("Overview", reverse("tenant", args=[tenant.slug]), "capacity", current == "tenant")]
+        entries = tenant_entries(user, tenant)
     elif user.is_operator:
-        nav = [
-            NavItem("Capacity", reverse("console"), "capacity", current == "console"),
-            NavItem("Tenants", reverse("tenants"), "people", current == "tenants"),
-            NavItem("Admin", reverse("admin:index"), "settings", False),
-        ]
-        if current == "style-guide":
-            nav.append(NavItem("Style guide", reverse("style-guide"), "code", True))
-    else:
-        nav = [NavItem("Tenants", reverse("tenants"), "people", current == "tenants")]
+        entries = operator_entries(current)
+    slug = [tenant.slug] if tenant is not None else []
+    nav = [NavItem(row.label, reverse(row.name, args=slug), row.icon, row.name == current) for row in entries]
     return Shell(user=user, nav=nav, switch=_switch(user, tenant))
 
 

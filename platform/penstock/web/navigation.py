@@ -1,0 +1,47 @@
+"""What stands in the navigation: one list for operators, one for tenants. A page names the entry it belongs to."""
+
+from dataclasses import dataclass
+
+from tenants.models import Tenant, User
+from tenants.permissions import role_in
+from tenants.policy.roles import Action, role_allows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``name`` is the URL name of its page, and what that page and those below it give as ``current``."""
+
+    label: str
+    name: str
+    icon: str
+
+
+@dataclass(frozen=True)
+class TenantEntry(Entry):
+    """Its URL takes the tenant's slug; only members who may do ``needs`` see it."""
+
+    needs: Action
+
+
+OPERATOR_ENTRIES = (
+    Entry("Capacity", "console", "capacity"),
+    Entry("Tenants", "tenants", "people"),
+    Entry("Admin", "admin:index", "settings"),
+)
+OPERATOR_EXTRAS = (Entry("Style guide", "style-guide", "code"),)
+"""Shown only while one is there."""
+TENANT_ENTRIES = (TenantEntry("Overview", "tenant", "capacity", Action.USAGE_VIEW),)
+NO_TENANT_ENTRIES = (Entry("Tenants", "tenants", "people"),)
+
+
+def operator_entries(current: str) -> tuple[Entry, ...]:
+    """What operators see beside the platform's pages."""
+    return OPERATOR_ENTRIES + tuple(entry for entry in OPERATOR_EXTRAS if entry.name == current)
+
+
+def tenant_entries(user: User, tenant: Tenant) -> tuple[TenantEntry, ...]:
+    """What ``user`` sees beside the pages of ``tenant``: at most one query."""
+    if user.is_operator:
+        return TENANT_ENTRIES
+    role = role_in(user, tenant)
+    return tuple(entry for entry in TENANT_ENTRIES if role_allows(role, entry.needs))
