@@ -30,7 +30,7 @@ from capacity.models import OUTCOMES, UsageRecord, UsageRollup
 from capacity.usage.reads import COLUMNS, GROUPS, PLATFORM_COLUMNS, in_slices, rollups_grouped
 from tenants.api.base import ApiViewSet, TenantViewSet, find_tenant
 from tenants.api.filters import MomentFilter
-from tenants.api.pagination import Cursor
+from tenants.api.pagination import MomentCursor
 from tenants.policy.roles import Action
 
 _SPANS = {"minute": datetime.timedelta(hours=1), "hour": datetime.timedelta(days=1), "day": datetime.timedelta(days=30)}
@@ -40,7 +40,7 @@ _FIRST = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _TOO_EARLY = "Give a moment after 1970."
 
 
-class NewestFirst(Cursor):
+class NewestFirst(MomentCursor):
     ordering = ("-ended_at", "-id")  # type: ignore[assignment]  # the stub knows one column alone
 
 

@@ -14,15 +14,15 @@ from rest_framework.response import Response
 from serving.models import Incident, ScalingDecision
 from tenants.api.base import ApiViewSet
 from tenants.api.filters import MomentFilter
-from tenants.api.pagination import Cursor
+from tenants.api.pagination import MomentCursor
 from tenants.policy.roles import Action
 
 
-class NewestIncidents(Cursor):
+class NewestIncidents(MomentCursor):
     ordering = ("-opened_at", "-id")  # type: ignore[assignment]
 
 
-class NewestDecisions(Cursor):
+class NewestDecisions(MomentCursor):
     ordering = ("-at", "-id")  # type: ignore[assignment]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import datetime
 import json
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -172,9 +174,24 @@ def test_lists_ask_no_more_with_more_rows(world: World, mine: Traffic) -> None:
         assert counts[0] == counts[1] <= 5
 
 
-def test_a_cursor_that_is_none_is_a_problem(world: World, mine: Traffic) -> None:
-    for cursor in ("x", "cD1hYmM="):
-        assert world.by("viewer").get(f"/tenants/acme/usage?cursor={cursor}").status_code in (400, 404)
+@pytest.mark.parametrize(
+    "position",
+    ["abc", "a%00b", "2026-11-20", "0001-01-01 00:00:00+23:59", "9999-12-31 23:59:59-23:59", "nan", "\N{BULLET}"],
+)
+def test_a_cursor_that_is_none_is_not_found(world: World, mine: Traffic, position: str) -> None:
+    for cursor in ("x", base64.b64encode(f"p={quote_plus(position)}".encode()).decode()):
+        answer = world.by("viewer").get("/tenants/acme/usage", {"cursor": cursor})
+        assert "cursor" in problem(answer, 404, "not_found")["detail"].lower()
+        for path in ("/audit", "/usage", "/incidents", "/decisions"):
+            problem(world.by("operator").get(path, {"cursor": cursor}), 404, "not_found")
+
+
+def test_a_cursor_may_name_its_moment_in_any_time_zone(world: World, mine: Traffic) -> None:
+    # PostgreSQL itself reads no offset above 16 h.
+    there = (AT + datetime.timedelta(minutes=2)).astimezone(datetime.timezone(datetime.timedelta(hours=23)))
+    cursor = base64.b64encode(f"p={quote_plus(str(there))}".encode()).decode()
+    rows = world.by("viewer").get("/tenants/acme/usage", {"cursor": cursor}).json()["results"]
+    assert [row["client_request_id"] for row in rows] == ["c1", "c0"]
 
 
 # ------------------------------------------------------------------------------------------------ receipts
