@@ -17,6 +17,7 @@ from serving.gateway.dialects import DIALECTS, Dialect, Parsed
 from serving.gateway.errors import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.journal import JournalUnavailable
+from serving.gateway.members import Members, is_of_member
 from serving.gateway.metrics import CONTENT_TYPE
 from serving.gateway.records import DeploymentRecord
 from serving.gateway.request import ClientGone, Message, Receive, Request, Send
@@ -40,6 +41,7 @@ class Gateway:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.verified = auth.Verified()
+        self.members = Members(services.config.peppers)
         self.accesses = AccessBook(services)
         self.is_stopping = False
 
@@ -147,8 +149,11 @@ class Gateway:
     async def _authenticate(self, request: Request) -> Principal:
         services = self.services
         view = services.store.view
+        authorization = request.headers.get(b"authorization")
+        if authorization is not None and is_of_member(authorization):
+            return self.members.authenticate(authorization, tenants=view.tenants, now=time.time())
         principal = await auth.authenticate(
-            request.headers.get(b"authorization"),
+            authorization,
             verified=self.verified,
             keys=view.keys,
             tenants=view.tenants,
