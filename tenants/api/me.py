@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema
-from rest_framework import serializers, status
+from rest_framework import exceptions, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -16,6 +16,7 @@ from tenants.api.base import ApiViewSet
 from tenants.api.permissions import IsCaller, IsPerson
 from tenants.models import AccessToken, ApiKey, Membership, Tenant, User
 from tenants.permissions import roles_of
+from tenants.policy.keys import outlives
 from tenants.services import access_token_create, access_token_revoke
 
 
@@ -140,10 +141,18 @@ class TokensViewSet(ApiViewSet[AccessToken]):
 
     @extend_schema(request=NewToken, responses={201: MadeToken})
     def create(self, request: Request) -> Response:
-        """Make an access token, which may do what you may do. Its text is in this answer and never shown again."""
+        """Make an access token, which may do what you may do. Its text is in this answer and never shown again.
+
+        By an access token that ends, make one that ends no later. A new password ends them all.
+        """
 
         def make() -> Response:
-            token, text = access_token_create(user=self.person, actor=self.person, **self.read(NewToken))
+            given = self.read(NewToken)
+            asking = self.request.auth
+            ends = asking.expires_at if isinstance(asking, AccessToken) else None
+            if longer := outlives(ends, given["expires_at"], who="token"):
+                raise exceptions.ValidationError({"expires_at": longer}, code="beyond_own_rights")
+            token, text = access_token_create(user=self.person, actor=self.person, **given)
             token.secret = text  # type: ignore[attr-defined]
             return self.shown(token, code=status.HTTP_201_CREATED, serializer=MadeToken)
 

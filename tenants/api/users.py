@@ -99,7 +99,10 @@ class UsersViewSet(ApiViewSet[User]):
     @extend_schema(request=None, responses=UserSerializer)
     @action(detail=True, methods=["post"])
     def deactivate(self, request: Request, pk: str) -> Response:
-        """Keep the person out: sessions, tokens and sign-in links are refused. The last active operator stays."""
+        """Keep the person out: sessions are refused, tokens and sign-in links end for good.
+
+        The last active operator stays.
+        """
         return self._set_active(False)
 
     @extend_schema(request=None, responses={201: SignInUrl})

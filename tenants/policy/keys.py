@@ -1,4 +1,4 @@
-"""What an API key may hand on to another: never more than it may do itself."""
+"""What an API key or an access token may hand on to another: never more than it may do itself."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def beyond(own: Reach, other: Reach) -> dict[str, str]:
         mine, theirs = set(getattr(own, field)), set(getattr(other, field))
         if mine and (not theirs or not theirs <= mine):
             found[field] = f"The key that asks is restricted itself: name some of {', '.join(sorted(mine))}."
-    if own.expires_at is not None and (other.expires_at is None or other.expires_at > own.expires_at):
-        found["expires_at"] = f"The key that asks ends at {own.expires_at.isoformat(timespec='seconds')}: end by then."
+    if longer := outlives(own.expires_at, other.expires_at, who="key"):
+        found["expires_at"] = longer
     return found
+
+
+def outlives(own: datetime.datetime | None, other: datetime.datetime | None, *, who: str) -> str | None:
+    """In words, that what ends at ``other`` outlives the ``who`` that asks and ends at ``own``; None where it does not.
+
+    None as a moment: never.
+    """
+    if own is None or (other is not None and other <= own):
+        return None
+    return f"The {who} that asks ends at {own.isoformat(timespec='seconds')}: end by then."

@@ -9,6 +9,7 @@ from django.utils.text import slugify
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Membership, SignInLink, Tenant, User
+from tenants.services.tokens import access_tokens_revoke
 
 
 @transaction.atomic
@@ -30,19 +31,23 @@ def user_create(
 
 @transaction.atomic
 def user_set_password(*, user: User, password: str, actor: Actor) -> None:
-    """Set a new password; every session and open sign-in link of the user ends. Raises ValidationError if weak."""
+    """Set a new password; every session, access token and open sign-in link of the user ends.
+
+    Whoever got in by the old one may have left themselves another way in. Raises ValidationError if weak.
+    """
     _check_password(password, user)
     user.set_password(password)
     user.save(update_fields=("password", "updated_at"))
     _void_links(user)
+    access_tokens_revoke(user=user, actor=actor)
     audit(actor=actor, action="user.set_password", target=user)
 
 
 @transaction.atomic
 def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
-    """Let a user in or keep them out, with an end to their open sign-in links. Returns False if it was so already.
+    """Let a user in or keep them out, with an end to their access tokens and open sign-in links.
 
-    The last active operator stays: raises ValidationError.
+    Returns False if it was so already. The last active operator stays: raises ValidationError.
     """
     # Touching the operators' rows makes two who deactivate each other take turns.
     User.objects.filter(is_operator=True).update(updated_at=timezone.now())
@@ -54,6 +59,7 @@ def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
     user.is_active = is_active
     if not is_active:
         _void_links(user)
+        access_tokens_revoke(user=user, actor=actor)
     if changed:
         audit(actor=actor, action="user.activate" if is_active else "user.deactivate", target=user)
     return bool(changed)

@@ -43,6 +43,13 @@ def access_token_revoke(*, token: AccessToken, actor: Actor) -> bool:
     return True
 
 
+@transaction.atomic
+def access_tokens_revoke(*, user: User, actor: Actor) -> int:
+    """Refuse all tokens of the user from now on. Returns how many were not revoked before."""
+    living = AccessToken.objects.filter(user=user, revoked_at=None)
+    return sum(access_token_revoke(token=token, actor=actor) for token in living)
+
+
 def access_token_used(*, token: AccessToken) -> None:
     """Move ``last_used_at``, at most once a minute: it is for people, and each move is a write. No audit entry."""
     now = timezone.now()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
+from django.utils import timezone
 
 from tenants.models import AccessToken, AuditEntry
+from tenants.services import access_token_create, user_set_active, user_set_password
+from tests.api.callers import SCOPES
 from tests.api.conftest import ROLES, Api, World
 from tests.api.test_foundation import problem
 
-SCOPES = ("inference", "usage", "manage")
 PEOPLE = ("operator", *ROLES, "outsider")
 
 
@@ -97,3 +101,34 @@ def test_what_is_wrong_with_a_token_is_said_at_its_field(world: World) -> None:
     assert [error["field"] for error in body["errors"]] == ["name"]
     body = problem(world.by("viewer").post("/me/tokens", {**past, "name": "x"}, format="json"), 400, "invalid")
     assert [error["field"] for error in body["errors"]] == ["expires_at"]
+
+
+def test_a_token_makes_none_that_outlives_it(world: World) -> None:
+    ends = timezone.now() + datetime.timedelta(hours=1)
+    _, text = access_token_create(user=world.members["owner"], name="short", actor="test", expires_at=ends)
+    short = Api()
+    short.credentials(HTTP_AUTHORIZATION=f"Bearer {text}")
+    for asked in (None, (ends + datetime.timedelta(seconds=1)).isoformat()):
+        body = problem(short.post("/me/tokens", {"name": "x", "expires_at": asked}, format="json"), 400, "invalid")
+        assert [error["field"] for error in body["errors"]] == ["expires_at"]
+    assert not AccessToken.objects.filter(name="x").exists()
+    made = short.post("/me/tokens", {"name": "x", "expires_at": ends.isoformat()}, format="json")
+    assert made.status_code == 201
+    assert world.by("owner").post("/me/tokens", {"name": "y"}, format="json").status_code == 201, "it never ends itself"
+
+
+def test_a_new_password_ends_the_tokens(world: World) -> None:
+    owner = world.members["owner"]
+    assert world.by("owner").get("/me").status_code == 200
+    user_set_password(user=owner, password="a fine long one", actor=owner)
+    problem(world.by("owner").get("/me"), 401, "authentication_failed")
+    assert AuditEntry.objects.get(action="access_token.revoke").actor == "owner@acme.example"
+    assert world.by("admin").get("/me").status_code == 200, "others' go on"
+
+
+def test_whoever_is_let_in_again_makes_new_tokens(world: World) -> None:
+    user = world.members["viewer"]
+    user_set_active(user=user, is_active=False, actor="test")
+    user_set_active(user=user, is_active=True, actor="test")
+    problem(world.by("viewer").get("/me"), 401, "authentication_failed")
+    assert not AccessToken.objects.get(user=user).is_usable

@@ -16,7 +16,7 @@ PASSWORD = "a-long-enough-password"
 
 
 def test_only_operators_see_and_change_people(world: World) -> None:
-    path = f"/users/{world.members['viewer'].pk}"
+    path = f"/users/{user_create(email='extra@example.org', actor='test').pk}"
     assert codes(world, "get", "/users") == codes(world, "get", path) == operators_only(200)
     assert codes(world, "post", "/users", {"email": "new@example.org"}) == operators_only(201)
     assert codes(world, "post", f"{path}/sign-in-link") == operators_only(201)
@@ -84,7 +84,8 @@ def test_whoever_is_kept_out_gets_no_link(world: World) -> None:
     refused = problem(operator.post(f"/users/{viewer.pk}/sign-in-link"), 409, "conflict")
     assert "activate them first" in refused["detail"]
     assert operator.post(f"/users/{viewer.pk}/activate").json()["is_active"] is True
-    assert world.by("viewer").get("/me").status_code == 200
+    assert world.by("viewer").get("/me").status_code == 401, "what let them in before ended for good"
+    assert operator.post(f"/users/{viewer.pk}/sign-in-link").status_code == 201
 
 
 def test_the_last_active_operator_stays(world: World) -> None:
