@@ -69,7 +69,10 @@ class UserAdmin(ServiceAdmin):
         links = [{"label": f"{user.email}, valid for 1 hour", "text": _link(request, user)} for user in rows]
         return shown_once(self, request, "One-time sign-in links.", links)
 
-    @confirmed(question="Keep these people out? Their sessions end with their next click, their tokens for good.", verb="Deactivate")
+    @confirmed(
+        question="Keep these people out? Their sessions end with their next click, their tokens for good.",
+        verb="Deactivate",
+    )
     def deactivate(self, request: HttpRequest, rows: list[User]) -> int:
         return sum(user_set_active(user=user, is_active=False, actor=operator_of(request)) for user in rows)
 
