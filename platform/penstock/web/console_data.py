@@ -52,8 +52,8 @@ def gather(now: datetime) -> Console:
     replicas = without_replaced(replicas)
     live = read_live([str(row.pk) for row in deployments], [str(row.pk) for row in replicas])
     profiles, sold = profiles_in_force(at=now), sold_mu_per_min(at=now)
-    rows = _deployment_rows(deployments, replicas, live, now, profiles=profiles, sold=sold)
-    shown = sorted((_replica_row(row, live, now) for row in replicas), key=_replica_order)
+    rows = deployment_rows(deployments, replicas, live, now, profiles=profiles, sold=sold)
+    shown = sorted((replica_row(row, live, now) for row in replicas), key=replica_order)
     totals = total(rows, profiles=profiles, sold=sold)
     return Console(
         at=now,
@@ -61,9 +61,9 @@ def gather(now: datetime) -> Console:
         headline=headline(totals, rows),
         deployments=rows,
         replicas=shown,
-        hosts=_host_rows(replicas, now),
+        hosts=host_rows(list(Host.objects.select_related("hardware_type")), replicas, now),
         decisions=_decisions(now),
-        incidents=[_incident_row(row) for row in Incident.objects.order_by("-opened_at")[:FEED_ROWS]],
+        incidents=[incident_row(row) for row in Incident.objects.order_by("-opened_at")[:FEED_ROWS]],
         open_incidents=Incident.objects.filter(closed_at__isnull=True).count(),
         live=live,
         feed_age_s=live.feed_age_s(now.timestamp()),
@@ -91,7 +91,7 @@ def without_replaced(replicas: Sequence[Replica]) -> list[Replica]:
     ]
 
 
-def _deployment_rows(
+def deployment_rows(
     deployments: Sequence[Deployment],
     replicas: Sequence[Replica],
     live: Live,
@@ -182,7 +182,7 @@ def start_steps(state: str, phase: str, progress: Mapping[str, Any]) -> tuple[St
     return tuple(steps)
 
 
-def _replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
+def replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
     engine = live.engines.get(str(replica.pk))
     progress = replica.progress if isinstance(replica.progress, dict) else {}
     share = progress.get("share")
@@ -207,17 +207,18 @@ def _replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
     )
 
 
-def _replica_order(row: ReplicaRow) -> tuple[int, str, str]:
+def replica_order(row: ReplicaRow) -> tuple[int, str, str]:
     rank = 0 if row.state == "failed" else 1 if row.state in IN_TRANSITION else 2
     return rank, row.deployment.name, row.name
 
 
-def _host_rows(replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
+def host_rows(hosts: Sequence[Host], replicas: Sequence[Replica], now: datetime) -> list[HostRow]:
+    """``hosts`` with their accelerators (one query) and those of ``replicas`` that are on them."""
     accelerators: dict[UUID, list[Accelerator]] = defaultdict(list)
-    for accelerator in Accelerator.objects.order_by("host", "index"):
+    for accelerator in Accelerator.objects.filter(host__in=hosts).order_by("host", "index"):
         accelerators[accelerator.host_id].append(accelerator)
     rows = []
-    for host in Host.objects.select_related("hardware_type"):
+    for host in hosts:
         own = [replica for replica in replicas if replica.host_id == host.pk and replica.state != "failed"]
         age_s = figures.seconds_between(host.last_report_at, now)
         facts = host.report if isinstance(host.report, dict) else {}
@@ -251,7 +252,7 @@ def _decisions(now: datetime) -> list[ScalingDecision]:
     return sorted(shown, key=lambda row: row.at, reverse=True)
 
 
-def _incident_row(incident: Incident) -> IncidentRow:
+def incident_row(incident: Incident) -> IncidentRow:
     timeline = incident.timeline if isinstance(incident.timeline, list) else []
     last = timeline[-1] if timeline and isinstance(timeline[-1], dict) else {}
     open_s = None if incident.closed_at is None else (incident.closed_at - incident.opened_at).total_seconds()
