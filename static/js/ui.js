@@ -17,6 +17,7 @@
     time: { hour: "2-digit", minute: "2-digit" },
     seconds: { hour: "2-digit", minute: "2-digit", second: "2-digit" },
     day: { day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit" },
+    date: { day: "2-digit", month: "short", year: "numeric" },
     stamp: { day: "2-digit", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" },
   };
   const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });

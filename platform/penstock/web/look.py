@@ -54,6 +54,10 @@ ICONS = {
     "grid": '<rect x="2.5" y="2.5" width="4.5" height="4.5"/><rect x="9" y="2.5" width="4.5" height="4.5"/>'
     '<rect x="2.5" y="9" width="4.5" height="4.5"/><rect x="9" y="9" width="4.5" height="4.5"/>',
     "audit": '<path d="M3.500 2h6l3 3v9h-9zM9.500 2v3h3M5.800 8h4.400M5.800 10.800h4.400"/>',
+    "key": '<circle cx="5" cy="11" r="2.7"/><path d="m7 9 6-6M10.5 5.5l2 2"/>',
+    "chat": '<path d="M3 3h10v7.500H7.500L4.500 13v-2.500H3z"/>',
+    "usage": '<path d="M2 12.500 6 7.500l3 2.500 5-6.500"/>',
+    "gauge": '<path d="M2 11a6 6 0 0 1 12 0"/><path d="m8 11 3-3.500"/>',
     "menu": '<path d="M2.5 4.500h11M2.5 8h11M2.5 11.500h11"/>',
     "theme": '<path d="M8 2a6 6 0 1 0 0 12z" fill="currentColor"/><circle cx="8" cy="8" r="6"/>',
     "updown": '<path d="m5 6.5 3-3 3 3M5 9.500l3 3 3-3"/>',
@@ -88,11 +92,12 @@ def compact(value: float | None) -> SafeString:
 
 @register.simple_tag
 def moment(at: datetime | None, form: str = "time") -> SafeString:
-    """A time in UTC that the browser rewrites in the viewer's own zone. ``form``: time, seconds, day or stamp."""
+    """A time in UTC that the browser rewrites in the viewer's own zone. ``form``: time, seconds, day, date or stamp."""
     if at is None:
         return format_html("{}", figures.NONE)
     shown = at.astimezone(timezone.get_default_timezone())
-    pattern = {"time": "%H:%M", "seconds": "%H:%M:%S", "day": "%d %b %H:%M", "stamp": "%d %b %Y %H:%M:%S"}[form]
+    patterns = {"time": "%H:%M", "seconds": "%H:%M:%S", "day": "%d %b %H:%M", "date": "%d %b %Y"}
+    pattern = (patterns | {"stamp": "%d %b %Y %H:%M:%S"})[form]
     return format_html(
         '<time datetime="{}" data-local="{}">{}</time>',
         at.isoformat(timespec="milliseconds"),
