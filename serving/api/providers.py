@@ -13,7 +13,6 @@ from rest_framework.response import Response
 from serving.models import ProviderCredential
 from serving.services import provider_credential_remove, provider_credential_set
 from tenants.api.base import ApiViewSet
-from tenants.api.problems import PreconditionFailed
 from tenants.policy.roles import Action
 
 
@@ -67,15 +66,11 @@ class ProviderCredentialsViewSet(ApiViewSet[ProviderCredential]):
         row = self._stored()
         given = self.read(CredentialFields)
 
-        def put() -> Response:
-            made = provider_credential_set(name=name, actor=self.caller.actor, **given)
-            return self.shown(made, code=status.HTTP_200_OK if row else status.HTTP_201_CREATED)
+        def put(code: int) -> Response:
+            return self.shown(provider_credential_set(name=name, actor=self.caller.actor, **given), code=code)
 
-        if row is not None:
-            return self.changed(row, put)
-        if request.headers.get("If-Match"):
-            raise PreconditionFailed("There is no credential of this name: leave out If-Match to make one.")
-        return put()
+        missing = "There is no credential of this name: leave out If-Match to make one."
+        return self.put_or_create(row, put, missing=missing)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, name: str) -> Response:

@@ -19,7 +19,8 @@ from rest_framework.viewsets import GenericViewSet
 from tenants.api import idempotency
 from tenants.api.caller import Caller, caller_of
 from tenants.api.parsers import TORN, is_torn
-from tenants.api.versions import etag_of, require_version
+from tenants.api.problems import PreconditionFailed
+from tenants.api.versions import etag_of, require_version, stated_version
 from tenants.models import Identified, Tenant
 from tenants.policy.roles import Action
 
@@ -97,11 +98,38 @@ class ApiViewSet(CountedView, GenericViewSet[_Row]):
         """``create()``, once for each ``Idempotency-Key``."""
         return idempotency.once(self.request, self.caller, create)
 
-    def changed(self, row: Identified, change: Callable[[], Response]) -> Response:
-        """``change()`` in a transaction, if ``row`` is still what ``If-Match`` names."""
+    def changed(
+        self, row: Identified, change: Callable[[], Response], *, turn_of: Identified | None = None
+    ) -> Response:
+        """``change()`` in a transaction, if ``row`` is still what ``If-Match`` names. Raises PreconditionFailed.
+
+        Name in ``turn_of`` what ``change`` takes the turn of before it touches ``row``: with ``If-Match`` and without
+        it the rows are then locked in one order, and no two wait for each other.
+        """
         with transaction.atomic():
+            if turn_of is not None:
+                turn_of.take_turn()
             require_version(self.request, row)
             return change()
+
+    def put_or_create(
+        self,
+        row: Identified | None,
+        put: Callable[[int], Response],
+        *,
+        missing: str,
+        turn_of: Identified | None = None,
+    ) -> Response:
+        """``put`` with the status that it answers: 200 for what is there (``row``), as ``changed``, and else 201.
+
+        Where there is no row, no version of it is either: with ``If-Match`` raises PreconditionFailed, in the words of
+        ``missing``.
+        """
+        if row is not None:
+            return self.changed(row, lambda: put(status.HTTP_200_OK), turn_of=turn_of)
+        if stated_version(self.request):
+            raise PreconditionFailed(missing)
+        return put(status.HTTP_201_CREATED)
 
 
 class TenantViewSet(ApiViewSet[_Row]):

@@ -14,7 +14,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import TenantViewSet
-from tenants.api.problems import PreconditionFailed
 from tenants.models import ApiKey, Limit
 from tenants.policy.roles import Action
 from tenants.services import limit_remove, limit_set
@@ -76,17 +75,14 @@ class LimitsViewSet(TenantViewSet[Limit]):
         given = self.read(LimitFields)
         row = self._found(given["model"])
 
-        def change() -> Response:
+        def put(code: int) -> Response:
             made = limit_set(
                 tenant=self.tenant, api_key=self.api_key, kind=self._kind, actor=self.caller.actor, **given
             )
-            return self.shown(made, code=status.HTTP_200_OK if row else status.HTTP_201_CREATED)
+            return self.shown(made, code=code)
 
-        if row is not None:
-            return self.changed(row, change)
-        if "If-Match" in request.headers:
-            raise PreconditionFailed("There is no such limit any more.")
-        return change()
+        missing = "There is no such limit: leave out If-Match to set one."
+        return self.put_or_create(row, put, missing=missing, turn_of=self.tenant)
 
     @extend_schema(parameters=[_KIND, _MODEL], responses={204: None})
     def destroy(self, request: Request, **_: str) -> Response:
@@ -97,7 +93,7 @@ class LimitsViewSet(TenantViewSet[Limit]):
             limit_remove(limit=row, actor=self.caller.actor)
             return Response(status=status.HTTP_204_NO_CONTENT)
 
-        return self.changed(row, end)
+        return self.changed(row, end, turn_of=self.tenant)
 
     @property
     def _kind(self) -> str:

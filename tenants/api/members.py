@@ -85,11 +85,11 @@ class MembersViewSet(TenantViewSet[Membership]):
         role = self.read(RoleFields)["role"]
 
         def change() -> Response:
-            stored = self._in_turn(member)
+            stored = self._stored(member)
             require_role_manager(self.caller, self.tenant, stored.role, role)
             return self.shown(membership_change(membership=stored, role=role, actor=self.caller.actor))
 
-        return self.changed(member, change)
+        return self.changed(member, change, turn_of=self.tenant)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, tenant: str, pk: str) -> Response:
@@ -97,17 +97,19 @@ class MembersViewSet(TenantViewSet[Membership]):
         member = self.get_object()
 
         def end() -> Response:
-            stored = self._in_turn(member)
+            stored = self._stored(member)
             if self.caller.user is None or stored.user_id != self.caller.user.pk:
                 require_role_manager(self.caller, self.tenant, stored.role)
             membership_remove(membership=stored, actor=self.caller.actor)
             return Response(status=status.HTTP_204_NO_CONTENT)
 
-        return self.changed(member, end)
+        return self.changed(member, end, turn_of=self.tenant)
 
-    def _in_turn(self, member: Membership) -> Membership:
-        """As it is stored, and stays until the transaction ends: what may be done depends on the role it has now."""
-        self.tenant.take_turn()
+    def _stored(self, member: Membership) -> Membership:
+        """As it is stored: what may be done depends on the role it has now. It stays so while the tenant's turn lasts.
+
+        Raises Http404.
+        """
         stored = Membership.objects.select_related("tenant", "user").filter(pk=member.pk).first()
         if stored is None:
             raise Http404("The membership has ended.")

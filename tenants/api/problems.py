@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as ModelError
-from django.db import IntegrityError
+from django.db import IntegrityError, OperationalError
 from django.db.models import ProtectedError, RestrictedError
 from django.http import Http404
 from rest_framework import exceptions, serializers, status
@@ -45,6 +45,9 @@ _HINTS = {
     429: "Wait as long as the Retry-After header says.",
     500: "Tell an operator the X-Request-ID of this answer: the log of the role web says under it what failed.",
 }
+
+_GIVE_WAY = ("40P01", "40001")
+"""SQLSTATE of a deadlock and of a failed serialization: PostgreSQL undoes one transaction for the sake of others."""
 
 
 class Conflict(exceptions.APIException):
@@ -141,6 +144,8 @@ def _as_api_error(exc: Exception) -> exceptions.APIException | None:
         return TooLarge()
     if isinstance(exc, ModelError):
         return exceptions.ValidationError(_detail_of(exc))
+    if isinstance(exc, OperationalError) and getattr(exc.__cause__, "sqlstate", None) in _GIVE_WAY:
+        return Conflict("Somebody changed the same things at the same moment, and nothing of this was done: try again.")
     if isinstance(exc, IntegrityError) and not isinstance(exc, ProtectedError | RestrictedError):
         # Services check before they write; only somebody who wrote in between leaves it to the database.
         return Conflict("Somebody made or changed the same thing at the same moment.")

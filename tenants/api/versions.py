@@ -16,12 +16,17 @@ def etag_of(row: Identified) -> str:
     return f'"{row.pk.hex[-12:]}-{int(row.updated_at.timestamp() * 1_000_000):x}"'
 
 
+def stated_version(request: Request) -> str:
+    """What ``If-Match`` says; empty where nothing is stated."""
+    return request.headers.get("If-Match", "").strip()
+
+
 def require_version(request: Request, row: Identified) -> None:
     """Take the row's turn if it is still what ``If-Match`` names. Without the header there is nothing to check.
 
     Call it in the transaction of the change. Raises PreconditionFailed.
     """
-    stated = request.headers.get("If-Match", "").strip()
+    stated = stated_version(request)
     if not stated or stated == "*":
         return
     wanted = {tag.strip().removeprefix("W/") for tag in stated.split(",")}
