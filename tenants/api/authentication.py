@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from tenants.addresses import address_in, is_allowed
 from tenants.keys import PREFIX, KeyText, key_matches, key_parse
 from tenants.models import AccessToken, ApiKey, User
-from tenants.services import access_token_used
+from tenants.services import access_token_used, api_key_used
 
 _WRONG = "The token is unknown. Make one in the console, or send an API key with the scope usage or manage."
 
@@ -50,6 +50,7 @@ class TokenAuthentication(authentication.BaseAuthentication):
             raise exceptions.AuthenticationFailed("The API key was revoked, has expired, or its tenant is not active.")
         if key.allowed_ips and not is_allowed(address, key.allowed_ips):
             raise exceptions.AuthenticationFailed("The API key may not be used from your address.")
+        api_key_used(key=key)
         return key
 
 

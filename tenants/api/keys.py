@@ -22,6 +22,9 @@ from tenants.policy.roles import Action, scopes_beyond
 from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update
 
 _MAX_OVERLAP_S = 90 * 86_400
+# Each gateway keeps the lists of every key.
+_MOST_MODELS = 200
+_MOST_NETWORKS = 100
 
 
 class KeyFields(serializers.Serializer[ApiKey]):
@@ -29,13 +32,22 @@ class KeyFields(serializers.Serializer[ApiKey]):
 
     name = serializers.CharField(max_length=120)
     scopes = serializers.ListField(
-        child=serializers.ChoiceField(SCOPES), default=["inference"], help_text="What the key may do."
+        child=serializers.ChoiceField(SCOPES),
+        max_length=len(SCOPES),
+        default=["inference"],
+        help_text="What the key may do.",
     )
     models_allowed = serializers.ListField(
-        child=serializers.CharField(max_length=200), default=[], help_text="Served model names; empty means all."
+        child=serializers.CharField(max_length=200),
+        max_length=_MOST_MODELS,
+        default=[],
+        help_text="Served model names; empty means all.",
     )
     allowed_ips = serializers.ListField(
-        child=serializers.CharField(max_length=50), default=[], help_text="Networks in CIDR form; empty means all."
+        child=serializers.CharField(max_length=50),
+        max_length=_MOST_NETWORKS,
+        default=[],
+        help_text="Networks in CIDR form; empty means all.",
     )
 
 

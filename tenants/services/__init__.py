@@ -15,6 +15,7 @@ from tenants.services.keys import (
     api_key_revoke,
     api_key_rotate,
     api_key_update,
+    api_key_used,
     api_keys_mark_used,
 )
 from tenants.services.limits import limit_remove, limit_set
@@ -42,6 +43,7 @@ __all__ = [
     "api_key_revoke",
     "api_key_rotate",
     "api_key_update",
+    "api_key_used",
     "api_keys_mark_used",
     "idempotent_answers_delete_old",
     "invitation_accept",

@@ -143,6 +143,13 @@ def api_key_rotate(
     return new, text
 
 
+def api_key_used(*, key: ApiKey) -> None:
+    """Move ``last_used_at`` to now, unless it was moved in the last minute. No audit entry."""
+    now = timezone.now()
+    if key.last_used_at is None or now - key.last_used_at >= LAST_USED_STEP:
+        ApiKey.objects.filter(pk=key.pk, last_used_at=key.last_used_at).update(last_used_at=now)
+
+
 def api_keys_mark_used(*, used: Mapping[uuid.UUID, datetime.datetime]) -> int:
     """Move ``last_used_at`` forward for keys not marked in the last minute. Returns how many moved. No audit entry."""
     known = dict(ApiKey.objects.filter(pk__in=used).values_list("pk", "last_used_at"))

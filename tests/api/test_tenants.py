@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from tenants.models import ApiKey, Tenant
 from tests.api.conftest import World
+from tests.api.test_foundation import problem
 
 CALLERS = ("operator", "owner", "admin", "developer", "viewer", "outsider", "nobody")
 
@@ -141,6 +142,44 @@ def test_a_key_hands_on_no_more_than_its_own_reach(world: World) -> None:
     other = world.keys["inference"][0]
     assert manager.post(f"{path}/{other.pk}/rotate", {}, format="json").status_code == 400
     assert manager.post(f"{path}/{other.pk}/revoke").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [
+        ("scopes", ["inference"] * 3),
+        ("models_allowed", [f"m{number}" for number in range(200)]),
+        ("allowed_ips", [f"10.0.0.{number}" for number in range(100)]),
+    ],
+)
+def test_the_lists_of_a_key_have_an_end(world: World, field: str, most: list[str]) -> None:
+    owner, path = world.by("owner"), "/tenants/acme/keys"
+    made = owner.post(path, {"name": "k", field: most}, format="json")
+    assert made.status_code == 201
+    more = {"name": "k", field: [*most, most[0]]}
+    for answer in (
+        owner.post(path, more, format="json"),
+        owner.patch(f"{path}/{made.json()['id']}", more, format="json"),
+    ):
+        assert [error["field"] for error in problem(answer, 400, "invalid")["errors"]] == [field]
+
+
+def test_when_a_key_was_used_last_is_told_to_the_minute(world: World) -> None:
+    key, client = world.keys["usage"][0], world.by_key("usage")
+
+    def used() -> datetime.datetime | None:
+        assert client.get("/tenants/acme").status_code == 200
+        return ApiKey.objects.values_list("last_used_at", flat=True).get(pk=key.pk)
+
+    first = used()
+    assert first is not None
+    assert used() == first, "each move is a write"
+    long_ago = first - datetime.timedelta(minutes=1)
+    ApiKey.objects.filter(pk=key.pk).update(last_used_at=long_ago)
+    last = used()
+    assert last is not None
+    assert last >= first
+    assert ApiKey.objects.get(pk=key.pk).updated_at == key.updated_at, "it is no change of the key"
 
 
 def test_what_an_operator_has_stopped_its_owner_cannot_start(world: World) -> None:
