@@ -1,7 +1,13 @@
-"""What a revision's runtime options may say about placement. Imports no Django."""
+"""What a revision's runtime options say: about placement here, about the engine in ``worker.options``. No Django."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from worker.options import READERS, OptionError, ProbeRequest, probe_request, speaks
+
+PLACEMENT_OPTIONS = frozenset({"accelerators", "host_labels", "memory_bytes", "tensor_parallel_size"})
+"""Options of a revision that say where its replicas go. No engine knows them: the agent derives tensor parallelism
+from the accelerators that it is given."""
 
 _LEAST = {
     "tensor_parallel_size": 1,
@@ -27,3 +33,34 @@ def placement_errors(options: Mapping[str, Any]) -> list[str]:
 
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def engine_options(options: object) -> dict[str, Any]:
+    """The options that are the engine's. Those of a revision from before they were checked may be no object: none."""
+    if not isinstance(options, Mapping):
+        return {}
+    return {name: value for name, value in options.items() if name not in PLACEMENT_OPTIONS}
+
+
+def engine_errors(runtime: str, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options that are the engine's, for people. The simulated engine checks its own."""
+    if runtime not in READERS:
+        return []
+    try:
+        READERS[runtime](engine_options(options))
+    except OptionError as error:
+        return [str(error)]
+    return []
+
+
+def spoken(runtime: str, options: object) -> tuple[str, ...]:
+    """What clients can ask of a deployment, as ``worker.options.Speak`` says. Unreadable options speak nothing."""
+    try:
+        return speaks(runtime, engine_options(options))
+    except OptionError:
+        return ()
+
+
+def probe_of(runtime: str, options: object, *, model: str) -> ProbeRequest:
+    """How an engine is asked whether it serves ``model``. Raises OptionError for options that cannot be read."""
+    return probe_request(runtime, engine_options(options), model=model)

@@ -269,9 +269,7 @@ def _watch(order: ReplicaOrder, state: ReplicaState, seen: Seen, learnt_start_s:
     warming_since = state.since if state.phase == "warming" else now
     if now - warming_since > plan.readiness.warm_up_limit_s:
         told = seen.warm_up_error or "no answer"
-        reason = (
-            f"Healthy, but a one-token request did not succeed within {plan.readiness.warm_up_limit_s:.0f} s: {told}"
-        )
+        reason = f"Healthy, but a first request did not succeed within {plan.readiness.warm_up_limit_s:.0f} s: {told}"
         return _step(state, "failed", reason, Act.KEEP_EVIDENCE)
     acts = () if seen.warm_up == "running" else (Act.WARM_UP,)
     return _step(state, "warming", seen.warm_up_error or "first request", *acts)

@@ -72,7 +72,7 @@ class EngineWatcher:
             self._warm_up_task.cancel()
 
     def warm_up(self) -> None:
-        """Send the one-token request, unless one is on its way."""
+        """Send the first request, unless one is on its way."""
         if self.view.warm_up == "running":
             return
         self.view.warm_up = "running"
@@ -114,6 +114,8 @@ class EngineWatcher:
             self._on_change()
 
     async def _look_metrics(self) -> None:
+        if not self._plan.metrics_path:
+            return
         try:
             text = await self._get_text(self._plan.metrics_path)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
@@ -126,21 +128,26 @@ class EngineWatcher:
             self.view.kv_tokens = int(tokens) if tokens.isdigit() else None
 
     async def _look_identity(self) -> None:
-        """Version and context length; an engine without these routes is asked again with the next look."""
+        """Version and context length; an engine that does not answer is asked again with the next look."""
+        readiness = self._plan.readiness
+        if not readiness.version_path:
+            return
         try:
-            version = msgspec.json.decode(await self._get_text(self._plan.readiness.version_path))
-            models = msgspec.json.decode(await self._get_text(self._plan.readiness.models_path))
-            self.view.max_model_len = int(models["data"][0].get("max_model_len") or 0) or None
-            self.view.engine_version = str(version["version"])
+            version = await self._get_text(readiness.version_path)
+            if readiness.models_path:
+                models = msgspec.json.decode(await self._get_text(readiness.models_path))
+                self.view.max_model_len = int(models["data"][0].get("max_model_len") or 0) or None
+            self.view.engine_version = _version(version)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, LookupError, TypeError, AttributeError):
             return
 
     async def _warm_up(self) -> None:
         readiness, view = self._plan.readiness, self.view
         limit = aiohttp.ClientTimeout(total=readiness.warm_up_limit_s)
+        method = "GET" if readiness.warm_up_body is None else "POST"
         try:
-            async with self._session.post(
-                self._base + readiness.warm_up_path, json=readiness.warm_up_body, timeout=limit
+            async with self._session.request(
+                method, self._base + readiness.warm_up_path, json=readiness.warm_up_body, timeout=limit
             ) as answer:
                 body = await answer.read()
                 view.warm_up_error = "" if answer.status == 200 else f"answered {answer.status}: {_error_text(body)}"
@@ -157,6 +164,16 @@ class EngineWatcher:
             if answer.status != 200:
                 raise ValueError(f"{path} answers {answer.status}")
             return (await answer.read()).decode("utf-8", "replace")
+
+
+def _version(text: str) -> str:
+    """The version in an answer: ``{"version": ...}`` or, as MLflow says it, the bare text. Raises ValueError."""
+    text = text.strip()
+    if text.startswith("{"):
+        return str(msgspec.json.decode(text)["version"])
+    if not text or len(text) > 60 or "\n" in text:
+        raise ValueError("that is no version")
+    return text
 
 
 def _limit() -> aiohttp.ClientTimeout:

@@ -21,6 +21,7 @@ from serving.gateway.records import (
     encode,
 )
 from serving.models import Deployment, Replica, Revision
+from serving.options import spoken
 from tenants.models import ApiKey, Limit, Tenant
 
 _CHUNK = 500
@@ -140,6 +141,7 @@ def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Ite
             max_model_len=contexts.get(deployment.pk),
             created=int(deployment.created_at.timestamp()),
             replica_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
+            speaks=spoken(revision.runtime, revision.options),
         )
         yield deployment.pk, record.id, encode(record)
 

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from capacity.models import Host
 from serving.models import Replica
+from serving.options import engine_options
 from worker.spec import HostOrders, Intent, ReplicaOrder, seal
 
 _INTENTS: dict[str, Intent] = {
@@ -21,10 +22,6 @@ _INTENTS: dict[str, Intent] = {
     Replica.State.STOPPING: "stop",
 }
 """Replicas in other states are absent from the orders: the agent forgets what has ended and stops what it finds."""
-
-PLACEMENT_OPTIONS = frozenset({"accelerators", "host_labels", "memory_bytes", "tensor_parallel_size"})
-"""Options of a revision that say where its replicas go. No engine knows them: the agent derives tensor parallelism
-from the accelerators that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
             "value": model.artifact_value,
             "revision": model.artifact_revision,
         },
-        options={name: value for name, value in replica.revision.options.items() if name not in PLACEMENT_OPTIONS},
+        options=engine_options(replica.revision.options),
         target_concurrency=replica.revision.target_concurrency,
         accelerators=tuple(replica.accelerators),
         kill=replica.kill,

@@ -90,6 +90,10 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     max_model_len: int | None = None
     created: int = 0
     replica_mu_per_min: float = 100.0
+    speaks: tuple[str, ...] = ("generate",)
+    """What clients can ask of it, in the words of ``worker.options.Speak``: a dialect goes to deployments that speak
+    ``generate`` (completions, chat, messages, responses), ``embed`` (embeddings), ``score`` (score, rerank),
+    ``invocations`` (MLflow's scoring protocol) or ``http`` (any body, at ``/invocations``)."""
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

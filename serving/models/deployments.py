@@ -5,7 +5,7 @@ from django.db import models
 from django.db.models import Q
 
 from capacity.models import Host, Pool
-from serving.options import placement_errors
+from serving.options import engine_errors, placement_errors
 from tenants.models import Identified, WrittenOnce
 
 
@@ -58,6 +58,8 @@ class Revision(WrittenOnce, Identified):
 
     class Runtime(models.TextChoices):
         VLLM = "vllm", "vLLM"
+        MLFLOW = "mlflow", "MLflow"
+        COMMAND = "command", "Command"
         SIMULATED = "simulated", "Simulated"
 
     mutable_fields = frozenset({"is_current", "updated_at"})
@@ -65,6 +67,7 @@ class Revision(WrittenOnce, Identified):
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="revisions")
     number = models.PositiveIntegerField()
     runtime = models.CharField(max_length=12, choices=Runtime.choices)
+    runtime_reason = models.CharField(max_length=500, blank=True, help_text="Why it is this runtime, for people.")
     options = models.JSONField(default=dict, blank=True)
     target_concurrency = models.PositiveIntegerField(default=16, help_text="Requests at once per replica.")
     is_current = models.BooleanField(default=True)
@@ -92,10 +95,10 @@ class Revision(WrittenOnce, Identified):
                 violation_error_message="The target concurrency must be at least 1.",
             ),
             models.CheckConstraint(
-                condition=Q(runtime__in=("vllm", "simulated")),
+                condition=Q(runtime__in=("vllm", "mlflow", "command", "simulated")),
                 name="serving_revision_known_runtime",
                 violation_error_code="runtime",
-                violation_error_message="The runtime must be vllm or simulated.",
+                violation_error_message="The runtime must be vllm, mlflow, command or simulated.",
             ),
             models.CheckConstraint(
                 condition=Q(number__gte=1),
@@ -109,10 +112,10 @@ class Revision(WrittenOnce, Identified):
         return f"{self.deployment} r{self.number}"
 
     def clean(self) -> None:
-        """The options are an object, and placement can read its part of them. Raises ValidationError by field."""
+        """The options are an object, and placement and engine can read theirs. Raises ValidationError by field."""
         if not isinstance(self.options, dict):
             raise ValidationError({"options": "Give runtime options as an object."})
-        if errors := placement_errors(self.options):
+        if errors := placement_errors(self.options) or engine_errors(self.runtime, self.options):
             raise ValidationError({"options": errors})
 
 

@@ -18,8 +18,9 @@ from capacity.services import hardware_type_get_or_create, model_create, pool_cr
 from penstock.loops import placing
 from penstock.loops.placing import need_of, place_pending
 from penstock.loops.reconcile import reconcile
-from serving.agents.orders import PLACEMENT_OPTIONS, replica_orders
+from serving.agents.orders import replica_orders
 from serving.models import Replica, Revision
+from serving.options import PLACEMENT_OPTIONS
 from serving.services import deployment_create, replica_create
 from tests.factories import race
 from tests.loops.conftest import BOSS, World

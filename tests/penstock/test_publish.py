@@ -118,6 +118,28 @@ def test_everything_a_gateway_needs_is_published(state, served):
     assert published(state, "replica")[str(replicas[0].pk)]["target_concurrency"] == 7
 
 
+@pytest.mark.parametrize(
+    ("runtime", "options", "speaks"),
+    [
+        ("simulated", {}, ["generate"]),
+        ("vllm", {"tensor_parallel_size": 2}, ["generate"]),
+        ("vllm", {"task": "embed", "accelerators": 1}, ["embed", "score"]),
+        ("mlflow", {"memory_bytes": 1}, ["invocations"]),
+        ("command", {"argv": ["s"], "speaks": ["http"]}, ["http"]),
+        ("command", {"argv": []}, []),
+        ("vllm", ["no", "object"], ["generate"]),
+    ],
+)
+def test_what_a_deployment_speaks_is_published(state, served, runtime, options, speaks):
+    _, deployment, revision, _ = served
+    Revision.objects.filter(pk=revision.pk).update(is_current=False)
+    Revision.objects.create(deployment=deployment, number=2, runtime=runtime, options=options, target_concurrency=7)
+    publish.publish_pending()
+    check(state)
+    record = published(state, "deployment")[str(deployment.pk)]
+    assert record.get("speaks", ["generate"]) == speaks
+
+
 def test_a_change_is_published_once_and_only_what_changed(state, served):
     publish.publish_all()
     tenant = make_tenant()

@@ -115,13 +115,43 @@ def test_options_of_placement_say_what_to_give() -> None:
         "tensor_parallel_size": 2,
         "accelerators": 0,
         "host_labels": {"zone": "a"},
-        "max_model_len": "the runtime's",
+        "max_model_len": 4096,
     }
     revision_create(deployment=served, runtime="vllm", options=good, actor="t")
     with pytest.raises(ValidationError) as error:
         revision_create(deployment=served, runtime="vllm", options={"tensor_parallel_size": "auto"}, actor="t")
     assert error.value.messages == ["tensor_parallel_size: give a whole number from 1, or leave it out."]
     assert served.revisions.get(is_current=True).options == good
+
+
+@pytest.mark.parametrize(
+    ("runtime", "options", "word"),
+    [
+        ("vllm", {"max_model_len": "long"}, "vLLM option max_model_len: Expected `int | null`"),
+        ("vllm", {"max_model_length": 1}, "unknown field `max_model_length`"),
+        ("vllm", {"extra_args": ["--runner", "pooling"]}, "follows from the option task"),
+        ("vllm", {"task": "embed", "tool_call_parser": "hermes"}, "tool_call_parser: a model of task embed"),
+        ("mlflow", {"probe_input": []}, "MLflow option probe_input"),
+        ("mlflow", {"start_limit_s": 0}, "MLflow option start_limit_s"),
+        ("command", {}, "missing required field `argv`"),
+        ("command", {"argv": "llama-server --port {port}"}, "command option argv"),
+        ("command", {"argv": []}, "command option argv"),
+        ("command", {"argv": ["s", "{ports}"]}, "{ports} stands for nothing"),
+        ("command", {"argv": ["s"], "env": {"A=B": "1"}}, "command option env"),
+        ("command", {"argv": ["s"], "env": {"PENSTOCK_REPLICA_ID": "1"}}, "Penstock's own"),
+        ("command", {"argv": ["s"], "readiness_path": "http://elsewhere/"}, "command option readiness_path"),
+        ("command", {"argv": ["s"], "readiness_path": "//elsewhere"}, "command option readiness_path"),
+        ("command", {"argv": ["s"], "speaks": ["telnet"]}, "command option speaks"),
+        ("command", {"argv": ["s"], "speaks": []}, "command option speaks"),
+        ("command", {"argv": ["s"], "probe": {"path": "p"}}, "command option probe.path"),
+    ],
+)
+def test_options_of_an_engine_say_what_to_give(runtime: str, options: dict[str, Any], word: str) -> None:
+    served = factories.deployment()
+    with pytest.raises(ValidationError) as error:
+        revision_create(deployment=served, runtime=runtime, options=options, actor="t")
+    (said,) = error.value.message_dict["options"]
+    assert word in said
 
 
 def test_a_replica_takes_exactly_the_steps_of_the_life_cycle() -> None:

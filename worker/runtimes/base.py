@@ -12,16 +12,13 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from worker.options import OptionError as OptionError
 from worker.spec import ReplicaOrder
 
 MARKER_REPLICA = "PENSTOCK_REPLICA_ID"
 """Environment variable of every engine process: the replica it belongs to."""
 MARKER_AGENT = "PENSTOCK_AGENT_DIR"
 """Environment variable of every process an agent starts: that agent's own folder."""
-
-
-class OptionError(ValueError):
-    """An order asks for something the runtime cannot do; the message says what to change."""
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +52,14 @@ class WeightsSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """How the supervisor finds out that an engine can serve.
 
-    First ``health_path`` must answer 200, then ``warm_up_path`` must answer ``warm_up_body`` (a 1-token completion)
-    with 200: an engine whose core is dead or frozen still answers the first. Limits are in seconds.
+    First ``health_path`` must answer 200, then ``warm_up_path`` must answer ``warm_up_body`` (a 1-token completion,
+    an embedding, a prediction; None: GET) with 200: an engine whose core is dead or frozen still answers the first.
+    Limits are in seconds. An empty ``models_path`` or ``version_path`` is not asked.
     """
 
     health_path: str
     warm_up_path: str
-    warm_up_body: dict[str, Any]
+    warm_up_body: dict[str, Any] | None
     start_limit_s: float
     """Launch to healthy. The supervisor raises it to a multiple of what this host needed before."""
     warm_up_limit_s: float
@@ -82,6 +80,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     readiness: Readiness
     metrics_path: str = "/metrics"
+    """Empty: the engine tells no metrics."""
     stop_grace_s: float = 10.0
     """SIGTERM to SIGKILL of the group. Requests are drained by the router before any signal."""
     cwd: str | None = None

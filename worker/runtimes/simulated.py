@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from worker.options import probe_request
 from worker.runtimes.base import (
     EnvironmentSpec,
     HostFacts,
@@ -17,7 +18,7 @@ from worker.runtimes.base import (
     Readiness,
     WeightsSpec,
 )
-from worker.runtimes.vllm import METRICS, PROBE_PRIORITY, max_num_seqs
+from worker.runtimes.vllm import METRICS, max_num_seqs
 from worker.simulated.engine import Fault
 from worker.simulated.profile import EngineProfile, ProfileError, check_profile
 from worker.spec import ReplicaOrder
@@ -79,6 +80,7 @@ class SimulatedRuntime:
             profile = check_profile(EngineProfile(**(fields | {"max_num_seqs": options.max_num_seqs or needed})))
         except ProfileError as error:
             raise OptionError(f"simulated engine: {error}.") from error
+        proof = probe_request(self.name, order.options, model=order.served_name)
         argv = [host.python, "-m", "worker.simulated", "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--served-model-name", order.served_name, "--profile", msgspec.json.encode(profile).decode()]
         argv += ["--scheduling-policy", "priority", "--request-log", REQUEST_LOG]
@@ -94,14 +96,8 @@ class SimulatedRuntime:
             port=port,
             readiness=Readiness(
                 health_path="/health",
-                warm_up_path="/v1/completions",
-                warm_up_body={
-                    "model": order.served_name,
-                    "prompt": "ready",
-                    "max_tokens": 1,
-                    "temperature": 0,
-                    "priority": PROBE_PRIORITY,
-                },
+                warm_up_path=proof.path,
+                warm_up_body=proof.body,
                 start_limit_s=_START_MARGIN_S + profile.startup_s,
                 warm_up_limit_s=_START_MARGIN_S,
             ),

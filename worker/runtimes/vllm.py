@@ -6,14 +6,16 @@ would else reserve 0.92 of all memory and die when others use it). CUDA takes no
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import msgspec
+from typing import Literal, cast
 
 from worker.environments import interpreter
+from worker.options import PROBE_PRIORITY as PROBE_PRIORITY
+from worker.options import VllmOptions as VllmOptions
+from worker.options import probe_request, read_vllm
 from worker.runtimes.base import (
     EnvironmentSpec,
     HostFacts,
@@ -25,16 +27,8 @@ from worker.runtimes.base import (
 )
 from worker.spec import ReplicaOrder
 
-PROBE_PRIORITY = -1000
-"""Lower is sooner. Warm-up and health probes overtake everything that waits."""
 TINY_KV_BYTES = 64 * 1024 * 1024
 CPU_KV_BYTES = 1024 * 1024 * 1024
-RESERVED_ARGS = (
-    "--host", "--port", "--model", "--served-model-name", "--uds", "--api-key", "--scheduling-policy",
-    "--max-num-seqs", "--enable-prompt-tokens-details", "--enable-server-load-tracking", "--root-path",
-)  # fmt: skip
-"""What Penstock relies on, and so decides itself."""
-
 METRICS: MetricTable = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
@@ -50,40 +44,6 @@ METRICS: MetricTable = {
     "requests_total": ("vllm:request_success_total",),
     "process_start_seconds": ("process_start_time_seconds",),
 }
-
-
-class VllmOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a revision may fix. ``kv_cache_bytes`` and ``omp_threads`` matter on CPU, the GPU fields on CUDA."""
-
-    max_model_len: int | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: str = ""
-    max_num_batched_tokens: int | None = None
-    kv_cache_bytes: int | None = None
-    omp_threads: int | None = None
-    gpu_memory_utilization: float | None = None
-    pipeline_parallel_size: int = 1
-    prefix_caching: bool = True
-    trust_remote_code: bool = False
-    tool_call_parser: str = ""
-    reasoning_parser: str = ""
-    chat_template: str = ""
-    extra_args: tuple[str, ...] = ()
-    start_limit_s: float | None = None
-
-
-def read_options(raw: dict[str, Any]) -> VllmOptions:
-    """Check a revision's options. Raises OptionError that names the field."""
-    try:
-        options = msgspec.convert(raw, VllmOptions)
-    except msgspec.ValidationError as error:
-        known = ", ".join(VllmOptions.__struct_fields__)
-        raise OptionError(f"vLLM option: {error}. Known options: {known}.") from error
-    for argument in options.extra_args:
-        name = argument.split("=", 1)[0]
-        if name in RESERVED_ARGS:
-            raise OptionError(f"vLLM option extra_args: {name} is decided by Penstock; remove it.")
-    return options
 
 
 def max_num_seqs(target_concurrency: int) -> int:
@@ -124,8 +84,9 @@ class VllmRuntime:
     ) -> LaunchPlan:
         if environment is None or weights is None:
             raise OptionError("vLLM needs an environment and weights before it can be launched.")
-        options = read_options(order.options)
+        options = read_vllm(order.options)
         is_cuda = bool(order.accelerators)
+        proof = probe_request(self.name, order.options, model=order.served_name)
         argv = [str(interpreter(environment)), "-m", "vllm.entrypoints.openai.api_server"]
         argv += ["--model", str(weights), "--served-model-name", order.served_name]
         argv += ["--host", "127.0.0.1", "--port", str(port)]
@@ -139,14 +100,8 @@ class VllmRuntime:
             port=port,
             readiness=Readiness(
                 health_path="/health",
-                warm_up_path="/v1/completions",
-                warm_up_body={
-                    "model": order.served_name,
-                    "prompt": "ready",
-                    "max_tokens": 1,
-                    "temperature": 0,
-                    "priority": PROBE_PRIORITY,
-                },
+                warm_up_path=proof.path,
+                warm_up_body=proof.body,
                 start_limit_s=options.start_limit_s or (1200.0 if is_cuda else 300.0),
                 warm_up_limit_s=120.0,
             ),
@@ -184,6 +139,21 @@ def _common_arguments(order: ReplicaOrder, options: VllmOptions) -> list[str]:
         arguments += ["--reasoning-parser", options.reasoning_parser]
     if options.chat_template:
         arguments += ["--chat-template", options.chat_template]
+    return arguments + _kind_arguments(options)
+
+
+def _kind_arguments(options: VllmOptions) -> list[str]:
+    """What kind of model it is: pooling instead of generation, images beside text."""
+    arguments: list[str] = []
+    if options.task != "generate":
+        arguments += ["--runner", "pooling"]
+    if options.task == "embed":
+        # Also makes an embedding model of a causal one; one that is an embedding model already stays as it is.
+        arguments += ["--convert", "embed"]
+    if options.images_per_request is not None:
+        arguments += ["--limit-mm-per-prompt", json.dumps({"image": options.images_per_request})]
+    if options.mm_processor_kwargs:
+        arguments += ["--mm-processor-kwargs", json.dumps(options.mm_processor_kwargs, sort_keys=True)]
     return arguments
 
 
