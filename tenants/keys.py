@@ -56,9 +56,13 @@ def key_digest(secret: str, pepper: str) -> str:
     return hmac.new(pepper.encode(), secret.encode(), hashlib.sha256).hexdigest()
 
 
-def key_matches(secret: str, digest: str, pepper: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(key_digest(secret, pepper), digest)
+def key_matches(secret: str, digest: str, number: int, peppers: Mapping[int, str]) -> bool:
+    """Whether ``digest`` is that of ``secret`` under the pepper of this ``number``, compared in constant time.
+
+    Under a pepper that ``peppers`` no longer have, nothing matches.
+    """
+    pepper = peppers.get(number)
+    return pepper is not None and hmac.compare_digest(key_digest(secret, pepper), digest)
 
 
 def current_pepper(peppers: Mapping[int, str]) -> tuple[int, str]:

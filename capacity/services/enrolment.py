@@ -68,8 +68,7 @@ def enrolment_token_find(text: str) -> EnrolmentToken | None:
     token = EnrolmentToken.objects.filter(public_id=parts.public_id).first() if parts else None
     if parts is None or token is None:
         return None
-    pepper = settings.PENSTOCK_KEY_PEPPERS.get(token.pepper)
-    return token if pepper is not None and key_matches(parts.secret, token.digest, pepper) else None
+    return token if key_matches(parts.secret, token.digest, token.pepper, settings.PENSTOCK_KEY_PEPPERS) else None
 
 
 @transaction.atomic

@@ -55,5 +55,4 @@ class TokenAuthentication(authentication.BaseAuthentication):
 
 
 def _matches(parts: KeyText, row: AccessToken | ApiKey) -> bool:
-    pepper = settings.PENSTOCK_KEY_PEPPERS.get(row.pepper)
-    return pepper is not None and key_matches(parts.secret, row.digest, pepper)
+    return key_matches(parts.secret, row.digest, row.pepper, settings.PENSTOCK_KEY_PEPPERS)

@@ -1,7 +1,6 @@
 """Invitations into a tenant. The token of a link leaves here once, when the invitation is made."""
 
 import datetime
-import hashlib
 import secrets
 
 from django.core.exceptions import ValidationError
@@ -10,6 +9,7 @@ from django.utils import timezone
 
 from tenants.audit import Actor, audit, state_of
 from tenants.models import Invitation, Membership, Tenant, User
+from tenants.services.links import link_digest
 from tenants.services.people import membership_add, user_create
 
 
@@ -50,7 +50,7 @@ def invitation_create(
         tenant=tenant,
         email=address,
         role=role,
-        digest=_digest(token),
+        digest=link_digest(token),
         invited_by=actor if isinstance(actor, User) else None,
         created_at=now,
         expires_at=now + valid_for,
@@ -81,7 +81,7 @@ def invitation_revoke(*, invitation: Invitation, actor: Actor) -> bool:
 
 def invitation_find(token: str) -> Invitation:
     """The open invitation that the token stands for. Raises InvitationError."""
-    found = Invitation.objects.select_related("tenant").filter(digest=_digest(token)).first()
+    found = Invitation.objects.select_related("tenant").filter(digest=link_digest(token)).first()
     if found is None:
         raise InvitationError("There is no such invitation: the link is incomplete. Copy the whole of it.")
     if found.state != Invitation.State.OPEN:
@@ -103,12 +103,12 @@ def invitation_accept(token: str, *, visitor: User | None = None) -> User:
     """
     now = timezone.now()
     swapped = Invitation.objects.filter(
-        digest=_digest(token), accepted_at=None, revoked_at=None, expires_at__gt=now
+        digest=link_digest(token), accepted_at=None, revoked_at=None, expires_at__gt=now
     ).update(accepted_at=now, updated_at=now)
     if not swapped:
         invitation_find(token)
         raise InvitationError(_ENDED[Invitation.State.EXPIRED])
-    invitation = Invitation.objects.select_related("tenant").get(digest=_digest(token))
+    invitation = Invitation.objects.select_related("tenant").get(digest=link_digest(token))
     user = invitation_account(invitation)
     if user is None:
         user = _new_account(invitation)
@@ -146,7 +146,3 @@ def _new_account(invitation: Invitation) -> User:
 
 def _sign_in_first(invitation: Invitation) -> str:
     return f"There is an account for {invitation.email}. Sign in with it, then accept."
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

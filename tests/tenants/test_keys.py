@@ -37,9 +37,11 @@ def test_any_text_is_parsed_without_an_error(text: str) -> None:
 def test_the_digest_is_hmac_sha256_under_the_pepper() -> None:
     expected = hmac.new(b"pepper", b"secret", hashlib.sha256).hexdigest()
     assert key_digest("secret", "pepper") == expected
-    assert key_matches("secret", expected, "pepper")
-    assert not key_matches("secret", expected, "another")
-    assert not key_matches("Secret", expected, "pepper")
+    peppers = {1: "another", 2: "pepper"}
+    assert key_matches("secret", expected, 2, peppers)
+    assert not key_matches("secret", expected, 1, peppers)
+    assert not key_matches("Secret", expected, 2, peppers)
+    assert not key_matches("secret", expected, 3, peppers), "a pepper that was taken away lets nobody in"
 
 
 def test_the_newest_pepper_signs() -> None:
