@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.api.conftest import ROLES, World
+from tests.api.conftest import ROLES, SCOPES, World
 
-SCOPES = ("inference", "usage", "manage")
 NOWHERE = "01890000-0000-7000-8000-000000000000"
 
 

@@ -13,6 +13,7 @@ from tenants.models import ApiKey, Membership, Tenant, User
 from tenants.services import access_token_create, api_key_create, membership_add, tenant_create, user_create
 
 ROLES = ("owner", "admin", "developer", "viewer")
+SCOPES = ("inference", "usage", "manage")
 
 
 class Api(APIClient):
@@ -60,7 +61,7 @@ def world(db: None) -> World:
     people = {**made.members, "operator": operator, "outsider": made.outsider}
     for who, user in people.items():
         made.tokens[who] = access_token_create(user=user, name="test", actor="test")[1]
-    for scope in ("inference", "usage", "manage"):
+    for scope in SCOPES:
         made.keys[scope] = api_key_create(tenant=made.acme, name=scope, scopes=[scope], actor="test")
     return made
 

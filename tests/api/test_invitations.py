@@ -10,11 +10,10 @@ from django.test import Client
 
 from tenants.models import AuditEntry, Invitation, Membership
 from tenants.services import invitation_create
-from tests.api.conftest import Api, World
+from tests.api.conftest import SCOPES, Api, World
 from tests.api.test_foundation import problem
 from tests.api.test_tenants import CALLERS
 
-SCOPES = ("inference", "usage", "manage")
 PATH = "/tenants/acme/invitations"
 NEW = {"email": "New@acme.example", "role": "viewer"}
 _numbers = itertools.count()

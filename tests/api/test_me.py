@@ -9,8 +9,7 @@ from django.utils import timezone
 
 from tenants.models import AccessToken, AuditEntry
 from tenants.services import access_token_create, user_set_active, user_set_password
-from tests.api.callers import SCOPES
-from tests.api.conftest import ROLES, Api, World
+from tests.api.conftest import ROLES, SCOPES, Api, World
 from tests.api.test_foundation import problem
 
 PEOPLE = ("operator", *ROLES, "outsider")

@@ -8,11 +8,9 @@ import pytest
 
 from tenants.models import AuditEntry, Membership, User
 from tenants.services import membership_add, user_create
-from tests.api.conftest import World
+from tests.api.conftest import SCOPES, World
 from tests.api.test_foundation import problem
 from tests.api.test_tenants import CALLERS
-
-SCOPES = ("inference", "usage", "manage")
 
 
 def member_path(world: World, who: str) -> str:
