@@ -129,7 +129,7 @@ def need_of(replica: Replica, profile: CostProfile | None, options: Mapping[str,
     parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
     on_cpu = profile is None or profile.hardware_type.is_cpu
     accelerators = int(options.get("accelerators", 0 if on_cpu else parallel))
-    weights = (replica.deployment.pool.model.parameters or 0) * _BYTES_PER_PARAMETER * _ROOM
+    weights = weights_bytes(replica.deployment.pool.model.parameters)
     on_host = 0.0 if accelerators else weights + CPU_ENGINE_BYTES + _cpu_kv_bytes(replica, options)
     return Need(
         accelerators=accelerators,
@@ -137,6 +137,11 @@ def need_of(replica: Replica, profile: CostProfile | None, options: Mapping[str,
         accelerator_memory_bytes=int(weights / accelerators) if accelerators else 0,
         labels=labels,
     )
+
+
+def weights_bytes(parameters: int | None) -> float:
+    """Memory for a model of so many parameters, with room for what an engine keeps beside them; 0 where unknown."""
+    return (parameters or 0) * _BYTES_PER_PARAMETER * _ROOM
 
 
 def _cpu_kv_bytes(replica: Replica, options: Mapping[str, Any]) -> int:

@@ -1,0 +1,79 @@
+"""What a new deployment runs on, proposed from the model's size and from what the hosts have; with the reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareView:
+    """A kind of hardware and what there is of it. ``memory_bytes`` of one accelerator, 0 where unknown.
+
+    ``hosts`` counts those that take replicas; ``accelerators`` their healthy ones, ``free`` those that nobody holds.
+    """
+
+    slug: str
+    name: str
+    is_cpu: bool
+    memory_bytes: int
+    hosts: int
+    accelerators: int = 0
+    free: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """``slug`` of the hardware (None: there is none that takes replicas) and accelerators of one replica (0: CPU)."""
+
+    slug: str | None
+    accelerators: int
+    reason: str
+
+
+def propose_hardware(kinds: Iterable[HardwareView], *, weights_bytes: float, has_weights: bool) -> Proposal:
+    """Choose a kind of hardware. ``weights_bytes`` with the room beside the weights; 0: their size is not known.
+
+    A model without weights goes on a CPU where there is one. Others go on the accelerators that are freest among those
+    of which the fewest are enough, and on a CPU only where nothing else is. Deterministic: equal ones by slug.
+    """
+    there = sorted((kind for kind in kinds if kind.hosts), key=lambda kind: kind.slug)
+    if not there:
+        return Proposal(None, 0, "no host takes replicas yet")
+    cpus = [kind for kind in there if kind.is_cpu]
+    cards = [kind for kind in there if not kind.is_cpu and kind.accelerators]
+    if not has_weights and (cpus or not cards):
+        best = max(cpus or there, key=lambda kind: kind.hosts)
+        return Proposal(best.slug, 0, f"a model without weights needs no accelerator; {_hosts(best)}")
+    if not cards:
+        best = max(there, key=lambda kind: kind.hosts)
+        return Proposal(best.slug, 0, f"no host has an accelerator, so its engine runs on the CPU; {_hosts(best)}")
+    if not has_weights:
+        best = max(cards, key=lambda kind: kind.free)
+        return Proposal(best.slug, 0, f"a model without weights needs no accelerator; {_hosts(best)}")
+    # max() keeps the first of equals, so the order of slugs holds.
+    best = max(cards, key=lambda kind: (-_needed(kind, weights_bytes), kind.free, kind.accelerators))
+    count = _needed(best, weights_bytes)
+    have = f"{best.free} of {best.accelerators} accelerators of {_hosts(best)} are free"
+    if not weights_bytes:
+        return Proposal(best.slug, 1, f"the model's size is not known, so one accelerator is assumed; {have}")
+    size = f"{weights_bytes / _GIB:.0f} GiB with room beside the weights"
+    if not best.memory_bytes:
+        return Proposal(
+            best.slug, count, f"{size}; how much an accelerator holds is not known, so one is assumed; {have}"
+        )
+    return Proposal(best.slug, count, f"{size} fit on {count} of {best.memory_bytes / _GIB:.0f} GiB; {have}")
+
+
+def _needed(kind: HardwareView, weights_bytes: float) -> int:
+    """Accelerators that hold the weights: a power of two, as tensor parallelism wants it."""
+    if not weights_bytes or not kind.memory_bytes:
+        return 1
+    return 1 << math.ceil(math.log2(max(1.0, weights_bytes / kind.memory_bytes)))
+
+
+def _hosts(kind: HardwareView) -> str:
+    return f"{kind.hosts} host{'s' if kind.hosts != 1 else ''} with {kind.name}"
