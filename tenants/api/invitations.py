@@ -116,6 +116,7 @@ class InvitationsViewSet(TenantViewSet[Invitation]):
 
         def make() -> Response:
             given = self.read(NewInvitation)
+            self.tenant.take_turn()  # whoever loses their role at this moment invites before that, or not at all
             require_role_manager(self.caller, self.tenant, given["role"])
             valid_for = datetime.timedelta(hours=given.pop("valid_for_h"))
             made, token = invitation_create(tenant=self.tenant, actor=self.caller.actor, valid_for=valid_for, **given)

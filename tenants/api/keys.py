@@ -18,6 +18,7 @@ from tenants.api.base import TenantViewSet
 from tenants.keys import SCOPES
 from tenants.models import ApiKey
 from tenants.policy.keys import Reach, beyond
+from tenants.policy.members import key_refusal
 from tenants.policy.roles import Action, scopes_beyond
 from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update
 
@@ -199,12 +200,12 @@ class KeysViewSet(TenantViewSet[ApiKey]):
             )
 
     def _managed(self) -> ApiKey:
-        """The key, if the caller may change it: developers change those they made themselves."""
+        """The key, if the caller may change it. Raises Http404, PermissionDenied."""
         key = self.get_object()
         caller = self.caller
         is_own = caller.user is not None and key.created_by_id == caller.user.pk
-        if not is_own and not caller.can(Action.KEY_MANAGE, self.tenant):
-            raise exceptions.PermissionDenied("Developers change the keys they made themselves. Ask an admin.")
+        if refusal := key_refusal(lambda action: caller.can(action, self.tenant), is_own=is_own):
+            raise exceptions.PermissionDenied(refusal)
         return key
 
 

@@ -16,18 +16,15 @@ from tenants.api.base import TenantViewSet
 from tenants.api.caller import Caller
 from tenants.api.me import NamedUser
 from tenants.models import Membership, Tenant
+from tenants.policy.members import role_refusal
 from tenants.policy.roles import Action
 from tenants.services import membership_change, membership_remove
-
-_OWNER = Membership.Role.OWNER
 
 
 def require_role_manager(caller: Caller, tenant: Tenant, *roles: str) -> None:
     """Raise PermissionDenied unless ``caller`` may give and take all of ``roles``."""
-    if not caller.can(Action.MEMBER_MANAGE, tenant):
-        raise exceptions.PermissionDenied("Owners and admins of the tenant manage its members. Ask one of them.")
-    if _OWNER in roles and not caller.can(Action.OWNER_MANAGE, tenant):
-        raise exceptions.PermissionDenied("Only an owner makes or unmakes owners. Ask an owner of the tenant.")
+    if refusal := role_refusal(lambda action: caller.can(action, tenant), *roles):
+        raise exceptions.PermissionDenied(refusal)
 
 
 class RoleFields(serializers.Serializer[Any]):
@@ -80,7 +77,10 @@ class MembersViewSet(TenantViewSet[Membership]):
 
     @extend_schema(request=RoleFields)
     def partial_update(self, request: Request, tenant: str, pk: str) -> Response:
-        """Give a member another role. Only owners make or unmake owners; the last owner stays one."""
+        """Give a member another role. Only owners make or unmake owners; the last owner stays one.
+
+        Their open invitations that the new role could not send are revoked.
+        """
         member = self.get_object()
         role = self.read(RoleFields)["role"]
 
@@ -93,7 +93,10 @@ class MembersViewSet(TenantViewSet[Membership]):
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, tenant: str, pk: str) -> Response:
-        """End a membership, or leave by ending your own. The person keeps their account; the last owner stays."""
+        """End a membership, or leave by ending your own. The person keeps their account; the last owner stays.
+
+        Their open invitations are revoked.
+        """
         member = self.get_object()
 
         def end() -> Response:

@@ -8,7 +8,6 @@ from tenants.services.invitations import (
     invitation_account,
     invitation_create,
     invitation_find,
-    invitation_revoke,
 )
 from tenants.services.keys import (
     api_key_create,
@@ -30,6 +29,7 @@ from tenants.services.people import (
     user_set_active,
     user_set_password,
 )
+from tenants.services.revocation import invitation_revoke
 from tenants.services.tokens import access_token_create, access_token_revoke, access_token_used
 
 __all__ = [

@@ -11,6 +11,7 @@ from tenants.audit import Actor, audit, state_of
 from tenants.models import Invitation, Membership, Tenant, User
 from tenants.services.links import link_digest
 from tenants.services.people import membership_add, user_create
+from tenants.services.revocation import invitation_revoke
 
 
 class InvitationError(Exception):
@@ -59,24 +60,6 @@ def invitation_create(
     invitation.save(force_insert=True)
     audit(actor=actor, action="invitation.create", target=invitation, tenant_id=tenant.pk, after=state_of(invitation))
     return invitation, token
-
-
-@transaction.atomic
-def invitation_revoke(*, invitation: Invitation, actor: Actor) -> bool:
-    """Void the link. Returns False if the invitation was accepted or revoked before."""
-    now = timezone.now()
-    open_ones = Invitation.objects.filter(pk=invitation.pk, accepted_at=None, revoked_at=None)
-    if not open_ones.update(revoked_at=now, updated_at=now):
-        return False
-    invitation.revoked_at = now
-    audit(
-        actor=actor,
-        action="invitation.revoke",
-        target=invitation,
-        tenant_id=invitation.tenant_id,
-        after={"revoked_at": now},
-    )
-    return True
 
 
 def invitation_find(token: str) -> Invitation:

@@ -9,6 +9,7 @@ from django.utils.text import slugify
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Membership, SignInLink, Tenant, User
+from tenants.services.revocation import invitations_revoke_beyond
 from tenants.services.tokens import access_tokens_revoke
 
 
@@ -111,7 +112,10 @@ def membership_add(*, tenant: Tenant, user: User, actor: Actor, role: str = Memb
 
 @transaction.atomic
 def membership_change(*, membership: Membership, role: str, actor: Actor) -> Membership:
-    """Give a member another role. The last owner stays an owner. Raises ValidationError by field."""
+    """Give a member another role, and revoke the open invitations that they could not send in it.
+
+    The last owner stays an owner. Raises ValidationError by field.
+    """
     membership.tenant.take_turn()
     before = state_of(Membership.objects.get(pk=membership.pk))
     membership.role = role
@@ -128,12 +132,16 @@ def membership_change(*, membership: Membership, role: str, actor: Actor) -> Mem
             before=before,
             after=after,
         )
+        invitations_revoke_beyond(membership=membership, role=role, actor=actor)
     return membership
 
 
 @transaction.atomic
 def membership_remove(*, membership: Membership, actor: Actor) -> bool:
-    """End a membership. Returns False if it had ended before. The last owner cannot leave: raises ValidationError."""
+    """End a membership, and the open invitations that the member sent. Returns False if it had ended before.
+
+    The last owner cannot leave: raises ValidationError.
+    """
     membership.tenant.take_turn()
     stored = Membership.objects.select_related("tenant", "user").filter(pk=membership.pk).first()
     if stored is None:
@@ -142,6 +150,7 @@ def membership_remove(*, membership: Membership, actor: Actor) -> bool:
     audit(actor=actor, action="membership.remove", target=stored, tenant_id=stored.tenant_id, before=before)
     Membership.objects.filter(pk=stored.pk).delete()
     _require_owner(stored, stored.role)
+    invitations_revoke_beyond(membership=stored, role=None, actor=actor)
     return True
 
 

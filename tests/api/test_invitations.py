@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from tenants.models import AuditEntry, Invitation, Membership
-from tenants.services import invitation_create
+from tenants.models import AuditEntry, Invitation, Membership, Tenant
+from tenants.services import invitation_create, membership_change
 from tests.api.conftest import SCOPES, Api, World
 from tests.api.test_foundation import problem
 from tests.api.test_tenants import CALLERS
@@ -135,3 +135,60 @@ def test_an_invitation_of_another_tenant_is_not_found_under_ones_own(world: Worl
     assert outsider.get("/tenants/other/invitations").json()["count"] == 0
     sent.refresh_from_db()
     assert sent.state == "open"
+
+
+INVITED = ("developer", "admin", "owner")
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "left"),
+    [
+        ("admin", None, set()),
+        ("admin", "developer", set()),
+        ("owner", "viewer", set()),
+        ("owner", "admin", {"developer", "admin"}),
+        ("admin", "owner", set(INVITED)),
+    ],
+)
+def test_invitations_end_that_their_inviter_could_not_make_any_more(
+    world: World, was: str, becomes: str | None, left: set[str]
+) -> None:
+    inviter, other = world.members["viewer"], world.members["admin"]
+    member = Membership.objects.get(tenant=world.acme, user=inviter)
+    Membership.objects.filter(pk=member.pk).update(role=was)
+    for role in INVITED:
+        for number, by in enumerate((inviter, other)):
+            invitation_create(tenant=world.acme, email=f"{role}{number}@x.example", role=role, actor=by)
+    invitation_create(tenant=world.other, email="elsewhere@x.example", role="viewer", actor=inviter)
+    path = f"/tenants/acme/members/{member.pk}"
+    owner = world.by("owner")
+    answer = owner.patch(path, {"role": becomes}, format="json") if becomes else owner.delete(path)
+    assert answer.status_code in (200, 204)
+    still = [row for row in Invitation.objects.filter(tenant=world.acme) if row.state == "open"]
+    assert {row.role for row in still if row.invited_by == inviter} == left
+    assert {row.role for row in still if row.invited_by == other} == set(INVITED), "others' stay open"
+    assert Invitation.objects.get(tenant=world.other).state == "open"
+    ended = AuditEntry.objects.filter(action="invitation.revoke")
+    assert {entry.actor for entry in ended} <= {"owner@acme.example"}
+    assert len(ended) == len(INVITED) - len(left)
+
+
+def test_operators_invite_with_a_role_and_without(world: World) -> None:
+    membership = Membership.objects.create(tenant=world.acme, user=world.operator, role="admin")
+    made, _ = invitation_create(tenant=world.acme, email="new@x.example", actor=world.operator)
+    assert world.by("owner").delete(f"/tenants/acme/members/{membership.pk}").status_code == 204
+    assert Invitation.objects.get(pk=made.pk).state == "open"
+
+
+def test_whoever_is_demoted_meanwhile_invites_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_turn = Tenant.take_turn
+
+    def meanwhile(tenant: Tenant) -> Tenant:
+        monkeypatch.setattr(Tenant, "take_turn", take_turn)
+        member = Membership.objects.get(tenant=world.acme, user=world.members["admin"])
+        membership_change(membership=member, role="viewer", actor="test")
+        return take_turn(tenant)
+
+    monkeypatch.setattr(Tenant, "take_turn", meanwhile)
+    problem(world.by("admin").post(PATH, NEW, format="json"), 403, "permission_denied")
+    assert not Invitation.objects.exists()
