@@ -66,7 +66,7 @@ class NumberField(serializers.FloatField):
 
 
 class NamesField(serializers.DictField):
-    """Values by name. A name is a text of at most 100 characters that a database can keep."""
+    """Values by name. A name has 1 to 100 characters, none of them NUL, which PostgreSQL does not keep."""
 
     default_error_messages = {"bad_name": "Give each value a name of 1 to 100 characters, without NUL."}
 

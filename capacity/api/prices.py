@@ -74,7 +74,10 @@ class NewProfile(CoefficientFields):
 
 
 def price_of(given: dict[str, Any]) -> cost.CostProfile:
-    """Take the coefficients out of ``given``. Raises ValidationError."""
+    """Take the coefficients out of ``given``, as ``CoefficientFields`` has read it.
+
+    Raises ValidationError at ``long_input_tiers``: whether factors fall is all that the fields have not looked at.
+    """
     terms = {name: given.pop(name) for name in (*COEFFICIENTS, "calibrated")}
     try:
         return cost.CostProfile(version=1, **terms)

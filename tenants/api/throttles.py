@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class CallerThrottle(SimpleRateThrottle):
-    """By caller, or by address for whoever is none. Without the shared state nobody is held back."""
+    """``PENSTOCK_API_RATE`` requests for each caller: 429 beyond them, with the seconds to wait.
+
+    All sessions and tokens of a person count together, and each API key for itself. Whoever is neither, or sends a
+    wrong token, counts by address. Without the shared state nobody is held back.
+    """
 
     scope = "caller"
 

@@ -14,9 +14,9 @@ class IdempotentAnswer(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False, db_index=True)
-    caller = models.CharField(max_length=80, help_text="Who asked: user:<id> or key:<id>.")
+    caller = models.CharField(max_length=80, help_text="Who asked: user:<id>, key:<id> or enrolment:<id>.")
     key = models.CharField(max_length=255)
-    fingerprint = models.CharField(max_length=64, help_text="SHA-256 of method, path and body.")
+    fingerprint = models.CharField(max_length=64, help_text="Keyed HMAC-SHA256 of method, path and body.")
     status = models.PositiveSmallIntegerField(default=0)
     body = models.BinaryField(default=b"")
 
