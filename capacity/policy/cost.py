@@ -119,7 +119,12 @@ def request_cost(
     cost = token_costs(
         profile, input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens
     ).total
-    return cost + sum(_modality_costs(profile, units).values()) if units else cost
+    return cost + units_cost(profile, units) if units else cost
+
+
+def units_cost(profile: CostProfile, units: Mapping[str, float]) -> float:
+    """Return what modality units cost, in MU. Raises ValueError for a negative count."""
+    return sum(_modality_costs(profile, units).values())
 
 
 def request_breakdown(

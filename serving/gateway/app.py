@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from serving.gateway import auth, errors
+from serving.gateway import auth, dialects, errors
 from serving.gateway.access import Access, AccessBook, is_visible
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
@@ -28,8 +28,6 @@ from serving.policy import admission
 
 SERVICE_CLASS = "best_effort"
 """What exceeds a reservation, and so everything until reservations are admitted."""
-MAX_BYTES_PER_TOKEN = 128
-"""No tokenizer in use makes one token of more: a longer text is too long whatever its words are."""
 TOKENIZE_S = 30.0
 
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
@@ -61,7 +59,7 @@ class Gateway:
                 code=error.code,
                 path=request.path[:200],
             )
-            await request.answer(error.status, error.body(), error.headers)
+            await request.answer(error.status, request.shape.body(error, request.id), error.headers)
         except ClientGone:
             return
         finally:
@@ -71,8 +69,7 @@ class Gateway:
         path = request.path
         dialect = DIALECTS.get(path)
         if dialect is not None:
-            _require_method(request, "POST")
-            await self._infer(request, dialect)
+            await self._speak(request, dialect)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
             _require_method(request, "GET")
             await self._models(request, path[len("/v1/models/") :])
@@ -86,8 +83,19 @@ class Gateway:
             _require_method(request, "GET")
             self._require_scraper(request)
             await request.answer(200, self.services.metrics.text(), kind=(b"content-type", CONTENT_TYPE))
+        elif (dialect := dialects.find(path)) is not None:
+            await self._speak(request, dialect)
+        elif path.startswith("/v1/responses/"):
+            raise errors.not_stored(path[len("/v1/responses/") :].partition("/")[0])
         else:
-            raise ApiError(404, f"Unknown request URL: {request.method} {path[:200]}.", code="unknown_url")
+            if path.startswith("/v1/messages/"):
+                request.answer_as(errors.ANTHROPIC)
+            raise errors.unknown_url(request.method, path)
+
+    async def _speak(self, request: Request, dialect: Dialect) -> None:
+        request.answer_as(dialect.shape)
+        _require_method(request, "POST")
+        await self._infer(request, dialect)
 
     # ---------------------------------------------------------------- one request
     async def _infer(self, request: Request, dialect: Dialect) -> None:
@@ -98,9 +106,9 @@ class Gateway:
         parsed = dialect.parse(body)
         access = self.accesses.find(services.store.view, principal, parsed.model)
         deployment = access.deployment
-        _require_context(parsed, deployment)
+        dialect.require(parsed, deployment)
         request.base += access.headers
-        if not dialect.generates:
+        if not dialect.is_metered:
             await self._tokenize(request, dialect, parsed, access)
             return
         estimate = admission.estimate(
@@ -149,7 +157,7 @@ class Gateway:
     async def _authenticate(self, request: Request) -> Principal:
         services = self.services
         view = services.store.view
-        authorization = request.headers.get(b"authorization")
+        authorization = auth.credential(request.headers)
         if authorization is not None and is_of_member(authorization):
             return self.members.authenticate(authorization, tenants=view.tenants, now=time.time())
         principal = await auth.authenticate(
@@ -227,6 +235,12 @@ class Gateway:
                 code="invalid_request" if is_mistake else "engine_error",
                 type=errors.INVALID if is_mistake else errors.SERVER,
             )
+        try:
+            answer = dialect.read_answer(parsed, answer, request.id).body
+        except msgspec.DecodeError as error:
+            raise ApiError(
+                502, "The engine failed on this request.", code="engine_error", type=errors.SERVER
+            ) from error
         await request.answer(200, answer)
 
     # ---------------------------------------------------------------- other routes
@@ -300,21 +314,6 @@ def _require_method(request: Request, method: str) -> None:
             f"Not allowed to {request.method} on {request.path[:200]}; use {method}.",
             code="method_not_allowed",
             headers=[(b"allow", method.encode())],
-        )
-
-
-def _require_context(parsed: Parsed, deployment: DeploymentRecord) -> None:
-    """Refuse what cannot fit whatever its words are; the engine counts exactly."""
-    ask, context = parsed.ask, deployment.max_model_len
-    if context is None:
-        return
-    at_least = ask.token_ids + ask.text_bytes // MAX_BYTES_PER_TOKEN
-    if at_least > context * ask.prompts:
-        raise errors.bad_request(
-            f"This model's maximum context length is {context} tokens, but your request has at least {at_least} "
-            "input tokens. Shorten it.",
-            param="messages" if ask.messages else "prompt",
-            code="context_length_exceeded",
         )
 
 

@@ -59,11 +59,19 @@ class Verified:
         self._principals[digest] = principal
 
 
+def credential(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The request's ``Authorization``; where there is none, the key that Anthropic's clients send as ``X-Api-Key``."""
+    authorization = headers.get(b"authorization")
+    if authorization is None and (key := headers.get(b"x-api-key")) is not None:
+        return b"Bearer " + key
+    return authorization
+
+
 def parse_bearer(authorization: bytes | None) -> tuple[str, bytes]:
     """Split ``Bearer mu_<public id>_<secret>``. Raises ApiError 401."""
     if authorization is None:
         raise errors.unauthorized(
-            "You did not send an API key. Send it in an Authorization header: 'Authorization: Bearer mu_…'.",
+            "You did not send an API key. Send it in a header: 'Authorization: Bearer mu_…' or 'x-api-key: mu_…'.",
             code="missing_api_key",
         )
     scheme, _, token = authorization.partition(b" ")

@@ -13,7 +13,7 @@ from serving.gateway.demands import Granted
 from serving.gateway.dialects import Dialect, Parsed
 from serving.gateway.dispatch import Placement
 from serving.gateway.records import AdmitLine, Attempt, DeploymentRecord, EndLine, Outcome, ProgressLine, Usage
-from serving.gateway.relay import StreamRelay
+from serving.gateway.relay import Relay
 from serving.policy import admission
 from serving.policy.admission import Estimate
 
@@ -56,7 +56,7 @@ class Books:
         self.granted = granted
         self.attempts: list[Attempt] = []
         self.placement: Placement | None = None
-        self.relay: StreamRelay | None = None
+        self.relay: Relay | None = None
         self.usage: Usage | None = None
         self.finish_reason = ""
         self.reason = ""
@@ -85,6 +85,7 @@ class Books:
                     input_tokens=self.estimate.input_tokens,
                     cached_tokens=self.estimate.cached_tokens,
                     output_tokens=self.estimate.output_tokens,
+                    units=dict(self.parsed.ask.units or {}),
                 ),
                 service_class=service_class,
                 client_request_id=self.client_id,
@@ -109,8 +110,13 @@ class Books:
                 self.placement.ticket.first_token()
 
     def seen(self) -> Usage | None:
-        """The engine's counts so far."""
-        return self.usage if self.relay is None else self.relay.usage()
+        """The engine's counts so far; where it tells them at the end alone, what could be counted of its events."""
+        if self.relay is None:
+            return self.usage
+        usage = self.relay.usage()
+        if usage is not None and not self.relay.is_exact:
+            usage.input_tokens = self.estimate.input_tokens
+        return usage
 
     def progress(self, now: float) -> None:
         """Write how far the stream has come. Call at most once a second."""
@@ -146,10 +152,11 @@ class Books:
         heard = self.first_byte_at > 0
         replica = self.attempts[-1].replica if self.attempts else ""
         finish_reason = self.relay.finish_reason if self.relay is not None else self.finish_reason
+        is_exact = self.relay is None or self.relay.is_exact
         self.leave(outcome, ok=outcome == "completed" or (outcome == "client_closed" and heard))
-        usage, lower_bound = self._billed(outcome, seen, was_placed)
+        usage, lower_bound = (seen, not is_exact) if seen is not None else self._unseen(outcome, was_placed)
         tokens = usage.input_tokens + usage.output_tokens
-        mu = self._price(usage) if tokens else 0.0
+        mu = self._price(usage) if tokens or usage.units else 0.0
         services = self.services
         if self.granted is not None:
             limits = [demand.limit for demand in self.granted.demands]
@@ -184,12 +191,10 @@ class Books:
                 )
         self._observe(outcome, status, usage, mu, replica, error)
 
-    def _billed(self, outcome: Outcome, seen: Usage | None, was_placed: bool) -> tuple[Usage, bool]:
-        """(tokens charged, whether they are a lower bound)."""
-        if seen is not None:
-            return seen, False
+    def _unseen(self, outcome: Outcome, was_placed: bool) -> tuple[Usage, bool]:
+        """(what is charged without the engine's counts, whether it is a lower bound)."""
         if was_placed and outcome in _UNMEASURED:
-            return Usage(input_tokens=self.estimate.input_tokens), True
+            return Usage(input_tokens=self.estimate.input_tokens, units=dict(self.parsed.ask.units or {})), True
         return Usage(), False
 
     def _price(self, usage: Usage) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from serving.gateway.dialects import Tokenize
 from serving.gateway.ids import new_request_id
 from serving.gateway.upstream import UpstreamError
 
@@ -80,6 +81,8 @@ class Calibration:
             if len(self._asking) >= _AT_ONCE:
                 return
             if deployment.id in self._asking or learned.knows(deployment.id):
+                continue
+            if not any(word in deployment.speaks for word in Tokenize.speaks):
                 continue
             if self._failed.get(deployment.id, (0.0, 0.0))[0] > now:
                 continue

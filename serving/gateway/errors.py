@@ -1,9 +1,10 @@
-"""Errors as OpenAI's API shapes them: ``{"error": {"message", "type", "param", "code"}}`` and the right status."""
+"""Errors, and the shapes that clients of each API expect of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -34,17 +35,69 @@ class ApiError(Exception):
         self.type = type
         self.headers = tuple(headers)
 
-    def body(self) -> bytes:
-        return error_body(self.message, type=self.type, param=self.param, code=self.code)
+
+class ErrorShape(Protocol):
+    """How one API tells an error: as an answer of its own, and as the event that ends a stream."""
+
+    def body(self, error: ApiError, request_id: str) -> bytes: ...
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        """A server-sent event for a stream which cannot be completed; nothing follows it."""
+        ...
 
 
 def error_body(message: str, *, type: str, param: str | None = None, code: str | None = None) -> bytes:
     return msgspec.json.encode({"error": {"message": message, "type": type, "param": param, "code": code}})
 
 
-def error_event(message: str, *, code: str) -> bytes:
-    """A server-sent event that ends a stream which cannot be completed; no ``[DONE]`` follows it."""
-    return b"data: " + error_body(message, type=SERVER, code=code) + b"\n\n"
+class _OpenAI:
+    """``{"error": {"message", "type", "param", "code"}}``."""
+
+    def body(self, error: ApiError, request_id: str) -> bytes:
+        return error_body(error.message, type=error.type, param=error.param, code=error.code)
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        return b"data: " + self.body(error, request_id) + b"\n\n"
+
+
+class _Responses(_OpenAI):
+    """In a stream the ``error`` event of the Responses API, with what makes its clients raise."""
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        told = {"message": error.message, "param": error.param, "code": error.code}
+        event = {"type": "error", **told, "error": {"type": error.type, **told}}
+        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
+
+
+class _Anthropic:
+    """``{"type": "error", "error": {"type", "message"}, "request_id"}``; the field at fault stands in the message."""
+
+    def body(self, error: ApiError, request_id: str) -> bytes:
+        kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+        message = error.message
+        if error.param and error.param not in message:
+            message = f"{error.param}: {message}"
+        told = {"type": kind, "message": message}
+        return msgspec.json.encode({"type": "error", "error": told, "request_id": request_id})
+
+    def event(self, error: ApiError, request_id: str) -> bytes:
+        return b"event: error\ndata: " + self.body(error, request_id) + b"\n\n"
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+OPENAI: ErrorShape = _OpenAI()
+RESPONSES: ErrorShape = _Responses()
+ANTHROPIC: ErrorShape = _Anthropic()
 
 
 def retry_after(seconds: float) -> tuple[Header, Header]:
@@ -74,6 +127,43 @@ def model_not_found(name: str) -> ApiError:
         code="model_not_found",
         param="model",
     )
+
+
+def unknown_url(method: str, path: str) -> ApiError:
+    return ApiError(404, f"Unknown request URL: {method} {path[:200]}.", code="unknown_url")
+
+
+def not_stored(response: str) -> ApiError:
+    return ApiError(
+        404,
+        f"The response '{response[:100]}' is not there: responses are not stored here. Keep the answer, and send the "
+        "whole conversation as 'input' with each request.",
+        code="response_not_found",
+    )
+
+
+def not_spoken(name: str, spoken: Sequence[str]) -> ApiError:
+    """The model is there, but it answers other requests than this one; ``spoken`` as ``DeploymentRecord.speaks``."""
+    routes = [route for word, found in _ROUTES.items() if word in spoken for route in found]
+    said = f"It answers {', '.join(routes)}." if routes else "It answers no request of this API."
+    return ApiError(404, f"The model '{name}' cannot be asked this. {said}", code="model_not_supported", param="model")
+
+
+def not_served(name: str, path: str) -> ApiError:
+    """The engine behind the model has no such route."""
+    return ApiError(
+        404, f"The engine that serves '{name}' does not answer {path[:200]}.", code="model_not_supported", param="model"
+    )
+
+
+_ROUTES = {
+    "generate": ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"),
+    "embed": ("/v1/embeddings",),
+    "score": ("/v1/rerank", "/v1/score"),
+    "invocations": ("/invocations",),
+    "http": ("/invocations",),
+}
+"""What to ask of a deployment instead, by the words of ``DeploymentRecord.speaks``."""
 
 
 def unavailable(message: str, *, code: str, retry_after_s: float) -> ApiError:

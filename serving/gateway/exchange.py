@@ -18,7 +18,7 @@ from serving.gateway.books import Books
 from serving.gateway.dispatch import Busy, NoReplica, Placement
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
-from serving.gateway.relay import RelayError, StreamRelay, error_message
+from serving.gateway.relay import RelayError, error_message
 from serving.gateway.request import JSON, Message, Request
 from serving.gateway.upstream import Connection, ConnectionBroken, UpstreamError
 from serving.policy.routing import Load
@@ -162,6 +162,9 @@ class Exchange:
         status = connection.status
         body = await connection.read_all(1024 * 1024)
         self._keep(connection)
+        if _is_no_route(status, body):
+            self.books.leave("refused", ok=True)
+            raise errors.not_served(self.deployment.name, self.request.path)
         if status not in (400, 413, 422):
             raise EngineRefused(status, f"the engine answered {status}")
         self.books.leave("refused", ok=True)
@@ -172,22 +175,16 @@ class Exchange:
         body = await connection.read_all(self.services.config.max_answer)
         self._keep(connection)
         try:
-            books.usage, books.finish_reason = books.dialect.read_answer(body)
+            body, books.usage, books.finish_reason = books.dialect.read_answer(self.parsed, body, self.request.id)
         except msgspec.DecodeError as error:
-            raise EngineRefused(200, "the engine's answer is not what OpenAI's API sends") from error
+            raise EngineRefused(200, "the engine's answer is not what its API sends") from error
         self.books.first_byte()
         self.books.settle("completed", 200)
         await self._start(200, [JSON, (b"content-length", str(len(body)).encode())])
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _stream(self, connection: Connection, placement: Placement) -> None:
-        parsed = self.parsed
-        relay = self.books.relay = StreamRelay(
-            show_usage=parsed.show_usage,
-            show_continuous=parsed.show_continuous,
-            choices=parsed.ask.choices,
-            prompts=parsed.ask.prompts,
-        )
+        relay = self.books.relay = self.books.dialect.relay(self.parsed, self.request.id)
         direct = self.request.direct
         out = b""
 
@@ -224,7 +221,7 @@ class Exchange:
                 if out and not relay.is_over:
                     await self._send_part(placement, out)
             elif connection.is_complete or not connection.is_open:
-                raise ConnectionBroken(connection.error or "the engine's stream ended without [DONE]")
+                raise ConnectionBroken(connection.error or "the engine's stream ended before its last event")
             else:
                 await connection.wait(pump if self.has_started else None)
                 if self.failure is not None:
@@ -277,11 +274,11 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers + self.request.base})
 
     async def _answer_error(self, error: ApiError) -> None:
-        """An error answer, or, inside a stream, an error event that ends it without ``[DONE]``."""
+        """An error answer, or, inside a stream, an error event that ends it: what ends a whole one does not follow."""
         if self.has_started:
-            body = errors.error_event(error.message, code=error.code or "engine_error")
+            body = self.request.shape.event(error, self.request.id)
         else:
-            body = error.body()
+            body = self.request.shape.body(error, self.request.id)
             await self._start(error.status, [JSON, (b"content-length", str(len(body)).encode()), *error.headers])
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -347,9 +344,14 @@ class Exchange:
 
 def _outcome_of(error: ApiError) -> Outcome:
     # A client's own mistake that only the engine saw says nothing about the engine.
-    if error.code in ("no_ready_replica", "capacity_exceeded") or error.status in (400, 413):
+    if error.code in ("no_ready_replica", "capacity_exceeded") or error.status in (400, 404, 413):
         return "refused"
     return "engine_lost" if error.code == "engine_lost" else "engine_error"
+
+
+def _is_no_route(status: int, body: bytes) -> bool:
+    """Whether the engine has no such route. One that does not know its own model is broken instead."""
+    return status in (405, 501) or (status == 404 and b"model" not in body[:4096].lower())
 
 
 def _failure(error: Exception) -> ApiError:

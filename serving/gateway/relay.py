@@ -6,6 +6,9 @@ Everything else goes through byte for byte. No I/O here: bytes in, bytes out.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Protocol
+
 import msgspec
 
 from serving.gateway.records import Usage
@@ -23,57 +26,62 @@ class RelayError(Exception):
     """The engine's stream cannot be understood."""
 
 
-class StreamRelay:
-    """One stream. ``choices`` sequences over ``prompts`` prompts; ``show_*``: what the client asked to see.
+class Relay(Protocol):
+    """One stream, from bytes of the engine to bytes for the client."""
 
-    Afterwards: ``usage`` the counts so far (None: never seen), ``is_final`` the engine's closing count was seen,
-    ``is_done`` ``[DONE]`` came, ``error`` the engine's own error message, ``broken`` why an event could not be read,
-    ``finish_reason`` the last one seen.
-    """
+    events: int
+    """How many came."""
+    error: str | None
+    """The engine's own error message."""
+    broken: str | None
+    """Why an event could not be read."""
+    finish_reason: str
 
-    __slots__ = (
-        "_buffer",
-        "_index_usage",
-        "_is_single",
-        "_per_prompt",
-        "_separator",
-        "_show_continuous",
-        "_show_usage",
-        "_usage",
-        "broken",
-        "error",
-        "events",
-        "finish_reason",
-        "is_done",
-        "is_final",
-    )
+    @property
+    def is_exact(self) -> bool:
+        """Whether ``usage`` is the engine's own count, or only what could be counted of its events."""
+        ...
 
-    def __init__(self, *, show_usage: bool, show_continuous: bool, choices: int = 1, prompts: int = 1) -> None:
-        self._show_usage = show_usage
-        self._show_continuous = show_usage and show_continuous
-        self._is_single = choices == 1
-        self._per_prompt = max(1, choices // max(1, prompts))
+    @property
+    def is_over(self) -> bool:
+        """Nothing that follows matters: the end, an error event or one that cannot be understood was seen."""
+        ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what one read brought; return what the client gets, up to the last complete event.
+
+        Raises RelayError for an event that never ends, or that cannot be read and is the first of ``data``.
+        """
+        ...
+
+    def usage(self) -> Usage | None:
+        """Counts so far. None when the engine never told any."""
+        ...
+
+
+class EventRelay(ABC):
+    """Cuts a stream into its events. What becomes of each is for subclasses to say."""
+
+    __slots__ = ("_buffer", "_separator", "broken", "error", "events", "finish_reason", "is_done")
+
+    def __init__(self) -> None:
         self._buffer = b""
         self._separator = b""
-        self._usage: EngineUsage | None = None
-        self._index_usage: dict[int, EngineUsage] = {}
         self.broken: str | None = None
         self.events = 0
         self.error: str | None = None
         self.finish_reason = ""
         self.is_done = False
-        self.is_final = False
+
+    @property
+    def is_exact(self) -> bool:
+        return True
 
     @property
     def is_over(self) -> bool:
-        """Nothing that follows matters: ``[DONE]``, an error event or one that cannot be understood was seen."""
         return self.is_done or self.error is not None or self.broken is not None
 
     def feed(self, data: bytes) -> bytes:
-        """Take what one read brought; return what the client gets, up to the last complete event.
-
-        Raises RelayError for an event that never ends.
-        """
         if self.is_over:
             return b""
         buffer = self._buffer + data if self._buffer else data
@@ -102,6 +110,46 @@ class StreamRelay:
                 break
         return b"".join(out)
 
+    def _find_separator(self, buffer: bytes) -> bytes:
+        """The stream's own line ends, from its first one: ``\\n`` or ``\\r\\n``."""
+        first = buffer.find(b"\n")
+        if first >= 0:
+            self._separator = b"\r\n\r\n" if first and buffer[first - 1] == 13 else b"\n\n"
+        return self._separator
+
+    @abstractmethod
+    def _event(self, event: bytes, separator: bytes) -> bytes:
+        """What the client gets of one event, which comes without its ``separator``. Raises RelayError."""
+
+
+class StreamRelay(EventRelay):
+    """One stream. ``choices`` sequences over ``prompts`` prompts; ``show_*``: what the client asked to see.
+
+    Afterwards: ``usage`` the counts so far (None: never seen), ``is_final`` the engine's closing count was seen,
+    ``is_done`` ``[DONE]`` came, ``error`` the engine's own error message, ``broken`` why an event could not be read,
+    ``finish_reason`` the last one seen.
+    """
+
+    __slots__ = (
+        "_index_usage",
+        "_is_single",
+        "_per_prompt",
+        "_show_continuous",
+        "_show_usage",
+        "_usage",
+        "is_final",
+    )
+
+    def __init__(self, *, show_usage: bool, show_continuous: bool, choices: int = 1, prompts: int = 1) -> None:
+        super().__init__()
+        self._show_usage = show_usage
+        self._show_continuous = show_usage and show_continuous
+        self._is_single = choices == 1
+        self._per_prompt = max(1, choices // max(1, prompts))
+        self._usage: EngineUsage | None = None
+        self._index_usage: dict[int, EngineUsage] = {}
+        self.is_final = False
+
     def usage(self) -> Usage | None:
         """Counts so far, over all sequences. None when the engine never told any."""
         if self._usage is not None:
@@ -119,13 +167,6 @@ class StreamRelay:
             total.input_tokens += record.input_tokens
             total.cached_tokens += record.cached_tokens
         return total
-
-    def _find_separator(self, buffer: bytes) -> bytes:
-        """The stream's own line ends, from its first one: ``\\n`` or ``\\r\\n``."""
-        first = buffer.find(b"\n")
-        if first >= 0:
-            self._separator = b"\r\n\r\n" if first and buffer[first - 1] == 13 else b"\n\n"
-        return self._separator
 
     def _event(self, event: bytes, separator: bytes) -> bytes:
         self.events += 1
@@ -166,7 +207,7 @@ class StreamRelay:
 
     def _slowly(self, event: bytes, separator: bytes) -> bytes:
         """Everything that is not a plain content event of a single sequence."""
-        payload = _payload(event)
+        payload = payload_of(event)
         if payload is None:
             return event + separator
         if payload == b"[DONE]":
@@ -203,7 +244,7 @@ class StreamRelay:
                 self._index_usage[index] = usage
 
 
-def _payload(event: bytes) -> bytes | None:
+def payload_of(event: bytes) -> bytes | None:
     """The data of an event, or None for a comment or an event without data."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from serving.gateway.errors import ApiError, Header
+from serving.gateway.errors import ANTHROPIC, OPENAI, ApiError, ErrorShape, Header
 from serving.gateway.ids import client_request_id, new_request_id
 
 Message = MutableMapping[str, Any]
@@ -43,7 +43,20 @@ class ClientGone(Exception):
 class Request:
     """One request at the door. ``arrived`` is on the monotonic clock."""
 
-    __slots__ = ("arrived", "base", "client_id", "headers", "id", "method", "path", "peer", "receive", "scope", "send")
+    __slots__ = (
+        "arrived",
+        "base",
+        "client_id",
+        "headers",
+        "id",
+        "method",
+        "path",
+        "peer",
+        "receive",
+        "scope",
+        "send",
+        "shape",
+    )
 
     def __init__(self, scope: Message, receive: Receive, send: Send, arrived: float) -> None:
         self.scope = scope
@@ -59,6 +72,7 @@ class Request:
         self.send = send
         self.arrived = arrived
         self.id = new_request_id()
+        self.shape: ErrorShape = OPENAI
         named = self.headers.get(b"x-request-id")
         self.client_id = client_request_id(named) if named else ""
         own = self.id.encode()
@@ -66,6 +80,12 @@ class Request:
             (b"x-request-id", self.client_id.encode() or own),
             (b"x-penstock-request-id", own),
         ]
+
+    def answer_as(self, shape: ErrorShape) -> None:
+        """Tell errors in this shape. Anthropic's clients also look for a request's id in a header of their own."""
+        self.shape = shape
+        if shape is ANTHROPIC:
+            self.base.append((b"request-id", self.id.encode()))
 
     @property
     def direct(self) -> Direct | None:

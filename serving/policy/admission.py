@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from capacity.policy.cost import CostProfile, token_costs
+from capacity.policy.cost import CostProfile, token_costs, units_cost
 from serving.gateway.records import LimitKind, LimitRecord
 
 DEFAULT_OUTPUT_TOKENS = 256
@@ -32,6 +32,7 @@ class Ask(NamedTuple):
     """A request's size as parsed. ``choices``: sequences to generate; ``prompts``: prompts in the request.
 
     ``text_bytes`` UTF-8 bytes of all prompts, ``token_ids`` tokens given as ids, ``max_output`` per sequence.
+    ``units``: what the request is known to use of modalities (rows, KiB) before it is served.
     """
 
     prompts: int
@@ -42,6 +43,7 @@ class Ask(NamedTuple):
     media: int = 0
     max_output: int | None = None
     echo: bool = False
+    units: Mapping[str, float] | None = None
 
 
 class Estimate(NamedTuple):
@@ -144,7 +146,7 @@ def estimate(
     ceiling: float = math.inf if most is None else most
     if max_model_len is not None:
         input_tokens = min(input_tokens, max_model_len * ask.prompts)
-        ceiling = min(ceiling, max(1, max_model_len - input_tokens // ask.prompts))
+        ceiling = min(ceiling, max(1, max_model_len - input_tokens // max(1, ask.prompts)))
     if habit is not None and habit.output_tokens:
         expected = min(ceiling, habit.output_tokens)
     else:
@@ -154,7 +156,10 @@ def estimate(
     reserved = math.ceil((expected if most is None else ceiling) * ask.choices)
     cached = int(input_tokens * habit.cached_share) if habit is not None else 0
     cost = token_costs(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens)
-    return Estimate(input_tokens, cached, output_tokens, input_tokens + reserved, cost.total, cost.prefill, cost.decode)
+    # Rows and bytes are read as a prompt is: work that is all there when the request comes.
+    extra = units_cost(profile, ask.units) if ask.units else 0.0
+    total, prefill = cost.total + extra, cost.prefill + extra
+    return Estimate(input_tokens, cached, output_tokens, input_tokens + reserved, total, prefill, cost.decode)
 
 
 def applicable(limits: Iterable[LimitRecord], model: str) -> tuple[LimitRecord, ...]:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -17,7 +18,10 @@ AUTH = {"authorization": "Bearer mu_acme1_secret"}
 
 
 class Shared:
-    """Two gateways, two engines, tenants ``acme`` and ``other``; models ``alpha``, ``beta``, ``bare``, ``secret``."""
+    """Two gateways, two engines, tenants ``acme`` and ``other``; models ``alpha``, ``beta``, ``bare``, ``secret``.
+
+    Of other tasks: ``vectors`` (embeddings and scores), ``iris`` (MLflow), ``plain`` (a server of its own kind).
+    """
 
     def __init__(self, made: Cluster) -> None:
         self.cluster = made
@@ -28,6 +32,7 @@ class Shared:
             ("tenant", {"id": "other", "slug": "other"}),
             ("tenant", {"id": "idle", "slug": "idle", "active": False}),
             ("pool", {"id": "open", "slug": "open", "profile": PROFILE}),
+            ("pool", {"id": "rows", "slug": "rows", "profile": PROFILE | {"modalities": {"row": 0.25, "kib": 0.125}}}),
             ("pool", {"id": "closed", "slug": "closed", "profile": PROFILE, "tenants": ["other"]}),
             ("key", key_record("acme1", "acme")),
             ("key", key_record("other1", "other")),
@@ -44,6 +49,11 @@ class Shared:
             context = {"max_model_len": 4096} if name == "alpha" else {}
             deployment = {"id": f"d-{name}", "name": name, "pool": pool, "revision": "r1", "runtime": "simulated"}
             records.append(("deployment", deployment | context))
+        for name, speaks in (("vectors", ["embed", "score"]), ("iris", ["invocations"]), ("plain", ["http"])):
+            pool = "rows" if name != "vectors" else "open"
+            deployment = {"id": f"d-{name}", "name": name, "pool": pool, "revision": "r1", "runtime": "simulated"}
+            records.append(("deployment", deployment | {"speaks": speaks}))
+            records += [("replica", engine.replica(f"d-{name}")) for engine in self.engines]
         records += [("replica", engine.replica("d-alpha")) for engine in self.engines]
         records.append(("replica", self.engines[0].replica("d-secret")))
         records.append(("replica", self.engines[0].replica("d-beta")))
@@ -60,6 +70,7 @@ class Shared:
         self.http = httpx.Client(base_url=self.url, headers=AUTH, timeout=20)
         self._strict: Gateway | None = None
         self._clients: dict[str, openai.OpenAI] = {}
+        self._claude: anthropic.Anthropic | None = None
 
     @property
     def strict(self) -> Gateway:
@@ -87,6 +98,24 @@ class Shared:
         self.http.close()
         for client in self._clients.values():
             client.close()
+        if self._claude is not None:
+            self._claude.close()
+
+    @property
+    def claude(self) -> anthropic.Anthropic:
+        """Anthropic's official client."""
+        if self._claude is None:
+            self._claude = anthropic.Anthropic(api_key="mu_acme1_secret", base_url=self.url, max_retries=0, timeout=20)
+        return self._claude
+
+    def post(self, path: str, body: dict[str, Any], *, key: str = "acme1") -> httpx.Response:
+        return self.http.post(path, json=body, headers={"authorization": f"Bearer mu_{key}_secret"})
+
+    def books(self, answer: httpx.Response) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The journal's admit and end line of an answered request."""
+        request_id = answer.headers["x-penstock-request-id"]
+        end = self.cluster.ended(request_id)
+        return self.cluster.journal()[request_id]["a"], end
 
     def served(self, request_id: str) -> dict[str, object]:
         """What the engine that served a request logged of it."""

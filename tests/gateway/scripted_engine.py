@@ -1,9 +1,10 @@
 """An engine that does what the request tells it to: OpenAI's shapes as vLLM sends them, and its ways to fail.
 
 Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` field may hold a JSON script
-``{"delay_ms", "first_ms", "fail", "at", "pad"}``; ``POST /control`` sets the default for all. ``GET /log`` tells
-every request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
-message.
+``{"delay_ms", "first_ms", "fail", "at", "pad", "say", "finish", "stop_reason", "cached"}``; ``POST /control`` sets the
+default for all. ``say`` is a chat's message (whole) or the list of its pieces (stream). ``GET /log`` tells every
+request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
+message. ``scripted_tasks`` has the routes of other tasks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import math
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import scripted_tasks
 from aiohttp import web
 
 CONTEXT = 4096
@@ -44,8 +47,9 @@ def prompt_tokens(body: dict[str, Any]) -> list[int]:
     return [tokens_of(p) if isinstance(p, str) else len(p) for p in prompt]
 
 
-def usage(prompt: int, done: int) -> dict[str, Any]:
-    return {"prompt_tokens": prompt, "total_tokens": prompt + done, "completion_tokens": done}
+def usage(prompt: int, done: int, cached: int | None = None) -> dict[str, Any]:
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "total_tokens": prompt + done, "completion_tokens": done}
+    return counts if cached is None else counts | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def error(status: int, message: str, *, param: str | None = None) -> web.Response:
@@ -55,9 +59,16 @@ def error(status: int, message: str, *, param: str | None = None) -> web.Respons
     )
 
 
+Answerer = Callable[[web.Request, dict[str, Any], dict[str, Any], dict[str, Any]], Awaitable[web.StreamResponse]]
+"""Answers a request, given its body, its script and its entry in the log."""
+
+
 async def generate(request: web.Request) -> web.StreamResponse:
+    return await logged(request, answer_to)
+
+
+async def logged(request: web.Request, answerer: Answerer) -> web.StreamResponse:
     body = await request.json()
-    is_chat = request.path.endswith("chat/completions")
     script = {**CONTROL, **(json.loads(body["user"]) if body.get("user") else {})}
     entry: dict[str, Any] = {
         "id": request.headers.get("x-request-id"),
@@ -71,7 +82,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     if request.transport is not None:
         CONNECTIONS.add(id(request.transport))
     try:
-        answer = await answer_to(request, body, script, entry, is_chat)
+        answer = await answerer(request, body, script, entry)
         entry["end"] = entry["end"] or "done"
         return answer
     except (asyncio.CancelledError, ConnectionError):
@@ -80,12 +91,9 @@ async def generate(request: web.Request) -> web.StreamResponse:
         raise
 
 
-async def answer_to(
-    request: web.Request, body: dict[str, Any], script: dict[str, Any], entry: dict[str, Any], is_chat: bool
-) -> web.StreamResponse:
+async def misfortune(request: web.Request, script: dict[str, Any], prompts: list[int]) -> web.StreamResponse | None:
+    """What comes instead of an answer, if the script or the prompt's length wants it."""
     fail, at = script.get("fail"), int(script.get("at", 0))
-    prompts = prompt_tokens(body)
-    count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
     if max(prompts) >= CONTEXT:
         text = f"This model's maximum context length is {CONTEXT} tokens. However, you requested more."
         return error(400, text, param="input_tokens")
@@ -97,12 +105,30 @@ async def answer_to(
         request.transport.abort()  # type: ignore[union-attr]
         return web.Response()
     await asyncio.sleep(float(script.get("first_ms", 0)) / 1000)
+    return None
+
+
+async def answer_to(
+    request: web.Request, body: dict[str, Any], script: dict[str, Any], entry: dict[str, Any]
+) -> web.StreamResponse:
+    is_chat = request.path.endswith("chat/completions")
+    prompts = prompt_tokens(body)
+    count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
+    if (instead := await misfortune(request, script, prompts)) is not None:
+        return instead
     choices = len(prompts) * int(body.get("n") or 1)
     if not body.get("stream"):
         entry["generated"] = count * choices
         await asyncio.sleep(count * float(script.get("delay_ms", 0)) / 1000)
-        return web.json_response(whole(body, prompts, count, choices, is_chat))
+        answer = whole(body, prompts, count, choices, is_chat)
+        if "say" in script:
+            answer["choices"][0] |= {"message": {"role": "assistant", **script["say"]}, **ended(script)}
+        return web.json_response(answer)
     return await stream(request, body, script, entry, is_chat, prompts, count, choices)
+
+
+def ended(script: dict[str, Any]) -> dict[str, Any]:
+    return {"finish_reason": script.get("finish", "stop"), "stop_reason": script.get("stop_reason")}
 
 
 def whole(body: dict[str, Any], prompts: list[int], count: int, choices: int, is_chat: bool) -> dict[str, Any]:
@@ -156,7 +182,13 @@ async def stream(
     if is_chat:
         for index in range(choices):
             await chunk(index, 0, "", None, role=True)
-    for number in range(count):
+    for number, piece in enumerate(script.get("say", ())):
+        entry["generated"] += 1
+        last = number == len(script["say"]) - 1
+        choice = {"index": 0, "delta": piece, **(ended(script) if last else {"finish_reason": None})}
+        await event({**head, "choices": [choice], "usage": usage(prompts[0], number + 1)})
+    count = len(script["say"]) if "say" in script else count
+    for number in range(count if "say" not in script else 0):
         if fail and number == at:
             entry["end"] = fail
             if fail == "error_event":
@@ -176,7 +208,7 @@ async def stream(
             entry["generated"] += 1
             await chunk(index, number + 1, " tok" + "x" * int(script.get("pad", 0)), "length" if last else None)
     if options.get("include_usage"):
-        await event({**head, "choices": [], "usage": usage(sum(prompts), count * choices)})
+        await event({**head, "choices": [], "usage": usage(sum(prompts), count * choices, script.get("cached"))})
     await response.write(b"data: [DONE]\n\n")
     return response
 
@@ -204,6 +236,7 @@ async def control(request: web.Request) -> web.Response:
 
 def main(port: int) -> None:
     app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.add_routes(scripted_tasks.routes(logged, misfortune))
     app.add_routes(
         [
             web.post("/v1/chat/completions", generate),

@@ -150,7 +150,7 @@ def test_wrong_bodies(shared: Shared, body: dict[str, Any], param: str) -> None:
     [
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/nothing", 404),
         ("GET", "/", 404),
         ("POST", "/healthz", 405),
         ("GET", "/v1/models/nothing", 404),

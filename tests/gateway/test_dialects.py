@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
-from serving.gateway.errors import ApiError
+from serving.gateway.errors import OPENAI, ApiError
 
 USER = {"role": "user", "content": "hi"}
 
@@ -188,29 +188,43 @@ FIELDS = st.sampled_from(
         "model",
         "messages",
         "prompt",
+        "input",
         "n",
         "best_of",
         "stream",
         "stream_options",
         "max_tokens",
         "stop",
+        "system",
         "tools",
+        "tool_choice",
+        "query",
+        "documents",
+        "text_1",
+        "text_2",
+        "instances",
         "priority",
+        "store",
     ]
 )
+OWN = {"priority", "cache_salt", "stream_options"}
+TRANSLATED = {"/v1/messages", "/v1/messages/count_tokens"}
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(DIALECTS)), st.dictionaries(FIELDS, JSON, max_size=6))
 def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str, Any]) -> None:
     dialect = DIALECTS[path]
     refused, sent = attempt(dialect, msgspec.json.encode(body))
     if refused is not None:
         assert refused.status == 400
-        assert set(json.loads(refused.body())["error"]) == {"message", "type", "param", "code"}
+        assert set(json.loads(OPENAI.body(refused, "id"))["error"]) == {"message", "type", "param", "code"}
+    elif path == "/invocations":
+        assert set(sent) == set(body) - {"model"}
     else:
         assert sent["model"] == body["model"]
-        assert set(sent) - {"priority", "cache_salt", "stream_options"} <= set(body)
+        if path not in TRANSLATED:
+            assert set(sent) - OWN - {"store"} <= set(body)
 
 
 def attempt(dialect: Dialect, body: bytes) -> tuple[ApiError | None, dict[str, Any]]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
 from serving.gateway import errors
-from serving.gateway.records import Usage
+from serving.gateway.errors import ErrorShape
+from serving.gateway.records import DeploymentRecord, Usage
+from serving.gateway.relay import Relay, StreamRelay
 from serving.gateway.usage import decode_answer
 from serving.policy.admission import Ask
 
@@ -16,6 +20,10 @@ MAX_CHOICES = 128
 """Sequences that one request may generate: n × prompts, or best_of × prompts."""
 MAX_OUTPUT_TOKENS = 2**31 - 1
 """Beyond every context; more would overflow what is estimated and kept of a request."""
+MAX_INPUTS = 2048
+"""Texts that one request may have embedded or ranked."""
+MAX_BYTES_PER_TOKEN = 128
+"""No tokenizer in use makes one token of more: a longer text is too long whatever its words are."""
 
 SAMPLING = frozenset(
     {
@@ -73,41 +81,77 @@ class StreamOptions(msgspec.Struct):
 
 
 class Parsed(msgspec.Struct, kw_only=True):
-    """A request as its dialect understood it. ``members``: the allowed fields, as the client wrote them."""
+    """A request as its dialect understood it. ``members``: the engine's fields, as the client wrote them."""
 
     model: str
     ask: Ask
-    members: Members
+    members: dict[str, Any]
     is_stream: bool = False
     show_usage: bool = False
     show_continuous: bool = False
     workload: str = ""
     """The client's own word for requests that share a prefix (``prompt_cache_key``), where it gives one."""
+    is_cut: bool = False
+    """The engine is asked to cut the input to a length: it cannot be too long."""
 
 
-class Dialect(Protocol):
-    """One API. Instances hold no state."""
+class Answer(NamedTuple):
+    """A complete answer: what the client gets, and what the books do. ``usage`` None: the engine told none."""
 
-    name: str
-    engine_path: bytes
-    generates: bool
-    """Whether requests make tokens: they are then estimated, admitted, journalled and settled."""
+    body: bytes
+    usage: Usage | None
+    finish_reason: str = ""
 
+
+class Dialect(ABC):
+    """One API: what its requests may say, what the engine is asked instead, and how its answers are read.
+
+    Instances hold no state of requests. ``name`` stands in the books, ``engine_path`` is the engine's route.
+    """
+
+    name: ClassVar[str]
+    engine_path: ClassVar[bytes]
+    speaks: ClassVar[tuple[str, ...]] = ("generate",)
+    """A deployment must speak one of these, see ``DeploymentRecord.speaks``."""
+    is_metered: ClassVar[bool] = True
+    """Whether requests make an engine work: they are then estimated, admitted, journalled and settled."""
+    input_field: ClassVar[str] = "prompt"
+    """What to shorten when the input is too long."""
+    shape: ClassVar[ErrorShape] = errors.OPENAI
+
+    @abstractmethod
     def parse(self, body: bytes) -> Parsed:
         """Raises ApiError 400."""
-        ...
 
+    def require(self, parsed: Parsed, deployment: DeploymentRecord) -> None:
+        """Raises ApiError for what this deployment cannot be asked, whatever its engine would say."""
+        if not any(word in deployment.speaks for word in self.speaks):
+            raise errors.not_spoken(deployment.name, deployment.speaks)
+        if not parsed.is_cut:
+            require_context(parsed.ask, deployment, self.input_field)
+
+    @abstractmethod
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         """The request for the engine. ``priority``: lower is sooner. ``cache_salt`` keeps tenants' prefixes apart."""
-        ...
 
-    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
-        """Usage and finish reason of a complete answer. Raises msgspec.DecodeError for what is not JSON."""
-        ...
+    def read_answer(self, parsed: Parsed, body: bytes, request_id: str) -> Answer:
+        """A complete answer. Raises msgspec.DecodeError for what is not one."""
+        answer = decode_answer(body)
+        finish = next((c.finish_reason for c in reversed(answer.choices) if c.finish_reason), "")
+        return Answer(body, answer.usage.record() if answer.usage is not None else None, finish)
+
+    def relay(self, parsed: Parsed, request_id: str) -> Relay:
+        """What turns the engine's event stream into the client's."""
+        return StreamRelay(
+            show_usage=parsed.show_usage,
+            show_continuous=parsed.show_continuous,
+            choices=parsed.ask.choices,
+            prompts=parsed.ask.prompts,
+        )
 
 
-def read_members(body: bytes, allowed: frozenset[str]) -> Members:
-    """The allowed fields of a JSON object. Raises ApiError 400."""
+def read_members(body: bytes, allowed: frozenset[str] | None = None) -> Members:
+    """The allowed fields of a JSON object; all of them without ``allowed``. Raises ApiError 400."""
     try:
         members = _decode_members(body)
     except msgspec.ValidationError:
@@ -116,13 +160,19 @@ def read_members(body: bytes, allowed: frozenset[str]) -> Members:
         raise errors.bad_request(f"The body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise errors.bad_request("The body is nested too deeply.", code="invalid_json") from None
+    if allowed is None:
+        return members
     if "priority" in members:
-        raise errors.bad_request(
-            "'priority' cannot be set by a request: it follows from what your account has reserved. Leave it out.",
-            param="priority",
-            code="unsupported_parameter",
-        )
+        raise priority_refused()
     return {name: value for name, value in members.items() if name in allowed}
+
+
+def priority_refused() -> errors.ApiError:
+    return errors.bad_request(
+        "'priority' cannot be set by a request: it follows from what your account has reserved. Leave it out.",
+        param="priority",
+        code="unsupported_parameter",
+    )
 
 
 def read_fields(decoder: msgspec.json.Decoder[S], body: bytes) -> S:
@@ -162,6 +212,15 @@ def require_range(name: str, value: int | None, low: int, high: int | None = Non
         raise errors.bad_request(f"'{name}' must be {bound}, not {shown}.", param=name, code="invalid_value")
 
 
+def require_inputs(count: int, field: str) -> None:
+    if count > MAX_INPUTS:
+        raise errors.bad_request(
+            f"'{field}' holds {count} texts; at most {MAX_INPUTS} are allowed in one request. Send several requests.",
+            param=field,
+            code="invalid_value",
+        )
+
+
 def require_choices(choices: int, *, param: str) -> None:
     if choices > MAX_CHOICES:
         raise errors.bad_request(
@@ -181,11 +240,71 @@ def generating_body(parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
     return msgspec.json.encode(members)
 
 
-def read_generated(body: bytes) -> tuple[Usage | None, str]:
-    """Usage and the last finish reason of an OpenAI answer. Raises msgspec.DecodeError."""
-    answer = decode_answer(body)
-    finish = next((c.finish_reason for c in reversed(answer.choices) if c.finish_reason), "")
-    return (answer.usage.record() if answer.usage is not None else None), finish
+def pooling_body(parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
+    """The engine request of a dialect that generates nothing."""
+    return msgspec.json.encode({**parsed.members, "priority": priority, "cache_salt": cache_salt})
+
+
+_TEMPLATE_INTERNALS = ("chat_template", "tokenize", "return_tensors", "return_dict")
+
+
+def refuse_template_internals(given: Mapping[str, Any] | None) -> None:
+    """Raises ApiError 400 for arguments of the chat template that are the engine's own."""
+    for name in _TEMPLATE_INTERNALS:
+        if given and name in given:
+            raise errors.bad_request(
+                f"'chat_template_kwargs.{name}' cannot be set by a request. Leave it out.",
+                param="chat_template_kwargs",
+                code="unsupported_parameter",
+            )
+
+
+def require_context(ask: Ask, deployment: DeploymentRecord, field: str) -> None:
+    """Refuse what cannot fit whatever its words are; the engine counts exactly."""
+    context = deployment.max_model_len
+    if context is None:
+        return
+    at_least = ask.token_ids + ask.text_bytes // MAX_BYTES_PER_TOKEN
+    if at_least > context * ask.prompts:
+        raise errors.bad_request(
+            f"This model's maximum context length is {context} tokens, but your request has at least {at_least} "
+            "input tokens. Shorten it.",
+            param=field,
+            code="context_length_exceeded",
+        )
+
+
+Prompt = str | list[str | int | list[int]]
+"""A text, a list of texts, a list of token ids, or a list of such lists."""
+
+
+def measure_prompt(prompt: Prompt, field: str) -> tuple[int, int, int]:
+    """(prompts, UTF-8 bytes of text, token ids). Raises ApiError 400 for an empty or a mixed list."""
+    if isinstance(prompt, str):
+        return 1, utf8_length(prompt), 0
+    if not prompt:
+        raise errors.bad_request(f"'{field}' must not be empty.", param=field, code="empty_array")
+    kinds = {type(part) for part in prompt}
+    if len(kinds) > 1:
+        raise errors.bad_request(
+            f"'{field}' must be a text, a list of texts, a list of token ids, or a list of such lists.",
+            param=field,
+            code="invalid_type",
+        )
+    if kinds == {int}:
+        return 1, 0, len(prompt)
+    text_bytes = sum(utf8_length(part) for part in prompt if isinstance(part, str))
+    return len(prompt), text_bytes, sum(len(part) for part in prompt if isinstance(part, list))
+
+
+def require_inline(url: str, param: str) -> None:
+    """The engine would fetch a remote address itself, from inside the network: only data URIs may reach it."""
+    if url[:5].lower() != "data:":
+        raise errors.bad_request(
+            "Images, audio and video must be sent inline as data: URIs; remote addresses are not fetched.",
+            param=param,
+            code="remote_media_not_allowed",
+        )
 
 
 def utf8_length(text: str) -> int:

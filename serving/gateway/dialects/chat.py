@@ -6,8 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.dialects import base
-from serving.gateway.dialects.base import Parsed, StreamOptions, utf8_length
-from serving.gateway.records import Usage
+from serving.gateway.dialects.base import Dialect, Parsed, StreamOptions, utf8_length
 from serving.policy.admission import Ask
 
 MAX_MESSAGES = 4096
@@ -34,7 +33,6 @@ _PART_TYPES = frozenset(
     "audio_url",
     "video_url",
 }
-_TEMPLATE_INTERNALS = ("chat_template", "tokenize", "return_tensors", "return_dict")
 
 
 class Link(msgspec.Struct):
@@ -79,10 +77,10 @@ class Fields(msgspec.Struct):
 _decoder = msgspec.json.Decoder(Fields)
 
 
-class Chat:
+class Chat(Dialect):
     name = "chat"
     engine_path = b"/v1/chat/completions"
-    generates = True
+    input_field = "messages"
 
     def parse(self, body: bytes) -> Parsed:
         members = base.read_members(body, _ALLOWED)
@@ -94,13 +92,7 @@ class Chat:
         if not fields.messages:
             raise errors.bad_request("'messages' must hold at least one message.", param="messages", code="empty_array")
         base.require_range("messages", len(fields.messages), 1, MAX_MESSAGES)
-        for name in _TEMPLATE_INTERNALS:
-            if fields.chat_template_kwargs and name in fields.chat_template_kwargs:
-                raise errors.bad_request(
-                    f"'chat_template_kwargs.{name}' cannot be set by a request. Leave it out.",
-                    param="chat_template_kwargs",
-                    code="unsupported_parameter",
-                )
+        base.refuse_template_internals(fields.chat_template_kwargs)
         text_bytes, media = len(fields.tools), 0
         for number, message in enumerate(fields.messages):
             size, parts = measure(message, number)
@@ -129,9 +121,6 @@ class Chat:
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return base.generating_body(parsed, priority=priority, cache_salt=cache_salt)
 
-    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
-        return base.read_generated(body)
-
 
 def measure(message: Message, number: int) -> tuple[int, int]:
     """UTF-8 bytes of text and the number of media parts of one message. Raises ApiError 400."""
@@ -151,17 +140,7 @@ def measure(message: Message, number: int) -> tuple[int, int]:
         size += utf8_length(part.text or "") + utf8_length(part.refusal or "")
         for link in (part.image_url, part.audio_url, part.video_url):
             if link is not None:
-                _require_inline(link if isinstance(link, str) else link.url, param)
+                base.require_inline(link if isinstance(link, str) else link.url, param)
                 media += 1
         media += part.input_audio is not None
     return size, media
-
-
-def _require_inline(url: str, param: str) -> None:
-    """The engine would fetch a remote address itself, from inside the network: only data URIs may reach it."""
-    if url[:5].lower() != "data:":
-        raise errors.bad_request(
-            "Images, audio and video must be sent inline as data: URIs; remote addresses are not fetched.",
-            param=param,
-            code="remote_media_not_allowed",
-        )

@@ -6,8 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.dialects import base
-from serving.gateway.dialects.base import Parsed, StreamOptions, utf8_length
-from serving.gateway.records import Usage
+from serving.gateway.dialects.base import Dialect, Parsed, Prompt, StreamOptions, utf8_length
 from serving.policy.admission import Ask
 
 _ALLOWED = base.SAMPLING | {"prompt", "best_of", "echo", "suffix"}
@@ -15,7 +14,7 @@ _ALLOWED = base.SAMPLING | {"prompt", "best_of", "echo", "suffix"}
 
 class Fields(msgspec.Struct):
     model: str
-    prompt: str | list[str | int | list[int]]
+    prompt: Prompt
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
@@ -33,10 +32,9 @@ class Fields(msgspec.Struct):
 _decoder = msgspec.json.Decoder(Fields)
 
 
-class Completions:
+class Completions(Dialect):
     name = "completions"
     engine_path = b"/v1/completions"
-    generates = True
 
     def parse(self, body: bytes) -> Parsed:
         members = base.read_members(body, _ALLOWED)
@@ -50,7 +48,7 @@ class Completions:
             raise errors.bad_request(
                 "'best_of' above 'n' cannot be streamed.", param="best_of", code="unsupported_parameter"
             )
-        prompts, text_bytes, token_ids = _measure(fields.prompt)
+        prompts, text_bytes, token_ids = base.measure_prompt(fields.prompt, "prompt")
         base.require_choices(prompts * max(n, fields.best_of or 1), param="prompt" if prompts > 1 else "n")
         options = fields.stream_options
         return Parsed(
@@ -73,25 +71,3 @@ class Completions:
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return base.generating_body(parsed, priority=priority, cache_salt=cache_salt)
-
-    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
-        return base.read_generated(body)
-
-
-def _measure(prompt: str | list[str | int | list[int]]) -> tuple[int, int, int]:
-    """(prompts, UTF-8 bytes of text, token ids). Raises ApiError 400 for an empty or a mixed list."""
-    if isinstance(prompt, str):
-        return 1, utf8_length(prompt), 0
-    if not prompt:
-        raise errors.bad_request("'prompt' must not be empty.", param="prompt", code="empty_array")
-    kinds = {type(part) for part in prompt}
-    if len(kinds) > 1:
-        raise errors.bad_request(
-            "'prompt' must be a text, a list of texts, a list of token ids, or a list of such lists.",
-            param="prompt",
-            code="invalid_type",
-        )
-    if kinds == {int}:
-        return 1, 0, len(prompt)
-    text_bytes = sum(utf8_length(part) for part in prompt if isinstance(part, str))
-    return len(prompt), text_bytes, sum(len(part) for part in prompt if isinstance(part, list))

@@ -6,8 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.dialects import base, chat
-from serving.gateway.dialects.base import Parsed
-from serving.gateway.records import Usage
+from serving.gateway.dialects.base import Answer, Dialect, Parsed
 from serving.policy.admission import Ask
 
 _ALLOWED = frozenset(
@@ -33,10 +32,11 @@ class Fields(msgspec.Struct):
 _decoder = msgspec.json.Decoder(Fields)
 
 
-class Tokenize:
+class Tokenize(Dialect):
     name = "tokenize"
     engine_path = b"/tokenize"
-    generates = False
+    speaks = ("generate", "embed", "score")
+    is_metered = False
 
     def parse(self, body: bytes) -> Parsed:
         members = base.read_members(body, _ALLOWED)
@@ -52,5 +52,5 @@ class Tokenize:
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return msgspec.json.encode(parsed.members)
 
-    def read_answer(self, body: bytes) -> tuple[Usage | None, str]:
-        return None, ""
+    def read_answer(self, parsed: Parsed, body: bytes, request_id: str) -> Answer:
+        return Answer(body, None)
