@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 
 import worker.spec as spec
 from worker.config import AgentConfig
+from worker.follow import follow_key, followed, read_piece
 from worker.inbox import Inbox
 from worker.report import without_details
 from worker.words import error_words
@@ -56,6 +57,7 @@ class Link:
         self._taken_at = float("-inf")
         self._since: dict[str, float] = {}
         self._seen: dict[str, tuple[str, bool]] = {}
+        self._followed: tuple[str, ...] = ()
         self._is_away = self._is_stale = False
         self._refused = ""
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -88,6 +90,7 @@ class Link:
                 if now - orders_at >= ORDERS_EVERY_S:
                     orders_at = now
                     self._fetch_orders()
+                    self._followed = self._fetch_followed()
                 is_change = self._wake.is_set()
                 if is_change or now - reported_at >= REPORT_EVERY_S:
                     self._wake.clear()
@@ -117,6 +120,12 @@ class Link:
             log.error("standing orders are refused: %s", refused)
         self._refused = refused
 
+    def _fetch_followed(self) -> tuple[str, ...]:
+        try:
+            return followed(self._state.get(follow_key(self._config.host_id)))
+        except redis.ResponseError:
+            return ()
+
     def _send(self, is_change: bool) -> None:
         report, age_s = self._newest, time.monotonic() - self._taken_at
         if report is None or self._say_whether_stale(age_s):
@@ -127,7 +136,9 @@ class Link:
         self._sequence += 1
         now = self._clock()
         report = without_details(report, sequence=self._sequence, since=self._since, now=now)
-        report = msgspec.structs.replace(report, boot_id=self._boot_id, sequence=self._sequence, sent_at=now)
+        pieces = {name: read_piece(self._config.replicas, name) for name in self._followed}
+        logs = {name: piece for name, piece in pieces.items() if piece is not None}
+        report = msgspec.structs.replace(report, boot_id=self._boot_id, sequence=self._sequence, logs=logs, sent_at=now)
         envelope = spec.seal(report, secret=self._config.secret)
         self._app.send_task(TASK, args=[envelope], queue=QUEUE, retry=False, ignore_result=True)
 

@@ -1,7 +1,7 @@
 """What the control plane and a host agent say to each other: orders down, reports up.
 
-The only module of ``worker`` that the control plane imports. It holds data, their encoding and the HMAC envelope;
-it imports no Django, no Celery and opens nothing. ``docs/protocols.md`` (*Orders and reports*) explains the exchange.
+With ``worker.options`` all that the control plane imports of ``worker``. It holds data, their encoding and the HMAC
+envelope; it imports no Django, no Celery and opens nothing. ``docs/protocols.md`` (*Orders and reports*) explains the exchange.
 """
 
 from __future__ import annotations
@@ -121,6 +121,13 @@ class EnvironmentReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     progress: Progress | None = None
 
 
+class LogPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of an engine's log. ``end``: its length in bytes when it was read; it falls when the log is rotated."""
+
+    data: bytes
+    end: int
+
+
 class HostReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An agent's full report, sent each second and at once on a change."""
 
@@ -141,6 +148,8 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     accelerators: tuple[AcceleratorReport, ...] = ()
     environments: tuple[EnvironmentReport, ...] = ()
     replicas: tuple[ReplicaReport, ...] = ()
+    logs: dict[str, LogPiece] = msgspec.field(default_factory=dict)
+    """Of replicas whose logs somebody reads right now, by id."""
     sent_at: float = 0.0
 
 

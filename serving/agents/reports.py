@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from capacity.models import Accelerator, Host
 from serving.agents.envelopes import ReportRejected
+from serving.agents.logs import logs_keep
 from serving.gateway.state import replica_ring, ring_push
 from serving.models import Deployment, Incident, Replica
 from serving.policy.lifecycle import State, Transition, intent_of, next_state
@@ -61,6 +62,7 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
     report = _without_nul(report)
     host = _accept(report, now=now)
     applied = Applied()
+    applied.foreign += logs_keep(report, host, client=client)
     placed = {
         str(replica.id): replica
         for replica in Replica.objects.filter(host=host)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import django_filters
+import redis
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema, extend_schema_field
 from rest_framework import serializers
@@ -12,9 +14,12 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from serving.agents.logs import log_ask, log_kept
 from serving.api.base import DeploymentPartViewSet
 from serving.api.incidents import IncidentDetail
 from serving.models import Incident, Replica
+from serving.policy.log_lines import lines_after
+from serving.shared_state import client
 from tenants.api.base import ApiViewSet
 from tenants.policy.roles import Action
 
@@ -76,13 +81,22 @@ class ReplicaDetail(ReplicaSerializer):
 
 
 class LogQuery(serializers.Serializer[Any]):
-    lines = serializers.IntegerField(min_value=1, max_value=1000, default=100, help_text="At most so many.")
+    lines = serializers.IntegerField(min_value=1, max_value=5000, default=100, help_text="At most so many.")
+    after = serializers.IntegerField(
+        min_value=0,
+        max_value=2**63 - 1,
+        required=False,
+        help_text="The position of the answer before: what came since.",
+    )
 
 
 class LogSerializer(serializers.Serializer[Any]):
-    """The end of an engine's log as its agent last kept it."""
+    """The end of an engine's log."""
 
+    is_live = serializers.BooleanField(help_text="As its agent has it now; else what an incident kept, or nothing.")
     lines = serializers.ListField(child=serializers.CharField(allow_blank=True))
+    position = serializers.IntegerField(allow_null=True, help_text="Of a live log: give it as after to read on.")
+    has_gap = serializers.BooleanField(help_text="More was written since after than is sent, or the log began anew.")
     incident = serializers.UUIDField(allow_null=True, help_text="The incident that kept it; null: none did.")
     kept_at = serializers.DateTimeField(allow_null=True, help_text="When that incident was opened.")
     note = serializers.CharField(help_text="Where these lines come from, and where the rest is.")
@@ -101,22 +115,47 @@ def incidents_of(replica: Replica) -> QuerySet[Incident]:
     return Incident.objects.filter(replica_id=replica.pk).order_by("-opened_at", "-id")
 
 
-def log_of(replica: Replica, *, lines: int) -> dict[str, Any]:
-    """The newest log that an incident of the replica kept. Reports bring logs, and only incidents keep them."""
+def log_of(replica: Replica, *, lines: int, after: int | None = None) -> dict[str, Any]:
+    """The log as the agent has it, which is asked for it with each call; else the newest that an incident kept."""
     place = f"replicas/{replica.pk}/engine.log in the agent's folder"
-    whole = f"The whole log is {place} on host {replica.host.name}." if replica.host else "It is on no host now."
+    if replica.host is None:
+        return _log_of_incident(replica, lines=lines, note="It is on no host.")
+    whole = f"The whole log is {place} on host {replica.host.name}."
+    try:
+        log_ask(replica, client=client())
+        piece = log_kept(replica, client=client())
+    except redis.RedisError:
+        return _log_of_incident(replica, lines=lines, note=f"The shared state does not answer. {whole}")
+    if piece is None:
+        wait = f"The agent of {replica.host.name} is asked for the log: ask again in a few seconds. {whole}"
+        return _log_of_incident(replica, lines=lines, note=wait)
+    found = lines_after(piece.data, piece.end, after=after, most=lines)
+    return {**_NOTHING, **asdict(found), "is_live": True, "note": whole}
+
+
+_NOTHING: dict[str, Any] = {
+    "is_live": False,
+    "lines": [],
+    "position": None,
+    "has_gap": False,
+    "incident": None,
+    "kept_at": None,
+}
+
+
+def _log_of_incident(replica: Replica, *, lines: int, note: str) -> dict[str, Any]:
     for incident in incidents_of(replica)[:_INCIDENTS_SHOWN]:
         by_agent = incident.evidence.get("agent")
         kept = incident.evidence.get("log_tail") or (by_agent.get("log_tail") if isinstance(by_agent, dict) else "")
         if kept:
             return {
+                **_NOTHING,
                 "lines": str(kept).splitlines()[-lines:],
                 "incident": incident.pk,
                 "kept_at": incident.opened_at,
-                "note": f"These are the last lines that the incident kept. {whole}",
+                "note": f"These are the last lines that an incident kept. {note}",
             }
-    note = f"Logs come here with incidents only, and this replica has had none that kept any. {whole}"
-    return {"lines": [], "incident": None, "kept_at": None, "note": note}
+    return {**_NOTHING, "note": note}
 
 
 class ReplicasViewSet(ApiViewSet[Replica]):
@@ -144,11 +183,14 @@ class ReplicasViewSet(ApiViewSet[Replica]):
     @extend_schema(parameters=[LogQuery], responses=LogSerializer)
     @action(detail=True, methods=["get"])
     def logs(self, request: Request, pk: str) -> Response:
-        """The last lines of the engine's log that were kept: agents bring them when something breaks."""
+        """The end of the engine's log, now. To follow it, ask again each second with ``after``.
+
+        The first answer may hold nothing yet, or what an incident kept: the agent brings the log within three seconds.
+        """
         row = self.get_object()
         query = LogQuery(data=request.query_params)
         query.is_valid(raise_exception=True)
-        return Response(LogSerializer(log_of(row, lines=query.validated_data["lines"])).data)
+        return Response(LogSerializer(log_of(row, **query.validated_data)).data)
 
 
 class DeploymentReplicasViewSet(DeploymentPartViewSet[Replica]):

@@ -10,11 +10,14 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from serving.agents.logs import logs_keep
 from serving.models import Deployment, Incident, Replica
 from serving.services import incident_close, incident_evidence_add, incident_open, scaling_decision_record
+from serving.shared_state import client
 from tests import factories
 from tests.api.callers import NOWHERE, codes, operators_only
 from tests.api.conftest import World
+from worker.spec import HostReport, LogPiece
 
 START = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 
@@ -124,7 +127,7 @@ def test_a_log_is_what_an_incident_kept(world: World, broken: Replica) -> None:
     hang = Incident.objects.get(kind="hang")
     incident_evidence_add(incident=hang, evidence={"agent": {"log_tail": "stuck"}})
     assert world.by("operator").get(path).json()["lines"] == ["stuck"]
-    for lines in ("0", "1001", "x"):
+    for lines in ("0", "5001", "x"):
         refused = world.by("operator").get(f"{path}?lines={lines}")
         assert refused.status_code == 400
         assert refused.json()["errors"][0]["field"] == "lines"
@@ -133,7 +136,37 @@ def test_a_log_is_what_an_incident_kept(world: World, broken: Replica) -> None:
 def test_without_an_incident_the_answer_says_where_the_log_is(world: World, served: Deployment) -> None:
     answer = world.by("operator").get(f"/replicas/{factories.replica(served).pk}/logs").json()
     assert (answer["lines"], answer["incident"], answer["kept_at"]) == ([], None, None)
-    assert "with incidents only" in answer["note"]
+    assert answer["note"] == "It is on no host."
+
+
+def tell(replica: Replica, data: bytes, end: int) -> None:
+    """What the agent of the replica's host reports of its log."""
+    report = HostReport(
+        host_id=str(replica.host_id), boot_id="b", sequence=1, generation=0, agent_version="1", agent_pid=1,
+        hostname="h", cores=1, memory_bytes=1, memory_available_bytes=1, load_1m=0.0,
+        logs={str(replica.pk): LogPiece(data=data, end=end)},
+    )  # fmt: skip
+    assert replica.host is not None
+    logs_keep(report, replica.host, client=client())
+
+
+def test_a_log_is_read_on_from_where_it_was(world: World, served: Deployment, state_url: str, settings: Any) -> None:
+    settings.REDIS_URL = state_url
+    replica = factories.replica(served, host=factories.host(name="rack-7"))
+    operator, path = world.by("operator"), f"/replicas/{replica.pk}/logs"
+    answer = operator.get(path).json()
+    assert (answer["is_live"], answer["lines"], answer["position"]) == (False, [], None)
+    assert "ask again in a few seconds" in answer["note"]
+    tell(replica, b"one\ntwo\nthr", 11)
+    answer = operator.get(f"{path}?lines=1").json()
+    assert (answer["is_live"], answer["lines"], answer["position"], answer["has_gap"]) == (True, ["two"], 8, False)
+    tell(replica, b"one\ntwo\nthree\n", 14)
+    answer = operator.get(f"{path}?after=8").json()
+    assert (answer["lines"], answer["position"], answer["has_gap"]) == (["three"], 14, False)
+    assert operator.get(f"{path}?after=14").json()["lines"] == []
+    assert operator.get(f"{path}?after=-1").status_code == 400
+    settings.REDIS_URL = "redis://127.0.0.1:1"
+    assert "shared state does not answer" in operator.get(path).json()["note"]
 
 
 def test_the_feed_joins_decisions_and_incidents(world: World, broken: Replica, served: Deployment) -> None:

@@ -17,7 +17,7 @@ from worker import link as link_module
 from worker.config import AgentConfig
 from worker.inbox import Inbox
 from worker.link import Link
-from worker.spec import HostOrders, HostReport, seal
+from worker.spec import HostOrders, HostReport, LogPiece, open_report, seal
 
 SECRET = b"s" * 32
 
@@ -133,3 +133,29 @@ def test_an_old_report_is_not_sent_again(
     setting.link.take(report(), False)
     wait_for("the next one", lambda: len(setting.app.sent) > count)
     assert caplog.text.count("no report is sent") == 1
+
+
+def test_a_log_that_is_read_travels_with_the_reports(setting: Setting) -> None:
+    folder = setting.config.replicas / "r1"
+    folder.mkdir(parents=True)
+    (folder / "engine.log").write_bytes(b"up\n\xff")
+
+    def newest() -> HostReport:
+        return open_report(setting.app.sent[-1], host_id="h", secret=SECRET)
+
+    def tell() -> HostReport:
+        count = len(setting.app.sent)
+        setting.link.take(report(), True)
+        wait_for("a report", lambda: len(setting.app.sent) > count)
+        return newest()
+
+    assert tell().logs == {}
+    setting.state.set("agent:follow:h", json.dumps(["r1", "r2", "../x"]))
+    wait_for("the log", lambda: tell().logs)
+    assert newest().logs == {"r1": LogPiece(data=b"up\n\xff", end=4)}
+    setting.state.delete("agent:follow:h")
+    wait_for("its end", lambda: not tell().logs)
+    setting.state.lpush("agent:follow:h", "of another type")
+    assert tell().logs == {}
+    setting.give(4)
+    setting.wait_generation(4)

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from penstock import env, paths
-from penstock.cli.remote.arguments import add_chat, add_completion, add_nouns, add_session
+from penstock.cli.remote.arguments import (
+    add_chat,
+    add_completion,
+    add_deploy,
+    add_manifests,
+    add_nouns,
+    add_session,
+)
 from penstock.roles import ROLES
 
 _DESCRIPTION = "Penstock sells, serves and watches LLM inference capacity in model units."
@@ -32,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_setup(commands.add_parser("setup", help="migrate, make secrets and (asked for) the demo, without starting"))
     _add_test(commands.add_parser("test", help="run the tests; what follows goes to pytest", allow_abbrev=False))
     add_session(commands)
+    add_deploy(commands)
+    add_manifests(commands)
     add_nouns(commands)
     add_chat(commands)
     add_completion(commands)

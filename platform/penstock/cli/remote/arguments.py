@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from penstock.cli.remote import nouns_of_operators, nouns_of_tenants
+from penstock.cli.remote.manifest import SECTIONS
 from penstock.cli.remote.resources import Field, Resource, Verb
 
 RESOURCES = (
@@ -71,6 +72,58 @@ def add_chat(commands: Any) -> None:
     chat.add_argument("--tenant", default="", help="slug or id (PENSTOCK_TENANT; else your only one)")
     chat.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     chat.add_argument("--max-tokens", type=int, metavar="N", help="at most so many tokens an answer")
+
+
+def add_manifests(commands: Any) -> None:
+    """``apply`` and ``export``."""
+    apply = commands.add_parser(
+        "apply",
+        help="make an installation as a file says",
+        description="Make and change what FILE names. What it does not name stays as it is; nothing is removed.",
+    )
+    apply.set_defaults(command="remote.apply", act="apply")
+    apply.add_argument("-f", "--file", required=True, metavar="FILE", help="YAML or JSON; - reads standard input")
+    apply.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    apply.add_argument("--json", action="store_true", help="JSON for programs")
+    export = commands.add_parser(
+        "export",
+        help="print an installation as a file for apply",
+        description="Print what there is as YAML that 'penstock apply' takes. Secrets are not in it.",
+    )
+    export.set_defaults(command="remote.apply", act="export")
+    export.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all that you may see)")
+    export.add_argument("--json", action="store_true", help="JSON instead of YAML")
+
+
+def add_deploy(commands: Any) -> None:
+    """``deploy`` and ``logs``."""
+    deploy = commands.add_parser(
+        "deploy",
+        help="serve a model, and show its states until it does",
+        description="Serve a pool or a model. What is missing is made: a hub id or folder becomes a model with a pool. "
+        "A deployment of that name that is there gets a new revision where something differs.",
+    )
+    deploy.set_defaults(command="remote.deploy")
+    deploy.add_argument("source", metavar="MODEL", help="pool, model, hub id (org/name) or folder on the hosts (/path)")
+    deploy.add_argument("--json", action="store_true", help="JSON for programs")
+    deploy.add_argument("--name", default="", help="what clients send as model (the pool's slug)")
+    for field in (
+        *nouns_of_operators.REVISION_FIELDS,
+        *nouns_of_operators.BOUNDS,
+        Field("hardware_type", "of a pool that is made: slug of what its price is for"),
+    ):
+        _add(deploy, field)
+    deploy.add_argument("--no-wait", action="store_true", help="do not wait until it serves")
+    deploy.add_argument("--timeout", type=_number, default=1800.0, metavar="S", help="wait at most so long (1800)")
+    logs = commands.add_parser(
+        "logs",
+        help="the log of a replica's engine",
+        description="Print the end of an engine's log, as its host's agent has it now.",
+    )
+    logs.set_defaults(command="remote.logs")
+    logs.add_argument("name", metavar="NAME", help="deployment, or id of a replica (its end is enough)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on printing what is added")
+    logs.add_argument("-n", "--lines", type=_count, default=100, metavar="N", help="begin with so many (100)")
 
 
 def add_completion(commands: Any) -> None:

@@ -124,10 +124,15 @@ POOLS = Resource(
     ),
     nothing="no pools yet: penstock pools create MODEL --hardware-type SLUG",
 )
-_BOUNDS = (
+BOUNDS = (
     Field("min_replicas", "at least so many", "number"),
     Field("max_replicas", "at most so many", "number"),
     Field("pinned_replicas", "exactly so many, no scaling; none: let it scale", "optional-number"),
+)
+REVISION_FIELDS = (
+    Field("runtime", "vllm or simulated (chosen from the model)"),
+    Field("options", "of the runtime, as JSON", "json"),
+    Field("target_concurrency", "requests at once per replica", "number"),
 )
 DEPLOYMENTS = Resource(
     "deployments",
@@ -138,13 +143,11 @@ DEPLOYMENTS = Resource(
         create(
             NAME,
             Field("pool", "slug or id of the pool", is_required=True),
-            Field("runtime", "vllm or simulated (chosen from the model)"),
-            Field("options", "of the runtime, as JSON", "json"),
-            Field("target_concurrency", "requests at once per replica", "number"),
-            *_BOUNDS,
+            *REVISION_FIELDS,
+            *BOUNDS,
             help="serve a pool",
         ),
-        change(*_BOUNDS),
+        change(*BOUNDS),
         Verb("enable", "serve again", "POST", "/enable"),
         Verb("disable", "stop serving: replicas drain and stop", "POST", "/disable"),
         Verb("retry", "let failed replicas start again", "POST", "/retry"),
@@ -153,11 +156,7 @@ DEPLOYMENTS = Resource(
             "a new revision, current from now on",
             "POST",
             "/revisions",
-            (
-                Field("runtime", "vllm or simulated"),
-                Field("options", "of the runtime, as JSON", "json"),
-                Field("target_concurrency", "requests at once per replica", "number"),
-            ),
+            REVISION_FIELDS,
         ),
     ),
     nothing="nothing is served yet: penstock deployments create NAME --pool POOL",

@@ -1,0 +1,176 @@
+"""``penstock apply -f FILE`` and ``penstock export``: an installation's objects as a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.cli.remote import output
+from penstock.cli.remote.api import Api, ApiError
+from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, ManifestError, Step, difference, read
+from penstock.cli.remote.nouns import Refused, told
+from penstock.cli.remote.profile import load
+from penstock.cli.remote.stock import Builder, Stock, known_names
+
+_HEAD = """\
+# What this installation of Penstock is told to be. Secrets are not in it: keys that are made anew get new ones.
+# penstock apply -f THIS --dry-run shows what differs; penstock apply -f THIS changes it.
+"""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return told(lambda: _apply(arguments) if arguments.act == "apply" else _export(arguments))
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    entries = _read(arguments.file)
+    api = Api(load())
+    stock = Stock(api)
+    sections = [section for section in SECTIONS if any(entry.section == section for entry in entries)]
+    there = stock.rows(sections, tenants=())
+    tenants = {entry.tenant for entry in entries if entry.tenant and ("tenants", "", entry.tenant) in there}
+    for tenant in sorted(tenants):
+        for part in PARTS:
+            if any(entry.section == part and entry.tenant == tenant for entry in entries):
+                there |= stock.part(tenant, part)
+    try:
+        steps = difference(entries, there, known_names(there, api, entries))
+    except ManifestError as error:
+        raise _refused(arguments.file, error) from None
+    if arguments.dry_run:
+        _show(steps, len(entries), as_json=arguments.json)
+        return 0
+    return _carry_out(steps, Builder(api, stock), len(entries), as_json=arguments.json)
+
+
+def _carry_out(steps: Sequence[Step], builder: Builder, total: int, *, as_json: bool) -> int:
+    done: list[dict[str, Any]] = []
+    for step in steps:
+        try:
+            secret = builder.do(step)
+        except ApiError as error:
+            if as_json:
+                output.as_json(done)
+            print(output.clean(f"penstock: {step.entry.where}: {step.entry} is left as it was"), file=sys.stderr)
+            left = len(steps) - len(done)
+            rest = f"{len(done)} done, {left} left. Apply the file again when it is put right: what is done stays done."
+            error.hint = f"{error.hint}\n  {rest}" if error.hint else rest
+            raise
+        done.append(_as_row(step) | ({"secret": secret} if secret else {}))
+        if not as_json:
+            print("\n".join(_lines(step)))
+            if secret:
+                print("shown this once, keep it:", file=sys.stderr)
+                print(secret)
+    if as_json:
+        output.as_json(done)
+    else:
+        print(f"{_count(steps)}, {total - len(steps)} as they were", file=sys.stderr)
+    return 0
+
+
+def _show(steps: Sequence[Step], total: int, *, as_json: bool) -> None:
+    if as_json:
+        output.as_json([_as_row(step) for step in steps])
+        return
+    for step in steps:
+        print("\n".join(_lines(step)))
+    print(f"{_count(steps, 'to ')}, {total - len(steps)} as they are", file=sys.stderr)
+
+
+def _count(steps: Sequence[Step], before: str = "") -> str:
+    made = sum(step.act == "create" for step in steps)
+    words = ("to create", "to change") if before else ("created", "changed")
+    return f"{made} {words[0]}, {len(steps) - made} {words[1]}"
+
+
+def _as_row(step: Step) -> dict[str, Any]:
+    entry = step.entry
+    names = dict(zip(entry.kind.names, entry.names, strict=True))
+    tenant = {"tenant": entry.tenant} if entry.tenant else {}
+    return {"act": step.act, "kind": entry.kind.one, **tenant, **names, "before": step.before, "after": step.after}
+
+
+def _lines(step: Step) -> list[str]:
+    sign = "+" if step.act == "create" else "~"
+    found = [f"{sign} {step.entry}"]
+    for name, value in step.after.items():
+        change = _text(value) if step.act == "create" else f"{_text(step.before.get(name))} → {_text(value)}"
+        found.append(f"    {name}: {change}")
+    return [output.clean(line) for line in found]
+
+
+def _text(value: Any) -> str:
+    return (
+        "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    )
+
+
+def _read(place: str) -> list[Entry]:
+    import yaml  # 30 ms that the other commands need not pay
+
+    try:
+        text = sys.stdin.read() if place == "-" else Path(place).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{place} cannot be read: {error}") from None
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise Refused(f"{place} is neither YAML nor JSON: {error}") from None
+    try:
+        return read(document)
+    except ManifestError as error:
+        raise _refused(place, error) from None
+
+
+def _refused(place: str, error: ManifestError) -> Refused:
+    called = "the manifest" if place == "-" else place
+    return Refused("\n  ".join([f"{called} cannot be applied:", *error.problems]))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    if strangers := [name for name in arguments.sections if name not in SECTIONS]:
+        raise Refused(f"{strangers[0]}: no such section; there are {', '.join(SECTIONS)}")
+    api = Api(load())
+    is_operator = api.get("/me")["is_operator"]
+    wanted = arguments.sections or (list(SECTIONS) if is_operator else ["tenants"])
+    stock = Stock(api)
+    rows = stock.rows([section for section in SECTIONS if section in wanted], tenants=())
+    document: dict[str, list[dict[str, Any]]] = {}
+    for (section, _, name), fields in rows.items():
+        row = {SECTIONS[section].names[0]: name, **_without_empty(fields)}
+        if section == "tenants":
+            for part in PARTS:
+                row |= _exported_part(stock, name, part)
+        document.setdefault(section, []).append(row)
+    if arguments.json:
+        output.as_json(document)
+    else:
+        print(_HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), end="")
+    return 0
+
+
+def _exported_part(stock: Stock, tenant: str, part: str) -> dict[str, Any]:
+    try:
+        rows = stock.part(tenant, part)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        print(output.clean(f"penstock: {part} of {tenant} are left out: {error}"), file=sys.stderr)
+        return {}
+    names = PARTS[part].names
+    found = [
+        {name: called for name, called in zip(names, key[2:], strict=True) if called} | _without_empty(fields)
+        for key, fields in rows.items()
+    ]
+    return {part: found} if found else {}
+
+
+def _without_empty(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

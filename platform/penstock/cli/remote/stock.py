@@ -1,0 +1,219 @@
+"""What there is, in the words of a manifest; and the calls of the REST API that carry a manifest's steps out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from penstock.cli.remote.api import Api, ApiError
+from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, Key, Step
+
+_REVISION = ("runtime", "options", "target_concurrency")
+_PRICE = (
+    *("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "modalities", "long_input_tiers", "calibrated"),
+    "replica_mu_per_min",
+)
+Rows = dict[Key, dict[str, Any]]
+
+
+class Stock:
+    """The objects of an installation, read once and as far as they are asked for. Raises ApiError."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.ids: dict[Key, str] = {}
+
+    def rows(self, sections: Iterable[str], tenants: Iterable[str] | None = None) -> Rows:
+        """All objects of ``sections``, with what stands within ``tenants`` (slugs; None: within all that are seen)."""
+        found: Rows = {}
+        for section in sections:
+            for row in self._api.every(SECTIONS_AT[section]):
+                fields = READ[section](self._api, row)
+                name = row[SECTIONS[section].names[0]]
+                found[(section, "", name)] = fields
+                self.ids[(section, "", name)] = row["id"]
+        for slug in [key[2] for key in found if key[0] == "tenants"] if tenants is None else tenants:
+            for part in PARTS:
+                found |= self.part(slug, part)
+        return found
+
+    def part(self, tenant: str, part: str) -> Rows:
+        """One kind of what stands within a tenant. An open invitation counts as the member that it makes."""
+        found: Rows = {}
+        for row in self._api.every(f"/tenants/{quote(tenant)}/{part}"):
+            if part == "keys" and not row["is_usable"]:
+                continue
+            names = (row["user"]["email"],) if part == "members" else tuple(row[name] for name in PARTS[part].names)
+            key = (part, tenant, *names)
+            if key in found:
+                continue  # Keys may share a name; the newest comes first.
+            found[key] = {name: row[name] for name in PARTS[part].fields if name in row}
+            self.ids[key] = row["id"]
+        if part == "members":
+            for row in self._api.every(f"/tenants/{quote(tenant)}/invitations", {"state": "open"}):
+                found.setdefault((part, tenant, row["email"]), {"role": row["role"]})
+        return found
+
+
+def _host(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"labels": row["labels"], "is_cordoned": row["state"] == "cordoned"}
+
+
+def _pool(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: row[name] for name in SECTIONS["pools"].fields if name in row and name != "price"}
+    in_force = row["price"]
+    if in_force is not None:
+        versions = api.every(f"/pools/{quote(row['slug'])}/profiles")
+        newest = next((one for one in versions if one["version"] == in_force["version"]), None)
+        if newest is not None:
+            fields["hardware_type"] = newest["hardware_type"]
+            fields["price"] = {name: newest[name] for name in _PRICE}
+    return fields
+
+
+def _deployment(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:
+    known = SECTIONS["deployments"].fields
+    current = row["revision"] or {}
+    return {name: row[name] for name in known if name in row} | {
+        name: current[name] for name in _REVISION if name in current
+    }
+
+
+def _plain(section: str) -> Callable[[Api, Mapping[str, Any]], dict[str, Any]]:
+    return lambda api, row: {name: row[name] for name in SECTIONS[section].fields if name in row}
+
+
+SECTIONS_AT = {section: f"/{section}" for section in SECTIONS}
+READ: dict[str, Callable[[Api, Mapping[str, Any]], dict[str, Any]]] = {
+    "tenants": _plain("tenants"),
+    "hosts": _host,
+    "models": _plain("models"),
+    "pools": _pool,
+    "deployments": _deployment,
+}
+
+
+class Builder:
+    """Carries steps out. ``do`` returns a secret or a link that is shown this once, else nothing."""
+
+    def __init__(self, api: Api, stock: Stock) -> None:
+        self._api, self._stock = api, stock
+        self._acts: dict[str, Callable[[Step], str]] = {
+            "tenants": self._tenant,
+            "limits": self._limit,
+            "keys": self._key,
+            "members": self._member,
+            "hosts": self._host,
+            "models": self._model,
+            "pools": self._pool,
+            "deployments": self._deployment,
+        }
+
+    def do(self, step: Step) -> str:
+        """Raises ApiError."""
+        return self._acts[step.entry.section](step)
+
+    def _make_or_change(self, step: Step, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        entry = step.entry
+        if step.act == "create":
+            made: dict[str, Any] = self._api.post(path, {entry.kind.names[0]: entry.names[0], **body})
+            self._stock.ids[entry.key] = made["id"]
+            return made
+        return self._api.patch(f"{path}/{self._stock.ids[entry.key]}", body) if body else {}
+
+    def _tenant(self, step: Step) -> str:
+        fields = dict(step.after)
+        is_active = fields.pop("is_active", None)
+        self._make_or_change(step, "/tenants", fields)
+        if is_active is not None and not (step.act == "create" and is_active):
+            self._api.patch(f"/tenants/{quote(step.entry.names[0])}", {"is_active": is_active})
+        return ""
+
+    def _limit(self, step: Step) -> str:
+        kind, model = step.entry.names
+        self._api.put(f"/tenants/{quote(step.entry.tenant)}/limits/{quote(kind)}", {**step.after, "model": model})
+        return ""
+
+    def _key(self, step: Step) -> str:
+        made = self._make_or_change(step, f"/tenants/{quote(step.entry.tenant)}/keys", step.after)
+        return str(made.get("secret", ""))
+
+    def _member(self, step: Step) -> str:
+        tenant, entry = quote(step.entry.tenant), step.entry
+        if step.act == "create":
+            return str(
+                self._api.post(f"/tenants/{tenant}/invitations", {"email": entry.names[0], **step.after})["accept_url"]
+            )
+        if entry.key not in self._stock.ids:
+            raise ApiError(
+                f"{entry.names[0]} is invited as {step.before['role']} and has not come yet",
+                hint=f"Revoke it first: penstock invitations revoke {entry.names[0]} --tenant {entry.tenant}",
+            )
+        self._api.patch(f"/tenants/{tenant}/members/{self._stock.ids[entry.key]}", step.after)
+        return ""
+
+    def _host(self, step: Step) -> str:
+        path = f"/hosts/{quote(step.entry.names[0])}"
+        if "labels" in step.after:
+            self._api.patch(path, {"labels": step.after["labels"]})
+        if "is_cordoned" in step.after:
+            self._api.post(f"{path}/{'cordon' if step.after['is_cordoned'] else 'uncordon'}")
+        return ""
+
+    def _model(self, step: Step) -> str:
+        self._make_or_change(step, "/models", step.after)
+        return ""
+
+    def _pool(self, step: Step) -> str:
+        fields, slug = dict(step.after), step.entry.names[0]
+        price, hardware = fields.pop("price", None), fields.get("hardware_type")
+        if step.act == "create":
+            supply = {name: price.pop(name) for name in ("replica_mu_per_min",) if price and name in price}
+            self._make_or_change(step, "/pools", fields | ({"price": price} if price else {}))
+            if not supply:
+                return ""
+            price, hardware = supply, None
+        else:
+            fields.pop("hardware_type", None)
+            users = {name: fields.pop(name) for name in ("tenants",) if name in fields}
+            self._make_or_change(step, "/pools", fields)
+            if users:
+                self._api.put(f"/pools/{quote(slug)}/tenants", users)
+        if price is None and hardware is None:
+            return ""
+        there = _pool(self._api, self._api.get(f"/pools/{quote(slug)}"))
+        wanted = there.get("price", {}) | (price or {})
+        if wanted != there.get("price") or hardware not in (None, there.get("hardware_type")):
+            body = {**wanted, "hardware_type": hardware or there["hardware_type"]}
+            self._api.post(f"/pools/{quote(slug)}/profiles", body)
+        return ""
+
+    def _deployment(self, step: Step) -> str:
+        fields = dict(step.after)
+        is_enabled = fields.pop("is_enabled", None)
+        if step.act == "create":
+            self._make_or_change(step, "/deployments", fields)
+        else:
+            path = f"/deployments/{self._stock.ids[step.entry.key]}"
+            revision = {name: fields.pop(name) for name in _REVISION if name in fields}
+            if revision:
+                kept = {name: step.entry.fields[name] for name in _REVISION if name in step.entry.fields}
+                there = self._api.get(path)["revision"] or {}
+                self._api.post(f"{path}/revisions", {n: there[n] for n in _REVISION if n in there} | kept)
+            self._make_or_change(step, "/deployments", fields)
+        if is_enabled is not None and not (step.act == "create" and is_enabled):
+            path = f"/deployments/{self._stock.ids[step.entry.key]}"
+            self._api.post(f"{path}/{'enable' if is_enabled else 'disable'}")
+        return ""
+
+
+def known_names(current: Rows, api: Api, entries: Iterable[Entry]) -> dict[str, set[str]]:
+    """Names that ``entries`` may refer to, of sections that they do not state themselves."""
+    found = {section: {key[2] for key in current if key[0] == section} for section in SECTIONS}
+    named = {entry.section for entry in entries}
+    for section, needs in (("deployments", "pools"), ("pools", "models"), ("pools", "tenants")):
+        if section in named and needs not in named:
+            name = SECTIONS[needs].names[0]
+            found[needs] |= {row[name] for row in api.every(SECTIONS_AT[needs])}
+    return found
