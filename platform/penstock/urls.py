@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from penstock.web import console, console_actions, dashboard, health, invitations, password, signin, style_guide, tokens
+from penstock.web import console, dashboard, health, invitations, password, signin, style_guide, tokens
 
 urlpatterns = [
     path("", dashboard.home, name="home"),
@@ -15,13 +15,14 @@ urlpatterns = [
     path("console/", console.console, name="console"),
     path("console/live", console.console_live, name="console-live"),
     path("console/series.json", console.console_series, name="console-series"),
-    path("console/deployments/<uuid:deployment_id>/retry", console_actions.retry, name="deployment-retry"),
     path("console/style-guide/", style_guide.style_guide, name="style-guide"),
+    path("console/", include("penstock.web.operators.urls")),
     path("tenants/", dashboard.chooser, name="tenants"),
     path("tokens", tokens.tokens, name="tokens"),
     path("tokens/<uuid:token_id>/revoke", tokens.token_revoke, name="token-revoke"),
     path("t/<slug:slug>/", dashboard.tenant, name="tenant"),
     path("t/<slug:slug>/series.json", dashboard.tenant_series, name="tenant-series"),
+    path("t/<slug:slug>/", include("penstock.web.tenant.urls")),
     path("healthz", health.healthz, name="healthz"),
     path("api/", include("penstock.api.urls")),
     # The admin's own form knows no pause after wrong passwords.

@@ -34,30 +34,32 @@ class Proposal:
     reason: str
 
 
-def propose_hardware(kinds: Iterable[HardwareView], *, weights_bytes: float, has_weights: bool) -> Proposal:
+def propose_hardware(kinds: Iterable[HardwareView], *, weights_bytes: float, needs_accelerator: bool) -> Proposal:
     """Choose a kind of hardware. ``weights_bytes`` with the room beside the weights; 0: their size is not known.
 
-    A model without weights goes on a CPU where there is one. Others go on the accelerators that are freest among those
-    of which the fewest are enough, and on a CPU only where nothing else is. Deterministic: equal ones by slug.
+    What needs no accelerator goes on a CPU where there is one. The rest goes on the freest of the accelerators of which
+    the fewest are enough, and on a CPU only where nothing else is. Deterministic: equal ones by slug.
     """
     there = sorted((kind for kind in kinds if kind.hosts), key=lambda kind: kind.slug)
     if not there:
         return Proposal(None, 0, "no host takes replicas yet")
     cpus = [kind for kind in there if kind.is_cpu]
     cards = [kind for kind in there if not kind.is_cpu and kind.accelerators]
-    if not has_weights and (cpus or not cards):
+    if not needs_accelerator and (cpus or not cards):
         best = max(cpus or there, key=lambda kind: kind.hosts)
-        return Proposal(best.slug, 0, f"a model without weights needs no accelerator; {_hosts(best)}")
+        return Proposal(best.slug, 0, f"it needs no accelerator; {_hosts(best)}")
     if not cards:
         best = max(there, key=lambda kind: kind.hosts)
         return Proposal(best.slug, 0, f"no host has an accelerator, so its engine runs on the CPU; {_hosts(best)}")
-    if not has_weights:
+    if not needs_accelerator:
         best = max(cards, key=lambda kind: kind.free)
-        return Proposal(best.slug, 0, f"a model without weights needs no accelerator; {_hosts(best)}")
+        return Proposal(best.slug, 0, f"it needs no accelerator; {_hosts(best)}")
     # max() keeps the first of equals, so the order of slugs holds.
     best = max(cards, key=lambda kind: (-_needed(kind, weights_bytes), kind.free, kind.accelerators))
     count = _needed(best, weights_bytes)
     have = f"{best.free} of {best.accelerators} accelerators of {_hosts(best)} are free"
+    if best.free < count:
+        have += ", so the first replica waits for room"
     if not weights_bytes:
         return Proposal(best.slug, 1, f"the model's size is not known, so one accelerator is assumed; {have}")
     size = f"{weights_bytes / _GIB:.0f} GiB with room beside the weights"

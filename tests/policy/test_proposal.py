@@ -15,7 +15,7 @@ H100 = HardwareView("h100", "NVIDIA H100", False, 80 * GIB, hosts=1, accelerator
 
 
 @pytest.mark.parametrize(
-    ("kinds", "weights_gib", "has_weights", "slug", "count"),
+    ("kinds", "weights_gib", "needs_accelerator", "slug", "count"),
     [
         ([], 16, True, None, 0),
         ([HardwareView("h100", "NVIDIA H100", False, 80 * GIB, hosts=0)], 16, True, None, 0),
@@ -31,18 +31,18 @@ H100 = HardwareView("h100", "NVIDIA H100", False, 80 * GIB, hosts=1, accelerator
     ],
 )
 def test_the_fewest_accelerators_that_hold_it_and_the_freest_of_these(
-    kinds: list[HardwareView], weights_gib: float, has_weights: bool, slug: str | None, count: int
+    kinds: list[HardwareView], weights_gib: float, needs_accelerator: bool, slug: str | None, count: int
 ) -> None:
-    found = propose_hardware(kinds, weights_bytes=weights_gib * GIB, has_weights=has_weights)
+    found = propose_hardware(kinds, weights_bytes=weights_gib * GIB, needs_accelerator=needs_accelerator)
     assert (found.slug, found.accelerators) == (slug, count)
 
 
 def test_the_reason_has_the_figures() -> None:
-    assert propose_hardware([L4], weights_bytes=40 * GIB, has_weights=True).reason == (
+    assert propose_hardware([L4], weights_bytes=40 * GIB, needs_accelerator=True).reason == (
         "40 GiB with room beside the weights fit on 2 of 24 GiB; "
         "9 of 12 accelerators of 3 hosts with NVIDIA L4 are free"
     )
-    assert "no host" in propose_hardware([], weights_bytes=0, has_weights=True).reason
+    assert "no host" in propose_hardware([], weights_bytes=0, needs_accelerator=True).reason
 
 
 @given(
@@ -51,7 +51,15 @@ def test_the_reason_has_the_figures() -> None:
 )
 def test_what_is_proposed_holds_the_weights_and_half_of_it_would_not(memory: int, weights: float) -> None:
     kind = HardwareView("x", "X", False, memory * GIB, hosts=1, accelerators=8, free=8)
-    count = propose_hardware([kind], weights_bytes=weights * GIB, has_weights=True).accelerators
+    count = propose_hardware([kind], weights_bytes=weights * GIB, needs_accelerator=True).accelerators
     assert count & (count - 1) == 0
     assert count * memory >= weights * (1 - 1e-9)
     assert count == 1 or count // 2 * memory < weights * (1 + 1e-9)
+
+
+def test_a_full_house_is_told() -> None:
+    full = HardwareView("h100", "NVIDIA H100", False, 80 * GIB, hosts=1, accelerators=8, free=1)
+    reason = propose_hardware([full], weights_bytes=150 * GIB, needs_accelerator=True).reason
+    assert reason.endswith(
+        "1 of 8 accelerators of 1 host with NVIDIA H100 are free, so the first replica waits for room"
+    )

@@ -26,7 +26,6 @@ PAGES = {
     "console": "/console/",
     "console-live": "/console/live",
     "console-series": "/console/series.json",
-    "deployment-retry": "/console/deployments/{deployment}/retry",
     "style-guide": "/console/style-guide/",
     "tenants": "/tenants/",
     "tokens": "/tokens",
@@ -127,12 +126,18 @@ def test_a_user_without_a_tenant_is_told_what_to_do(client: Client, db: None) ->
     assert b"new@somewhere.example" in answer.content
 
 
-def test_the_chooser_searches(as_operator: Client) -> None:
-    answer = as_operator.get("/tenants/?q=alder").content.decode()
+def test_the_chooser_searches(client: Client, platform: Seeded) -> None:
+    platform.owner.memberships.create(tenant=platform.alder, role="viewer")
+    client.force_login(platform.owner)
+    answer = client.get("/tenants/?q=alder").content.decode()
     table = answer[answer.index("<table>") :]
     assert "Alder Health" in table
     assert "Northwind" not in table
-    assert b"No tenant has" in as_operator.get("/tenants/?q=zzz").content
+    assert b"No tenant has" in client.get("/tenants/?q=zzz").content
+
+
+def test_operators_have_a_list_of_tenants_of_their_own(as_operator: Client) -> None:
+    assert as_operator.get("/tenants/")["Location"] == "/console/tenants/"
 
 
 def test_the_console_opens_with_its_answer(as_operator: Client) -> None:
@@ -241,10 +246,11 @@ def test_an_empty_platform_says_what_to_do_next(client: Client, state: redis.Red
     client.force_login(User.objects.create_user("op@penstock.example", is_operator=True))
     page = client.get("/console/").content.decode()
     assert "Nothing is deployed yet" in page
-    assert "/admin/serving/deployment/add/" in page
+    assert "/console/deployments/new" in page
+    assert "/console/hosts/new" in page
     assert "No host yet" in page
     assert "penstock up" in page
-    assert "There is no tenant yet" in client.get("/tenants/").content.decode()
+    assert "There is no tenant yet" in client.get("/console/tenants/").content.decode()
 
 
 def test_above_twenty_replicas_the_cards_become_a_table(as_operator: Client, platform: Seeded) -> None:
@@ -313,7 +319,7 @@ def test_retry_is_for_operators_and_by_post_only(client: Client, platform: Seede
     assert platform.chat.retry_attempt == 0
 
 
-@pytest.mark.parametrize("name", [*OPERATOR_PAGES, "tenants", "tenant"])
+@pytest.mark.parametrize("name", [*OPERATOR_PAGES, "tokens", "tenant"])
 def test_pages_carry_the_policy_and_nothing_inline(as_operator: Client, platform: Seeded, name: str) -> None:
     answer = as_operator.get(path_of(name, platform))
     assert answer["Content-Security-Policy"] == POLICY
@@ -330,7 +336,7 @@ def test_the_admin_has_a_policy_of_its_own(as_operator: Client) -> None:
     assert "unsafe-inline" in as_operator.get("/admin/")["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize("path", ["/console/", "/t/northwind/", "/tenants/", "/console/style-guide/"])
+@pytest.mark.parametrize("path", ["/console/", "/t/northwind/", "/console/tenants/", "/console/style-guide/"])
 def test_pages_can_be_used_by_keyboard_and_screen_reader(as_operator: Client, path: str) -> None:
     body = as_operator.get(path).content.decode()
     assert '<html lang="en">' in body

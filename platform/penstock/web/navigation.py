@@ -25,12 +25,23 @@ class TenantEntry(Entry):
 
 OPERATOR_ENTRIES = (
     Entry("Capacity", "console", "capacity"),
-    Entry("Tenants", "tenants", "people"),
+    Entry("Deployments", "deployments", "grid"),
+    Entry("Hosts", "hosts", "host"),
+    Entry("Tenants", "operator-tenants", "people"),
+    Entry("Audit", "audit-log", "audit"),
     Entry("Admin", "admin:index", "settings"),
 )
 OPERATOR_EXTRAS = (Entry("Style guide", "style-guide", "code"),)
 """Shown only while one is there."""
-TENANT_ENTRIES = (TenantEntry("Overview", "tenant", "capacity", Action.USAGE_VIEW),)
+TENANT_ENTRIES = (
+    TenantEntry("Overview", "tenant", "capacity", Action.USAGE_VIEW),
+    TenantEntry("Quick start", "tenant-quickstart", "code", Action.TENANT_VIEW),
+    TenantEntry("Playground", "tenant-playground", "chat", Action.INFERENCE_USE),
+    TenantEntry("Keys", "tenant-keys", "key", Action.KEY_VIEW),
+    TenantEntry("Usage", "tenant-usage", "usage", Action.USAGE_VIEW),
+    TenantEntry("Members", "tenant-members", "people", Action.MEMBER_VIEW),
+    TenantEntry("Limits", "tenant-limits", "gauge", Action.TENANT_VIEW),
+)
 NO_TENANT_ENTRIES = (Entry("Tenants", "tenants", "people"),)
 
 

@@ -1,0 +1,141 @@
+"""The audit log: who did what to which object, newest first."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Q, QuerySet
+from django.http import HttpResponse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from penstock.web.access import UserRequest
+from penstock.web.operators.frame import read_page, show
+from penstock.web.operators.lists import text_of
+from tenants.models import AuditEntry, Tenant
+
+ROWS = 50
+_FILTERS = ("actor", "action", "object", "tenant", "since", "until")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value of the object: what it was (empty where the object is new) and what it is (empty where it is gone)."""
+
+    name: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Row:
+    entry: AuditEntry
+    changes: list[Change]
+    tenant: Tenant | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of an entry in the log. Two may be written at one moment: its time alone is none."""
+
+    at: datetime.datetime
+    id: UUID
+
+    def __str__(self) -> str:
+        return f"{self.at.isoformat()}_{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place | None:
+        """What ``str`` gave, from an address; None when it is absent or malformed."""
+        moment, _, identifier = text.partition("_")
+        try:
+            at, entry_id = parse_datetime(moment.replace(" ", "+")), UUID(identifier)
+        except ValueError:
+            return None
+        return cls(at, entry_id) if at is not None and at.tzinfo is not None else None
+
+
+@read_page
+def audit_log(request: UserRequest) -> HttpResponse:
+    """The log, filtered by who, what, which object, which tenant and when (UTC), in pages."""
+    given = {name: text_of(request, name) for name in _FILTERS}
+    rows, errors = entries(given)
+    before = Place.parse(text_of(request, "before"))
+    if before is not None:
+        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, id__lt=before.id))
+    found = list(rows[: ROWS + 1])
+    older = Place(found[ROWS - 1].at, found[ROWS - 1].id) if len(found) > ROWS else None
+    context = {
+        "rows": rows_of(found[:ROWS]),
+        "older": older,
+        "is_paged": before is not None,
+        "is_filtered": any(given.values()),
+        "given": given,
+        "errors": errors,
+        "tenants": Tenant.objects.order_by("name").only("slug", "name")[:500],
+        "today": AuditEntry.objects.filter(at__gte=timezone.now() - datetime.timedelta(days=1)).count(),
+    }
+    return show(request, "operators/audit.html", context, current="audit-log")
+
+
+def entries(given: Mapping[str, str]) -> tuple[QuerySet[AuditEntry], dict[str, str]]:
+    """The entries that pass the filters, newest first, and what is wrong with a filter, by its name."""
+    rows, errors = AuditEntry.objects.order_by("-at", "-id"), {}
+    if given["actor"]:
+        rows = rows.filter(actor__icontains=given["actor"])
+    if given["action"]:
+        rows = rows.filter(action__istartswith=given["action"])
+    if text := given["object"]:
+        rows = rows.filter(Q(object_name__icontains=text) | Q(object_type__iexact=text) | Q(object_id=text))
+    if given["tenant"]:
+        tenant = Tenant.objects.filter(slug=given["tenant"]).first()
+        rows = rows.filter(tenant_id=tenant.pk) if tenant else rows.none()
+    for name, lookup in (("since", "at__gte"), ("until", "at__lt")):
+        if not given[name]:
+            continue
+        moment = _moment(given[name])
+        if moment is None:
+            errors[name] = "Write a day and a time, e.g. 2026-05-31T08:00."
+        else:
+            rows = rows.filter(**{lookup: moment})
+    return rows, errors
+
+
+def rows_of(found: list[AuditEntry]) -> list[Row]:
+    """The entries with what they changed, and their tenants: one query."""
+    tenants = Tenant.objects.in_bulk({entry.tenant_id for entry in found if entry.tenant_id})
+    return [Row(entry, changes(entry), tenants.get(entry.tenant_id) if entry.tenant_id else None) for entry in found]
+
+
+def changes(entry: AuditEntry) -> list[Change]:
+    """What the act changed, by name; of a new or a removed object all its values."""
+    before, after = (value if isinstance(value, dict) else {} for value in (entry.before, entry.after))
+    names = [*before, *(name for name in after if name not in before)]
+    return [Change(name.replace("_", " "), _told(before, name), _told(after, name)) for name in names]
+
+
+def _told(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return ""
+    value = values[name]
+    if value is None or value == "" or value == [] or value == {}:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _moment(text: str) -> datetime.datetime | None:
+    try:
+        moment = parse_datetime(text) or parse_datetime(f"{text}T00:00")
+        if moment is None:
+            return None
+        # A browser's field for a moment knows no zone; the label says that it is UTC.
+        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    except (ValueError, OverflowError):
+        return None

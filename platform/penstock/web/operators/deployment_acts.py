@@ -1,0 +1,121 @@
+"""What operators do to a deployment. What stops clients is asked about; the rest can be undone."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.http import HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+
+from penstock.web.access import UserRequest
+from penstock.web.operators.deployment import frame, settings_forms
+from penstock.web.operators.deployment_forms import RevisionForm, ScaleForm, values_of
+from penstock.web.operators.deployments import CURRENT
+from penstock.web.operators.frame import act, ask, done, form_page, refused, show
+from serving.models import Deployment, Replica, Revision
+from serving.services import (
+    deployment_disable,
+    deployment_enable,
+    deployment_retry,
+    deployment_update,
+    revision_create,
+    revision_restore,
+)
+
+
+def path_of(row: Deployment, tab: str = "") -> str:
+    path = reverse("deployment", args=[row.pk])
+    return f"{path}?tab={tab}" if tab else path
+
+
+def _find(deployment_id: UUID) -> Deployment:
+    return get_object_or_404(Deployment.objects.select_related("pool__model"), pk=deployment_id)
+
+
+@act
+def retry(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """Let the failed replicas of a deployment start again; back to where the button was."""
+    row = _find(deployment_id)
+    deployment_retry(deployment=row, actor=request.user)
+    back = reverse("console") if request.POST.get("back") != "deployment" else path_of(row)
+    return done(request, f"{row.name}: failed replicas start again.", back)
+
+
+@act
+def start(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """Serve again."""
+    row = _find(deployment_id)
+    deployment_enable(deployment=row, actor=request.user)
+    return done(request, f"{row.name} starts: replicas come up as hosts have room.", path_of(row))
+
+
+@form_page
+def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """Stop serving: asked about, because clients notice."""
+    row = _find(deployment_id)
+    if request.method != "POST":
+        ready = Replica.objects.filter(deployment=row, state=Replica.State.READY).count()
+        return ask(
+            request,
+            title=f"Stop {row.name}?",
+            effects=(
+                f"Its {ready} ready replica{'s' if ready != 1 else ''} finish what is in flight, then stop.",
+                f"Clients that ask for {row.name} get 503 from then on, also those who have reserved of "
+                f"{row.pool.name}.",
+                "Start takes it back: settings, revisions and history stay; replicas load anew, which takes as long as "
+                "their last start.",
+            ),
+            verb=f"Stop {row.name}",
+            back=path_of(row),
+            current=CURRENT,
+        )
+    deployment_disable(deployment=row, actor=request.user)
+    undo = reverse("deployment-start", args=[row.pk])
+    return done(request, f"{row.name} stops: its replicas drain.", path_of(row), undo=undo)
+
+
+@act
+def scale(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """Change the bounds or pin the number of replicas. It applies live."""
+    row = _find(deployment_id)
+    before = values_of(row)
+    form = ScaleForm(request.POST)
+    if form.attempt(lambda given: deployment_update(deployment=row, actor=request.user, **given)) is None:
+        row.refresh_from_db()
+        context = {**frame(row, "settings"), **settings_forms(row), "scale_form": form}
+        return show(request, "operators/deployment.html", context, current=CURRENT, status=400)
+    undo = reverse("deployment-scale", args=[row.pk])
+    wanted = f"{row.desired_replicas} replica{'s' if row.desired_replicas != 1 else ''}"
+    return done(request, f"{row.name} now wants {wanted}.", path_of(row, "settings"), undo=undo, fields=before)
+
+
+@act
+def revise(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """A new revision: replicas of the one before are replaced step by step."""
+    row = _find(deployment_id)
+    form = RevisionForm(request.POST)
+    made = form.attempt(lambda given: revision_create(deployment=row, actor=request.user, **given))
+    if made is None:
+        context = {**frame(row, "settings"), **settings_forms(row), "revision_form": form}
+        return show(request, "operators/deployment.html", context, current=CURRENT, status=400)
+    text = f"Revision {made.number} is current: replicas are replaced step by step."
+    earlier = Revision.objects.filter(deployment=row, number=made.number - 1).first()
+    undo = reverse("revision-restore", args=[row.pk, earlier.pk]) if earlier else ""
+    return done(request, text, path_of(row, "revisions"), undo=undo)
+
+
+@act
+def restore(request: UserRequest, deployment_id: UUID, revision_id: UUID) -> HttpResponse:
+    """Go back: a new revision with the contents of an earlier one."""
+    row = _find(deployment_id)
+    earlier = get_object_or_404(Revision.objects.select_related("deployment"), pk=revision_id, deployment=row)
+    current = Revision.objects.filter(deployment=row, is_current=True).first()
+    try:
+        made = revision_restore(revision=earlier, actor=request.user)
+    except ValidationError as error:
+        return refused(request, error, path_of(row, "revisions"))
+    text = f"Revision {made.number} is current, with what revision {earlier.number} runs."
+    undo = reverse("revision-restore", args=[row.pk, current.pk]) if current else ""
+    return done(request, text, path_of(row, "revisions"), undo=undo)
