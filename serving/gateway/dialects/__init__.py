@@ -5,6 +5,8 @@ from serving.gateway.dialects.chat import Chat
 from serving.gateway.dialects.completions import Completions
 from serving.gateway.dialects.embeddings import Embeddings
 from serving.gateway.dialects.invocations import Invocations
+from serving.gateway.dialects.messages import CountTokens, Messages
+from serving.gateway.dialects.responses import Responses
 from serving.gateway.dialects.scoring import Rerank, Score
 from serving.gateway.dialects.tokenize import Tokenize
 
@@ -13,11 +15,14 @@ __all__ = [
     "Answer",
     "Chat",
     "Completions",
+    "CountTokens",
     "Dialect",
     "Embeddings",
     "Invocations",
+    "Messages",
     "Parsed",
     "Rerank",
+    "Responses",
     "Score",
     "Tokenize",
     "find",
@@ -27,6 +32,9 @@ DIALECTS: dict[str, Dialect] = {
     "/v1/chat/completions": Chat(),
     "/v1/completions": Completions(),
     "/v1/embeddings": Embeddings(),
+    "/v1/messages": Messages(),
+    "/v1/messages/count_tokens": CountTokens(),
+    "/v1/responses": Responses(),
     "/v1/rerank": Rerank(),
     "/v2/rerank": Rerank(),
     "/rerank": Rerank(),

@@ -1,0 +1,433 @@
+"""Anthropic's API by its official client: what the engine is asked instead, what comes back, and what is charged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anthropic
+import httpx
+import pytest
+
+from serving.gateway.dialects import CountTokens, Messages
+from serving.gateway.errors import ApiError
+from tests.gateway.conftest import Shared
+
+USER: dict[str, Any] = {"role": "user", "content": "say something"}
+TOOL: dict[str, Any] = {"name": "now", "description": "The time.", "input_schema": {"properties": {}}}
+PIXEL = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+PIXEL_URL = "data:image/png;base64,iVBORw0KGgo="
+HEADERS = {"x-api-key": "mu_acme1_secret", "anthropic-version": "2023-06-01"}
+
+
+def engine(**fields: Any) -> dict[str, Any]:
+    """What the engine is asked."""
+    body = {"model": "m", "max_tokens": 5, "messages": [USER]} | fields
+    dialect = Messages()
+    sent = dialect.engine_body(dialect.parse(json.dumps(body).encode()), priority=3, cache_salt="salt")
+    return json.loads(sent)  # type: ignore[no-any-return]
+
+
+def chat(messages: list[dict[str, Any]], **fields: Any) -> list[dict[str, Any]]:
+    return engine(messages=messages, **fields)["messages"]  # type: ignore[no-any-return]
+
+
+def refusal(**fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        engine(**fields)
+    return caught.value
+
+
+# -------------------------------------------------------------------------------------------------- the request
+def test_fields_become_those_of_a_chat() -> None:
+    sent = engine(
+        system="Be terse.",
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        stop_sequences=["X"],
+        metadata={"user_id": "u1"},
+        stream=True,
+        output_config={"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        service_tier="auto",
+        cache_salt="theirs",
+        kv_transfer_params={"a": 1},
+        chat_template_kwargs={"chat_template": "x"},
+        whatever=1,
+    )
+    assert sent == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be terse."}, USER],
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "stop": ["X"],
+        "user": "u1",
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "output", "schema": {"type": "object"}},
+        },
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": True},
+        "priority": 3,
+        "cache_salt": "salt",
+    }
+
+
+def test_blocks_become_parts_calls_and_results() -> None:
+    sent = chat(
+        [
+            {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image", "source": PIXEL}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    {"type": "text", "text": "calling"},
+                    {"type": "tool_use", "id": "t1", "name": "now", "input": {"zone": "UTC"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t1",
+                        "content": [{"type": "text", "text": "noon"}, {"type": "image", "source": PIXEL}],
+                    },
+                    {"type": "tool_result", "tool_use_id": "t2", "content": "twelve", "is_error": True},
+                    {"type": "tool_result", "tool_use_id": "t3"},
+                    {"type": "text", "text": "so?", "cache_control": {"type": "ephemeral"}},
+                    {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "paper"}},
+                ],
+            },
+        ]
+    )
+    image = {"type": "image_url", "image_url": {"url": PIXEL_URL}}
+    call = {"id": "t1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+    assert sent == [
+        {"role": "user", "content": [{"type": "text", "text": "look"}, image]},
+        {"role": "assistant", "reasoning": "hm", "tool_calls": [call], "content": "calling"},
+        {"role": "tool", "tool_call_id": "t1", "content": "noon"},
+        {"role": "user", "content": [image]},
+        {"role": "tool", "tool_call_id": "t2", "content": "twelve"},
+        {"role": "tool", "tool_call_id": "t3", "content": ""},
+        {"role": "user", "content": [{"type": "text", "text": "so?"}, {"type": "text", "text": "paper"}]},
+    ]
+
+
+def test_instructions_come_first_and_without_billing_lines() -> None:
+    blocks = [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc"},
+        {"type": "text", "text": "One. "},
+        {"type": "text", "text": "Two."},
+    ]
+    later = {"role": "system", "content": " Three."}
+    assert chat([USER, later], system=blocks) == [{"role": "system", "content": "One. Two. Three."}, USER]
+
+
+def test_an_answer_that_is_begun_is_gone_on_with() -> None:
+    sent = engine(messages=[USER, {"role": "assistant", "content": "Well, "}])
+    assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
+    assert "continue_final_message" not in engine()
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto"}, {"tool_choice": "auto"}),
+        ({"type": "any", "disable_parallel_tool_use": True}, {"tool_choice": "required", "parallel_tool_calls": False}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+        ({"type": "tool", "name": "now"}, {"tool_choice": {"type": "function", "function": {"name": "now"}}}),
+    ],
+)
+def test_tools_and_which_to_use(choice: dict[str, Any], expected: dict[str, Any]) -> None:
+    sent = engine(tools=[TOOL], tool_choice=choice)
+    schema = {"type": "object", "properties": {}}
+    assert sent["tools"] == [
+        {"type": "function", "function": {"name": "now", "parameters": schema, "description": "The time."}}
+    ]
+    assert expected.items() <= sent.items()
+    assert engine(tools=[TOOL])["tool_choice"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "messages[0].content[0]"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://x"}}]}
+                ]
+            },
+            "messages[0].content[0].source",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "file"}}]}]},
+            "messages[0].content[0].source",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": PIXEL}]}]},
+            "messages[0].content[0].source",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": [1]}]}]},
+            "messages[0].content[0].input",
+        ),
+        ({"system": [{"type": "image", "source": PIXEL}]}, "system"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
+        ({"priority": -1}, "priority"),
+        ({"stop_sequences": "X"}, "stop_sequences"),
+    ],
+)
+def test_what_no_engine_could_be_told_is_refused(fields: dict[str, Any], param: str) -> None:
+    error = refusal(**fields)
+    assert (error.status, error.param) == (400, param)
+
+
+def test_text_and_images_are_counted_for_the_estimate() -> None:
+    body = {"model": "m", "max_tokens": 9, "system": "abc", "messages": [USER]}
+    image = {"role": "user", "content": [{"type": "image", "source": PIXEL | {"data": "A" * 9000}}]}
+    ask = Messages().parse(json.dumps(body | {"messages": [USER, image]}).encode()).ask
+    assert (ask.text_bytes, ask.media, ask.max_output, ask.choices) == (3 + 13, 1, 9, 1)
+
+
+def test_tokens_are_counted_of_the_same_chat() -> None:
+    body = {"model": "m", "system": "a", "messages": [USER], "tools": [TOOL], "max_tokens": 4, "stream": True}
+    dialect = CountTokens()
+    sent = json.loads(dialect.engine_body(dialect.parse(json.dumps(body).encode()), priority=0, cache_salt="s"))
+    full = engine(system="a", tools=[TOOL])
+    assert sent == {"model": "m", "messages": full["messages"], "tools": full["tools"]}
+
+
+# -------------------------------------------------------------------------------------------------- the answer
+def test_an_answer(shared: Shared) -> None:
+    answer = shared.claude.messages.create(model="alpha", max_tokens=5, messages=[USER])  # type: ignore[list-item]
+    assert answer.type == "message"
+    assert answer.content[0].text == "tok tok tok tok tok "  # type: ignore[union-attr]
+    assert (answer.stop_reason, answer.stop_sequence, answer.model) == ("max_tokens", None, "alpha")
+    assert (answer.usage.input_tokens, answer.usage.cache_read_input_tokens, answer.usage.output_tokens) == (7, 1, 5)
+    assert answer._request_id
+    end = shared.cluster.ended(answer._request_id)
+    assert end["usage"] == {"input_tokens": 8, "cached_tokens": 1, "output_tokens": 5}
+    assert end["actual_mu"] == pytest.approx(0.5 + 0.01 * 7 + 0.001 + 1.0)
+    assert shared.cluster.journal()[answer._request_id]["a"]["dialect"] == "messages"
+
+
+def scripted(**script: Any) -> dict[str, Any]:
+    return {"model": "alpha", "max_tokens": 5, "messages": [USER], "metadata": {"user_id": json.dumps(script)}}
+
+
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+
+
+@pytest.mark.parametrize(
+    ("say", "finish", "stop", "reason", "content"),
+    [
+        ({"content": "hi"}, "stop", None, "end_turn", [("text", "hi")]),
+        ({"content": "hi"}, "stop", "X", "stop_sequence", [("text", "hi")]),
+        ({"content": "hi"}, "stop", 7, "end_turn", [("text", "hi")]),
+        ({"content": None}, "length", None, "max_tokens", [("text", "")]),
+        ({"content": "", "reasoning": "hm"}, "stop", None, "end_turn", [("thinking", "hm")]),
+        ({"content": "a", "reasoning_content": "hm"}, "stop", None, "end_turn", [("thinking", "hm"), ("text", "a")]),
+        ({"content": "a", "tool_calls": [CALL]}, "tool_calls", None, "tool_use", [("text", "a"), ("tool_use", None)]),
+        ({"tool_calls": [CALL]}, "stop", "X", "tool_use", [("tool_use", None)]),
+    ],
+)
+def test_answers_of_every_kind(
+    shared: Shared, say: dict[str, Any], finish: str, stop: Any, reason: str, content: list[tuple[str, Any]]
+) -> None:
+    answer = shared.claude.messages.create(**scripted(say=say, finish=finish, stop_reason=stop))
+    assert answer.stop_reason == reason
+    assert answer.stop_sequence == (stop if reason == "stop_sequence" else None)
+    assert [(block.type, getattr(block, block.type, None)) for block in answer.content] == content
+    used = [block for block in answer.content if block.type == "tool_use"]
+    assert [(block.id, block.name, block.input) for block in used] == [("c1", "now", {"zone": "UTC"})] * len(used)
+
+
+def test_a_tools_input_that_was_cut_off_is_told_as_such(shared: Shared) -> None:
+    cut = {"tool_calls": [CALL | {"function": {"name": "now", "arguments": '{"zo'}}]}
+    answer = shared.claude.messages.create(**scripted(say=cut, finish="length"))
+    assert answer.stop_reason == "max_tokens"
+    assert answer.content[0].input == {"INVALID_JSON": '{"zo'}  # type: ignore[union-attr]
+
+
+# -------------------------------------------------------------------------------------------------- the stream
+def test_a_stream(shared: Shared) -> None:
+    with shared.claude.messages.stream(model="alpha", max_tokens=4, messages=[USER]) as stream:  # type: ignore[list-item]
+        kinds = [event.type for event in stream if event.type not in ("text", "input_json")]
+        message = stream.get_final_message()
+        request_id = stream.response.headers["x-penstock-request-id"]
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert message.content[0].text == " tok" * 4  # type: ignore[union-attr]
+    assert (message.stop_reason, message.usage.input_tokens, message.usage.output_tokens) == ("max_tokens", 8, 4)
+    assert message.id == f"msg_{request_id}"
+    end = shared.cluster.ended(request_id)
+    assert (end["usage"], end["finish_reason"]) == ({"input_tokens": 8, "output_tokens": 4}, "length")
+
+
+def arguments(index: int, text: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def begin(index: int, name: str, text: str = "") -> dict[str, Any]:
+    call = {"index": index, "id": f"c{index}", "type": "function", "function": {"name": name, "arguments": text}}
+    return {"tool_calls": [call]}
+
+
+PIECES = [
+    {"reasoning": "hm"},
+    {"reasoning": ", so"},
+    {"content": "I "},
+    {"content": ""},
+    {"content": "call"},
+    begin(0, "now"),
+    arguments(0, '{"zone"'),
+    {"content": " (meanwhile)"},
+    arguments(0, ': "UTC"}'),
+    begin(1, "later", '{"in": 5}'),
+]
+
+
+def raw_events(shared: Shared, body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    answer = shared.http.post("/v1/messages", json=body | {"stream": True}, headers=HEADERS)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = []
+    for block in answer.text.split("\n\n")[:-1]:
+        kind, data = block.split("\n")
+        events.append((kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    assert all(kind == data["type"] for kind, data in events)
+    return events
+
+
+def test_blocks_of_a_stream_follow_one_another(shared: Shared) -> None:
+    body = scripted(say=PIECES, finish="tool_calls", cached=3)
+    with shared.claude.messages.stream(**body) as stream:
+        message = stream.get_final_message()
+    assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "text", "tool_use"]
+    assert [getattr(block, "thinking", None) or getattr(block, "text", None) for block in message.content] == [
+        "hm, so",
+        "I call",
+        None,
+        " (meanwhile)",
+        None,
+    ]
+    assert [block.input for block in message.content if block.type == "tool_use"] == [{"zone": "UTC"}, {"in": 5}]
+    assert (message.stop_reason, message.usage.cache_read_input_tokens) == ("tool_use", 3)
+    events = raw_events(shared, body)
+    open_block = None
+    for kind, data in events:
+        if kind == "content_block_start":
+            assert open_block is None
+            open_block = data["index"]
+        elif kind == "content_block_stop":
+            assert open_block == data["index"]
+            open_block = None
+        elif kind == "content_block_delta":
+            assert open_block == data["index"]
+    assert [kind for kind, _ in events[-2:]] == ["message_delta", "message_stop"]
+    assert events[1][0] == "ping"
+
+
+def test_an_empty_stream_has_an_empty_block(shared: Shared) -> None:
+    events = raw_events(shared, scripted(say=[{"content": ""}], finish="stop"))
+    assert [kind for kind, _ in events] == [
+        "message_start",
+        "ping",
+        "content_block_start",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert events[-2][1]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def test_a_stream_that_mixes_up_tools_is_an_error(shared: Shared) -> None:
+    say = [begin(0, "now", "{"), begin(1, "later", "{"), arguments(0, "}")]
+    with pytest.raises(anthropic.APIStatusError, match="engine failed"):
+        list(shared.claude.messages.create(**scripted(say=say), stream=True))
+
+
+@pytest.mark.parametrize(("fail", "outcome"), [("error_event", "engine_error"), ("drop", "engine_lost")])
+def test_a_stream_that_breaks_ends_with_an_error_event(shared: Shared, fail: str, outcome: str) -> None:
+    events = raw_events(shared, scripted(fail=fail, at=2))
+    kind, last = events[-1]
+    assert kind == "error"
+    assert last["error"]["type"] == "api_error"
+    assert "message_stop" not in [kind for kind, _ in events]
+    end = shared.cluster.ended(last["request_id"])
+    assert (end["outcome"], end["usage"]) == (outcome, {"input_tokens": 8, "output_tokens": 2})
+
+
+# -------------------------------------------------------------------------------------------------- the rest
+def test_counting_tokens_costs_nothing(shared: Shared) -> None:
+    before = len(shared.cluster.journal())
+    counted = shared.claude.messages.count_tokens(model="alpha", messages=[USER], system="abcd")  # type: ignore[list-item]
+    assert counted.input_tokens == 4 + 4 + 4 + 1
+    assert len(shared.cluster.journal()) == before
+
+
+def test_both_kinds_of_credential(shared: Shared) -> None:
+    body = {"model": "alpha", "max_tokens": 1, "messages": [USER]}
+    url = f"{shared.url}/v1/messages"
+    bearer = {"authorization": "Bearer mu_acme1_secret"}
+    assert httpx.post(url, json=body, headers={"x-api-key": "mu_acme1_secret"}).status_code == 200
+    assert httpx.post(url, json=body, headers=bearer).status_code == 200
+    # Where both are sent, as some clients do, the one of the standard counts.
+    assert httpx.post(url, json=body, headers=bearer | {"x-api-key": "sk-ant-old"}).status_code == 200
+    assert httpx.post(url, json=body, headers={"x-api-key": "mu_acme1_wrong"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "status", "kind", "raised"),
+    [
+        ("mu_acme1_wrong", {}, 401, "authentication_error", anthropic.AuthenticationError),
+        ("mu_scopeless1_secret", {}, 403, "permission_error", anthropic.PermissionDeniedError),
+        ("mu_acme1_secret", {"model": "secret"}, 404, "not_found_error", anthropic.NotFoundError),
+        ("mu_acme1_secret", {"model": "vectors"}, 404, "not_found_error", anthropic.NotFoundError),
+        ("mu_acme1_secret", {"tool_choice": {"type": "x"}}, 400, "invalid_request_error", anthropic.BadRequestError),
+        ("mu_acme1_secret", {"model": "bare"}, 503, "overloaded_error", anthropic.InternalServerError),
+    ],
+)
+def test_errors_are_anthropics(
+    shared: Shared, key: str, fields: dict[str, Any], status: int, kind: str, raised: type[Exception]
+) -> None:
+    with (
+        anthropic.Anthropic(api_key=key, base_url=shared.url, max_retries=0) as client,
+        pytest.raises(raised) as caught,
+    ):
+        client.messages.create(**{"model": "alpha", "max_tokens": 1, "messages": [USER]} | fields)
+    error: Any = caught.value
+    assert error.status_code == status
+    assert set(error.body) == {"type", "error", "request_id"}
+    assert error.body["error"]["type"] == kind
+    assert error.request_id == error.body["request_id"]
+    if fields.get("tool_choice"):
+        assert "tool_choice.type" in error.body["error"]["message"]
+
+
+def test_the_engines_own_complaint_reaches_the_client(shared: Shared) -> None:
+    long = {"role": "user", "content": "abcd" * 4096}
+    with pytest.raises(anthropic.BadRequestError, match="4096"):
+        shared.claude.messages.create(model="alpha", max_tokens=1, messages=[long])  # type: ignore[list-item]
+
+
+def test_routes_that_are_not_there_say_so_in_the_same_shape(shared: Shared) -> None:
+    answer = shared.http.post("/v1/messages/batches", json={}, headers=HEADERS)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+    answer = shared.http.get("/v1/messages", headers=HEADERS)
+    assert (answer.status_code, answer.json()["type"]) == (405, "error")
