@@ -24,6 +24,7 @@ error, or nothing beyond the status."""
 
 PROBE_PRIORITY = -1000
 """Lower is sooner. Warm-up and health probes overtake everything that waits; gateways never send one below 0."""
+LONGEST_REQUEST_S = 10.0
 RESERVED_ARGS = (
     "--host", "--port", "--model", "--served-model-name", "--uds", "--api-key", "--scheduling-policy", "--runner",
     "--max-num-seqs", "--enable-prompt-tokens-details", "--enable-server-load-tracking", "--root-path",
@@ -69,11 +70,13 @@ class VllmOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class MlflowOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``probe_input`` is a body for ``/invocations``, e.g. ``{"inputs": [[5.1, 3.5, 1.4, 0.2]]}``: warm-up and health
-    checks then ask for a real prediction. Without it the server's own ``/ping`` must do."""
+    checks then ask for a real prediction. Without it the server's own ``/ping`` must do. ``longest_request_s``: so long
+    one request may keep the server from answering another; a health check waits for three of them."""
 
     probe_input: dict[str, Any] | None = None
     threads: int | None = None
     start_limit_s: float | None = None
+    longest_request_s: float = LONGEST_REQUEST_S
 
 
 class CommandProbe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +91,8 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Arguments and values of ``env`` may hold ``{host}``, ``{port}``, ``{model}`` (the model's folder or hub id) and
     ``{name}`` (what clients send as model); other braces are text. ``readiness_path`` must answer 200 within
-    ``start_limit_s`` seconds of the launch. ``metrics_path``: a Prometheus page with vLLM's metric names, if any.
+    ``start_limit_s`` seconds of the launch. ``metrics_path``: a Prometheus page with vLLM's or llama.cpp's metric
+    names, if any. ``longest_request_s`` as for MLflow.
     """
 
     argv: tuple[str, ...]
@@ -99,6 +103,7 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     probe: CommandProbe | None = None
     metrics_path: str = ""
     stop_grace_s: float = 10.0
+    longest_request_s: float = LONGEST_REQUEST_S
 
 
 Options = VllmOptions | MlflowOptions | CommandOptions
@@ -135,7 +140,7 @@ def read_mlflow(raw: Mapping[str, Any]) -> MlflowOptions:
     options = _read("MLflow", MlflowOptions, raw)
     if options.threads is not None and options.threads < 1:
         raise OptionError("MLflow option threads: give a number from 1, or leave it out.")
-    _require_seconds("MLflow", start_limit_s=options.start_limit_s)
+    _require_seconds("MLflow", start_limit_s=options.start_limit_s, longest_request_s=options.longest_request_s)
     return options
 
 
@@ -162,7 +167,8 @@ def read_command(raw: Mapping[str, Any]) -> CommandOptions:
     for name, path in paths.items():
         if not path.startswith("/") or path.startswith("//") or any(c.isspace() for c in path):
             raise OptionError(f"command option {name}: give a path of the server that begins with one /.")
-    _require_seconds("command", start_limit_s=options.start_limit_s, stop_grace_s=options.stop_grace_s)
+    limits = {name: getattr(options, name) for name in ("start_limit_s", "stop_grace_s", "longest_request_s")}
+    _require_seconds("command", **limits)
     return options
 
 

@@ -48,7 +48,7 @@ class ReplicaInline(LookInline):
 
 class DeploymentForm(forms.ModelForm):  # type: ignore[type-arg]
     runtime = forms.ChoiceField(
-        choices=Revision.Runtime.choices,
+        choices=[("", "What fits the model's files"), *Revision.Runtime.choices],
         required=False,
         widget=UnfoldAdminSelectWidget,
         help_text="Of the first revision.",
@@ -129,7 +129,7 @@ class DeploymentAdmin(ServiceAdmin):
         return f"{row.cold_start_s:,.0f}"
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> Deployment:
-        given = {name: value for name, value in data.items() if value is not None}
+        given = {name: value for name, value in data.items() if value is not None and (name, value) != ("runtime", "")}
         return deployment_create(actor=operator_of(request), **given)
 
     def change(self, request: HttpRequest, obj: Deployment, data: dict[str, Any]) -> None:
@@ -162,9 +162,18 @@ class RevisionAdmin(ServiceAdmin):
     list_select_related = ("deployment",)
     search_fields = ("deployment__name",)
     autocomplete_fields = ("deployment",)
-    fields = ("deployment", "number", "runtime", "options", "target_concurrency", "is_current", "created_at")
+    fields = (
+        "deployment",
+        "number",
+        "runtime",
+        "runtime_reason",
+        "options",
+        "target_concurrency",
+        "is_current",
+        "created_at",
+    )
     fields_on_add = ("deployment", "runtime", "options", "target_concurrency")
-    readonly_fields = ("number", "is_current", "created_at")
+    readonly_fields = ("number", "runtime_reason", "is_current", "created_at")
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> Revision:
         return revision_create(actor=operator_of(request), **data)

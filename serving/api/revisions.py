@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from serving.api.base import DeploymentPartViewSet
 from serving.models import Revision
+from serving.options import spoken
 from serving.services import revision_create, revision_restore
 from tenants.api.fields import JsonObjectField
 from tenants.policy.roles import Action
@@ -26,7 +27,7 @@ class RevisionFields(serializers.Serializer[Any]):
     runtime = serializers.ChoiceField(
         Revision.Runtime.choices,
         required=False,
-        help_text="Left out: vllm, or simulated for a model without weights.",
+        help_text="Left out: the one that fits the model's files, with the options that it needs for them.",
     )
     options = JsonObjectField(default=dict, help_text="Of the runtime; some say which host a replica needs.")
     target_concurrency = serializers.IntegerField(
@@ -35,7 +36,10 @@ class RevisionFields(serializers.Serializer[Any]):
 
 
 class RevisionSerializer(serializers.ModelSerializer[Revision]):
+    """``speaks`` is what clients can ask: generate (completions, chat), embed, score, invocations or http."""
+
     options = serializers.DictField(read_only=True)
+    speaks = serializers.SerializerMethodField()
 
     class Meta:
         model = Revision
@@ -44,13 +48,18 @@ class RevisionSerializer(serializers.ModelSerializer[Revision]):
             "deployment",
             "number",
             "runtime",
+            "runtime_reason",
             "options",
+            "speaks",
             "target_concurrency",
             "is_current",
             "created_at",
             "updated_at",
         )
         read_only_fields = fields
+
+    def get_speaks(self, row: Revision) -> list[str]:
+        return list(spoken(row.runtime, row.options))
 
 
 class RevisionsViewSet(DeploymentPartViewSet[Revision]):

@@ -9,6 +9,7 @@ from serving.api.incidents import DecisionsViewSet, IncidentsViewSet
 from serving.api.providers import ProviderCredentialsViewSet
 from serving.api.replicas import DeploymentReplicasViewSet, ReplicasViewSet
 from serving.api.revisions import RevisionsViewSet
+from serving.api.runtimes import ModelRuntimeViewSet
 from serving.api.served import ServedModelsViewSet
 
 _platform = SimpleRouter(trailing_slash=False)
@@ -28,6 +29,7 @@ _tenant.register("deployments", ServedModelsViewSet, basename="tenant-deployment
 
 urlpatterns = [
     *_platform.urls,
+    path("models/<str:model>/runtime", ModelRuntimeViewSet.as_view({"get": "runtime"}), name="model-runtime"),
     path("deployments/<str:deployment>/", include(_deployment.urls)),
     path("tenants/<str:tenant>/", include(_tenant.urls)),
 ]

@@ -8,7 +8,8 @@ from django.db import transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
-from capacity.models import Model, Pool
+from capacity.models import Pool
+from serving.artifacts import runtime_choice
 from serving.models import Deployment, Revision
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
@@ -44,7 +45,7 @@ def deployment_create(
 ) -> Deployment:
     """Serve ``pool`` under ``name``, with a first revision. Raises ValidationError by field.
 
-    Without ``runtime``: vLLM, or the simulated engine for a model without weights.
+    Without ``runtime``: the one that fits the model's files, see ``revision_create``.
     """
     deployment = Deployment(
         pool=pool,
@@ -116,10 +117,32 @@ def revision_create(
 ) -> Revision:
     """The deployment's next revision, current from now on; earlier ones stay as they are.
 
-    Without ``runtime``: vLLM, or the simulated engine for a model without weights. Raises ValidationError by field.
+    Without ``runtime``: the one that fits the model's files, with its reason, and the options that it needs for them;
+    those that are given go before. A ``runtime`` that is given stands. Raises ValidationError by field.
     """
     if not isinstance(options, Mapping | None):
         raise ValidationError({"options": "Give runtime options as an object."})
+    choice = runtime_choice(deployment.pool.model)
+    given = dict(options or {})
+    if runtime is None and choice.missing and "argv" not in given:
+        raise ValidationError({"runtime": f"{choice.reason} {choice.missing}"})
+    if runtime in (None, choice.runtime):
+        # A command that is given whole is not mixed with the one that would have been chosen.
+        given = given if "argv" in given else {**choice.options, **given}
+    reason = choice.reason if runtime is None else "Set by hand."
+    return _revision_add(deployment, choice.runtime if runtime is None else runtime, given, target_concurrency,
+                         reason=reason, actor=actor)  # fmt: skip
+
+
+def _revision_add(
+    deployment: Deployment,
+    runtime: str,
+    options: dict[str, Any],
+    target_concurrency: int,
+    *,
+    reason: str,
+    actor: Actor,
+) -> Revision:
     # Touching the deployment makes two who create at once take turns, so the numbers differ and one is current.
     deployment.take_turn()
     newest = Revision.objects.filter(deployment=deployment).aggregate(newest=Max("number"))["newest"] or 0
@@ -127,8 +150,9 @@ def revision_create(
     revision = Revision(
         deployment=deployment,
         number=newest + 1,
-        runtime=_runtime_of(deployment.pool) if runtime is None else runtime,
-        options=dict(options or {}),
+        runtime=runtime,
+        runtime_reason=reason[:500],
+        options=options,
         target_concurrency=target_concurrency,
     )
     revision.full_clean()
@@ -145,18 +169,14 @@ def revision_restore(*, revision: Revision, actor: Actor) -> Revision:
     revision.refresh_from_db(fields=("is_current",))
     if revision.is_current:
         raise ValidationError(f"Revision {revision.number} is the current one: there is nothing to restore.")
-    return revision_create(
-        deployment=revision.deployment,
-        runtime=revision.runtime,
-        options=revision.options,
-        target_concurrency=revision.target_concurrency,
+    return _revision_add(
+        revision.deployment,
+        revision.runtime,
+        revision.options,
+        revision.target_concurrency,
+        reason=f"As revision {revision.number}. {revision.runtime_reason}".strip(),
         actor=actor,
     )
-
-
-def _runtime_of(pool: Pool) -> str:
-    has_weights = pool.model.artifact_kind != Model.Artifact.NONE
-    return Revision.Runtime.VLLM if has_weights else Revision.Runtime.SIMULATED
 
 
 @transaction.atomic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,14 +77,16 @@ def test_options_that_a_database_cannot_store_are_refused(world: World, served: 
     answer = operator.post(path, f'{{"options": {{"a": {value}}}}}', content_type="application/json")
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["field"] == "options"
-    answer = operator.post(path, '{"options": {"a": "C:\\\\u0000"}}', content_type="application/json")
+    answer = operator.post(
+        path, '{"runtime": "simulated", "options": {"a": "C:\\\\u0000"}}', content_type="application/json"
+    )
     assert answer.status_code == 201, "a backslash is none of these"
 
 
 @pytest.mark.parametrize(("levels", "status"), [(98, 201), (99, 400), (900, 400), (100_000, 400)])
 def test_a_body_is_nested_so_deep_and_no_deeper(world: World, served: Deployment, levels: int, status: int) -> None:
     """The body and the options are a level each."""
-    text = '{"options": {"a": ' + "[" * levels + "]" * levels + "}}"
+    text = '{"runtime": "simulated", "options": {"a": ' + "[" * levels + "]" * levels + "}}"
     answer = world.by("operator").post(f"/deployments/{served.pk}/revisions", text, content_type="application/json")
     assert answer.status_code == status
     if status == 400:
@@ -241,3 +244,40 @@ def test_what_is_not_there_is_not_found(world: World, served: Deployment) -> Non
         assert answer.headers["Content-Type"] == "application/problem+json"
     assert operator.post(f"/deployments/{served.pk}/revisions/{other.pk}/restore").status_code == 404
     assert operator.post(f"/deployments/{NOWHERE}/revisions", {}, format="json").status_code == 404
+
+
+def test_a_revision_says_what_it_speaks_and_why_it_runs_so(world: World) -> None:
+    operator = world.by("operator")
+    model = factories.model(slug="tiny-embed", artifact_kind="tiny", artifact_value="embed")
+    pool = factories.pool(model=model).slug
+    chosen = operator.get("/models/tiny-embed/runtime").json()
+    assert chosen["runtime"] == "vllm"
+    assert (chosen["options"], chosen["speaks"], chosen["missing"]) == ({"task": "embed"}, ["embed", "score"], "")
+    made = operator.post("/deployments", {"pool": pool, "name": "vectors"}, format="json").json()["revision"]
+    assert {name: made[name] for name in ("runtime", "options", "speaks")} == {
+        name: chosen[name] for name in ("runtime", "options", "speaks")
+    }
+    assert made["runtime_reason"] == chosen["reason"]
+    path = f"/deployments/{made['deployment']}/revisions"
+    own = {"runtime": "command", "options": {"argv": ["s", "{port}"], "speaks": ["http"]}}
+    second = operator.post(path, own, format="json").json()
+    assert (second["speaks"], second["runtime_reason"]) == (["http"], "Set by hand.")
+    wrong = {"runtime": "command", "options": {"argv": "s --port 1"}}
+    answer = operator.post(path, wrong, format="json")
+    assert answer.status_code == 400
+    assert "command option argv" in str(answer.json())
+
+
+def test_a_model_of_no_known_kind_says_what_is_missing(world: World, tmp_path: Path) -> None:
+    operator = world.by("operator")
+    model = factories.model(slug="odd", artifact_kind="path", artifact_value=str(tmp_path))
+    chosen = operator.get("/models/odd/runtime").json()
+    assert (chosen["runtime"], chosen["speaks"]) == ("command", [])
+    assert "argv" in chosen["missing"]
+    new = {"pool": factories.pool(model=model).slug, "name": "odd"}
+    answer = operator.post("/deployments", new, format="json")
+    assert answer.status_code == 400
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "runtime"
+    assert "argv" in error["message"]
+    assert operator.get("/models/nowhere/runtime").status_code == 404

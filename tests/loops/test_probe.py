@@ -21,6 +21,7 @@ from serving.models import Incident, Replica
 from serving.policy import health
 from serving.services import incident_close, replica_create, revision_create
 from tests.loops.conftest import BOSS, FakeGateway, World
+from worker.options import Proof
 
 FAST = health.Config(
     interval_s=0.2, quiet_s=0.4, stall_s=0.3, probe_timeout_s=0.5, confirm_after_s=0.1, busy_limit_s=1.0, fresh_s=5.0
@@ -33,6 +34,8 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.mode = "ok"
         self.requests: list[dict[str, Any]] = []
+        self.others: list[tuple[str, str, Any]] = []
+        self.other_answer: Any = {}
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._up = threading.Event()
@@ -62,6 +65,7 @@ class ScriptedEngine:
     async def _start(self) -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_route("*", "/{path:.*}", self._other)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -69,6 +73,13 @@ class ScriptedEngine:
         self.port = runner.addresses[0][1]
         self._up.set()
         return runner
+
+    async def _other(self, request: web.Request) -> web.Response:
+        body = await request.json() if request.can_read_body else None
+        self.others.append((request.method, request.path, body))
+        if self.mode == "hang":
+            await asyncio.sleep(30)
+        return web.json_response(self.other_answer)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(await request.json())
@@ -285,6 +296,50 @@ class TestLoop:
         assert step_s == pytest.approx(20.48 / 100 * 60 * 0.62, rel=0.05)
         assert CONFIG.for_steps(step_s).probe_timeout_s == pytest.approx(3 * step_s)
 
+    @pytest.mark.parametrize(
+        ("runtime", "options", "asked", "answer"),
+        [
+            (
+                "vllm",
+                {"task": "embed"},
+                ("POST", "/v1/embeddings", {"model": "demo", "input": "1", "priority": -1000}),
+                {"data": [{"embedding": [0.1]}]},
+            ),
+            ("mlflow", {"longest_request_s": 0.1}, ("GET", "/ping", None), "\n"),
+            (
+                "mlflow",
+                {"longest_request_s": 0.1, "probe_input": {"inputs": [[1.0]]}},
+                ("POST", "/invocations", {"inputs": [[1.0]]}),
+                {"predictions": [0]},
+            ),
+            (
+                "command",
+                {"longest_request_s": 0.1, "argv": ["s"], "speaks": ["http"], "readiness_path": "/ready"},
+                ("GET", "/ready", None),
+                "up",
+            ),
+        ],
+    )
+    def test_each_kind_is_asked_for_what_it_does(
+        self, world: World, engine: ScriptedEngine, runtime: str, options: Any, asked: Any, answer: Any
+    ) -> None:
+        short = {"max_num_batched_tokens": 1} if runtime == "vllm" else {}
+        revision_create(deployment=world.deployment, runtime=runtime, actor=BOSS, options={**short, **options})
+        replica = serve(world, engine.address)
+        engine.other_answer = answer
+        assert probe_for(world, 1.5) == []
+        assert set(map(repr, engine.others)) == {
+            repr(
+                (
+                    asked[0],
+                    asked[1],
+                    asked[2] and {k: world.deployment.name if k == "model" else v for k, v in asked[2].items()},
+                )
+            )
+        }
+        engine.mode = "hang"
+        assert probe_for(world, 4.0) == [replica.pk]
+
     def test_a_draining_replica_is_watched_but_not_condemned(self, world: World, engine: ScriptedEngine) -> None:
         serve(world, engine.address, "draining")
         engine.mode = "hang"
@@ -309,5 +364,25 @@ class TestLoop:
         (401, b"", "rejected"),
     ],
 )
-def test_what_an_answer_says(status: int, body: bytes, outcome: str) -> None:
-    assert classify(status, body)[0] == outcome
+def test_what_a_completion_says(status: int, body: bytes, outcome: str) -> None:
+    assert classify(status, body, "completion")[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("proof", "body", "outcome"),
+    [
+        ("status", b"<h1>up</h1>", "ok"),
+        ("answer", b"[]", "ok"),
+        ("answer", b'{"error": "x"}', "server_error"),
+        ("answer", b"<h1>up</h1>", "server_error"),
+        ("embedding", b'{"data": [{"embedding": [1.0]}]}', "ok"),
+        ("embedding", b'{"data": []}', "server_error"),
+        ("ranking", b'{"results": [{"index": 0}]}', "ok"),
+        ("predictions", b'{"predictions": [0]}', "ok"),
+        ("predictions", b'{"error_code": "BAD_REQUEST"}', "server_error"),
+    ],
+)
+def test_each_kind_of_answer_holds_something_of_its_own(proof: Proof, body: bytes, outcome: str) -> None:
+    assert classify(200, body, proof)[0] == outcome
+    assert classify(307, body, proof)[0] == "rejected"
+    assert classify(503, body, proof)[0] == "busy"

@@ -1,4 +1,4 @@
-"""A real token at top priority, asked of engines past the gateways: nobody's usage. A tick never waits for it.
+"""A real answer, at top priority where engines know one, asked past the gateways: nobody's usage. No tick waits for it.
 
 What an engine answers is put into the shared state, where the next tick of whichever loops process finds it: an engine
 that may take minutes for a step would else hold up the probes of all others.
@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import aiohttp
@@ -18,24 +18,23 @@ import redis
 
 from serving.gateway.state import policy_state_read, policy_state_write
 from serving.policy import health
+from worker.options import ProbeRequest, Proof
 
 log = logging.getLogger(__name__)
 
 _LOOP = "probe-answer"
-_PRIORITY = -1000
-"""Lower is sooner. Gateways never send one below 0 (the engine keeps a slot that only the probe can use)."""
-_ANSWER_BYTES = 65536
+_ANSWER_BYTES = 1 << 20
 _KEEP_S = 3600
 _AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whom to ask, at which base URL, for which served name, and how long an answer may take."""
+    """Whom to ask, at which base URL, what, and how long an answer may take."""
 
     replica_id: str
     address: str
-    model: str
+    request: ProbeRequest
     timeout_s: float
 
 
@@ -86,35 +85,53 @@ def _tell(client: redis.Redis, replica_id: str, probe: health.Probe) -> None:
 
 
 async def _answer(session: aiohttp.ClientSession, question: Question) -> tuple[health.ProbeOutcome, str]:
-    body = {"model": question.model, "prompt": "1", "max_tokens": 1, "temperature": 0, "priority": _PRIORITY}
+    request = question.request
     headers = {"X-Request-Id": f"probe-{uuid.uuid4()}"}
-    url, timeout = f"{question.address}/v1/completions", aiohttp.ClientTimeout(total=question.timeout_s)
+    url, timeout = question.address + request.path, aiohttp.ClientTimeout(total=question.timeout_s)
+    method = "GET" if request.body is None else "POST"
     try:
-        async with session.post(url, json=body, headers=headers, timeout=timeout) as response:
+        async with session.request(
+            method, url, json=request.body, headers=headers, timeout=timeout, allow_redirects=False
+        ) as response:
             text = bytearray()
             async for chunk in response.content.iter_any():
                 text += chunk
                 if len(text) > _ANSWER_BYTES:
                     break
-            return classify(response.status, bytes(text))
+            return classify(response.status, bytes(text), request.proof)
     except TimeoutError:
         return "timeout", ""
     except (aiohttp.ClientError, OSError) as error:
         return "refused", type(error).__name__
 
 
-def classify(status: int, body: bytes) -> tuple[health.ProbeOutcome, str]:
-    """What an answer to the probe says. A 200 counts only with a token in it."""
+def classify(status: int, body: bytes, proof: Proof) -> tuple[health.ProbeOutcome, str]:
+    """What an answer to the probe says. A 200 counts only with what ``proof`` asks for in it."""
     if status in (429, 503):
         return "busy", f"HTTP {status}"
-    if 400 <= status < 500:
+    if 300 <= status < 500:
         return "rejected", f"HTTP {status}"
     if status != 200:
         return "server_error", f"HTTP {status}"
+    if proof == "status":
+        return "ok", ""
     try:
         answer = json.loads(body)
-        if not isinstance(answer, dict) or answer.get("error") or not answer["choices"]:
-            return "server_error", "HTTP 200 with an error in it"
-    except (ValueError, KeyError, RecursionError):
-        return "server_error", "HTTP 200 that is no completion"
+    except (ValueError, RecursionError):
+        return "server_error", f"HTTP 200 that is no {proof}"
+    if isinstance(answer, dict) and answer.get("error"):
+        return "server_error", "HTTP 200 with an error in it"
+    if proof == "answer":
+        return "ok", ""
+    if not isinstance(answer, dict) or not answer.get(_HOLDS[proof]):
+        return "server_error", f"HTTP 200 that is no {proof}"
     return "ok", ""
+
+
+_HOLDS: Mapping[Proof, str] = {
+    "completion": "choices",
+    "embedding": "data",
+    "ranking": "results",
+    "predictions": "predictions",
+}
+"""The member that must be there, and not be empty."""

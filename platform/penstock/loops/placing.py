@@ -33,6 +33,8 @@ _ROOM = 1.2
 """Of the weights' size: activations and what the engine keeps beside them."""
 CPU_ENGINE_BYTES = 1 << 30
 """vLLM itself on a CPU, whatever it serves: about 0.95 GB were measured."""
+MLFLOW_BYTES = 400 << 20
+"""MLflow's scoring server with a small model: 0.26 GB were measured."""
 CPU_KV_BYTES, CPU_TINY_KV_BYTES = 1 << 30, 64 << 20
 """The KV cache that the agent gives a CPU engine without ``kv_cache_bytes``, and the built-in tiny model's."""
 
@@ -114,23 +116,26 @@ def need_of(replica: Replica, profile: CostProfile | None, options: Mapping[str,
     """What a replica needs of a host.
 
     Revision options may say it: ``accelerators`` (number), ``memory_bytes``, ``host_labels``. Otherwise a simulated
-    engine needs next to nothing; of the others a pool priced on a CPU needs no accelerator, any other as many as its
-    tensor and pipeline parallelism make. Memory follows the model's size at 2 bytes per parameter, on a CPU with the
-    engine and its KV cache beside it. ``options``: others than those of the revision.
+    engine needs next to nothing, and MLflow the memory of its server; of the others a pool priced on a CPU needs no
+    accelerator, any other as many as its tensor and pipeline parallelism make. Memory follows the model's size at 2
+    bytes per parameter, on a CPU with vLLM and its KV cache beside it. ``options``: others than those of the revision.
     """
     options = replica.revision.options if options is None else options
     labels = options.get("host_labels", {})
-    if replica.revision.runtime == Revision.Runtime.SIMULATED:
+    runtime = replica.revision.runtime
+    if runtime in (Revision.Runtime.SIMULATED, Revision.Runtime.MLFLOW):
+        own = MLFLOW_BYTES if runtime == Revision.Runtime.MLFLOW else 0
         return Need(
             accelerators=int(options.get("accelerators", 0)),
-            memory_bytes=int(options.get("memory_bytes", 0)),
+            memory_bytes=int(options.get("memory_bytes", own)),
             labels=labels,
         )
     parallel = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
     on_cpu = profile is None or profile.hardware_type.is_cpu
     accelerators = int(options.get("accelerators", 0 if on_cpu else parallel))
     weights = weights_bytes(replica.deployment.pool.model.parameters)
-    on_host = 0.0 if accelerators else weights + CPU_ENGINE_BYTES + _cpu_kv_bytes(replica, options)
+    beside = CPU_ENGINE_BYTES + _cpu_kv_bytes(replica, options) if runtime == Revision.Runtime.VLLM else 0
+    on_host = 0.0 if accelerators else weights + beside
     return Need(
         accelerators=accelerators,
         memory_bytes=int(options.get("memory_bytes", on_host)),

@@ -1,4 +1,4 @@
-"""Probe, each 5 s: a real token at top priority from replicas that showed no life lately; the dead are killed.
+"""Probe, each 5 s: a real answer at top priority from replicas that showed no life lately; the dead are killed.
 
 ``serving.policy.health`` decides whom to ask, what an answer means, and how many may be killed for it.
 """
@@ -23,8 +23,10 @@ from penstock.loops.isolation import is_news, isolated
 from serving.agents.hangs import replica_condemn
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
-from serving.models import Incident, Replica
+from serving.models import Incident, Replica, Revision
+from serving.options import probe_of
 from serving.policy import health
+from worker.options import LONGEST_REQUEST_S, ProbeRequest
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Watched:
     """A replica in the rotation and what is remembered of it."""
 
     replica: Replica
+    request: ProbeRequest
     config: health.Config
     memory: health.Memory
     sighting: health.Sighting
@@ -58,7 +61,7 @@ def probe(client: redis.Redis, *, now: float) -> list[uuid.UUID]:
         if health.should_probe(item.config, item.memory, now=now).is_due:
             item.memory = health.asked(item.memory, now=now)
             replica, timeout_s = item.replica, item.config.probe_timeout_s
-            questions.append(Question(str(replica.pk), replica.address, replica.deployment.name, timeout_s))
+            questions.append(Question(str(replica.pk), replica.address, item.request, timeout_s))
         _remember(client, item)
     if questions:
         ask(client, questions)
@@ -84,12 +87,19 @@ def _watch(client: redis.Redis, *, now: float) -> list[Watched]:
             seen = sighting(replica_id, beats, rings[replica_ring(replica_id)])
             memory = health.look(memory, seen, now=now, config=config)
             by_gateway = {b.gateway: b.replicas[replica_id].n for b in beats if replica_id in b.replicas}
-            watched.append(Watched(replica, config, memory, seen, by_gateway))
+            revision = replica.revision
+            request = probe_of(revision.runtime, revision.options, model=replica.deployment.name)
+            watched.append(Watched(replica, request, config, memory, seen, by_gateway))
     return watched
 
 
 def longest_step_s(replica: Replica, profile: CostProfile | None) -> float:
-    """Seconds that one step of an engine may take: a whole batch of input tokens, by its price. 0 without a price."""
+    """Seconds that one step of an engine may take: a whole batch of input tokens, by its price. 0 without a price.
+
+    Of one without steps, the longest that a request may keep the others waiting, as its revision says.
+    """
+    if replica.revision.runtime in (Revision.Runtime.MLFLOW, Revision.Runtime.COMMAND):
+        return float(replica.revision.options.get("longest_request_s", LONGEST_REQUEST_S))
     if profile is None:
         return 0.0
     tokens = replica.revision.options.get("max_num_batched_tokens")
