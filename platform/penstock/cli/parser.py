@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from penstock import env, paths
 from penstock.cli.remote.arguments import (
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_up(commands.add_parser("up", help="run all roles in the foreground; Ctrl-C stops everything"))
     _add_doctor(commands.add_parser("doctor", help="look at this machine and say what to do"))
     _add_setup(commands.add_parser("setup", help="migrate, make secrets and (asked for) the demo, without starting"))
+    _add_join(commands.add_parser("join", help="make this machine a host of an installation elsewhere"))
+    _add_backup(commands)
     _add_test(commands.add_parser("test", help="run the tests; what follows goes to pytest", allow_abbrev=False))
     add_session(commands)
     add_deploy(commands)
@@ -188,6 +191,38 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=("vllm", "simulated"), default="simulated", help="the demo's engines")
     parser.add_argument("--model", metavar="PATH_OR_ID", help="what the demo's vLLM serves")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON, secrets of a new demo included")
+
+
+def _add_join(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Enrol this machine with the token of a join command, which the console's page of hosts makes "
+        "(PENSTOCK_ENROLMENT_TOKEN, or standard input). Then start its agent: penstock up --only agent."
+    )
+    parser.add_argument("url", metavar="URL", help="the console's address, as this machine reaches it")
+    parser.add_argument("--name", default="", help="of the host (default: this machine's)")
+    _add_place(parser)
+
+
+def _add_backup(commands: Any) -> None:
+    backup = commands.add_parser(
+        "backup",
+        help="write one file with all that cannot be made again",
+        description="Write database, secrets and journals of an installation to one file, while it runs. "
+        "For PostgreSQL it needs pg_dump.",
+    )
+    backup.add_argument("-o", "--output", type=Path, metavar="FILE", help="(penstock-<time>.tar.gz in this folder)")
+    restore = commands.add_parser(
+        "restore",
+        help="make an installation from a backup",
+        description="Put a backup into an empty data folder (and, for PostgreSQL, into the empty database that "
+        "DATABASE_URL names). 'penstock up' then migrates and goes on where the backup was made.",
+    )
+    restore.add_argument("file", type=Path, metavar="FILE", help="what 'penstock backup' wrote")
+    restore.add_argument("--check", action="store_true", help="tell what is in it, and restore nothing")
+    for parser, act in ((backup, "backup"), (restore, "restore")):
+        parser.set_defaults(command="backup", act=act)
+        parser.add_argument("--json", action="store_true", help="JSON for programs")
+        _add_place(parser)
 
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
