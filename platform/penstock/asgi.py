@@ -15,6 +15,7 @@ _django = get_asgi_application()
 
 from penstock import status  # noqa: E402  (models can be imported only after django.setup())
 from penstock.checks import refuse_unsafe_settings  # noqa: E402
+from penstock.web import socket_urls  # noqa: E402
 
 refuse_unsafe_settings("web")
 
@@ -26,12 +27,6 @@ async def _http(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await _django(scope, receive, send)
 
 
-async def _websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    # No page opens a websocket: live pages are server-sent events. Refused before it is accepted.
-    await receive()
-    await send({"type": "websocket.close", "code": 4404})
-
-
 async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
     while True:
         message = await receive()
@@ -40,4 +35,4 @@ async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
             return
 
 
-application = ProtocolTypeRouter({"http": _http, "websocket": _websocket, "lifespan": _lifespan})
+application = ProtocolTypeRouter({"http": _http, "websocket": socket_urls.application, "lifespan": _lifespan})

@@ -15,6 +15,7 @@ import psutil
 
 from penstock import env
 from penstock.supervisor import Role
+from penstock.web.tenant.chat import MAX_FRAME
 
 ROLES = ("state", "gateway", "web", "loops", "agent")
 _OF_GATEWAYS = ("REDIS_URL", "PENSTOCK_KEY_PEPPERS", "PENSTOCK_TRUSTED_PROXIES")
@@ -87,6 +88,7 @@ def role_environment(options: Options) -> dict[str, str]:
         "PENSTOCK_ALLOWED_HOSTS": ",".join(allowed),
         "PENSTOCK_CONSOLE_URL": options.console_url,
         "PENSTOCK_API_URL": options.api_url,
+        "PENSTOCK_GATEWAY_URL": options.api_url,
     }
     fixed = {
         "PENSTOCK_DATA": str(options.data),
@@ -151,6 +153,7 @@ def gateway_role(options: Options, number: int) -> Role:
 def web_role(options: Options) -> Role:
     argv = _python("uvicorn", "penstock.asgi:application", "--host", options.host, "--port", str(options.port))
     argv += ("--lifespan", "on", "--no-server-header", "--timeout-graceful-shutdown", "3", "--log-level", "warning")
+    argv += ("--ws-max-size", str(MAX_FRAME), "--ws-per-message-deflate", "false")
     if sys.platform != "win32":
         argv += ("--loop", "uvloop", "--http", "httptools")
     return Role("web", argv, role_environment(options), stage=STAGE_CONTROL, grace_s=6)

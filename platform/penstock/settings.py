@@ -152,6 +152,8 @@ PENSTOCK_WEB_PORT = env.integer("PENSTOCK_PORT", 8000)
 PENSTOCK_API_PORT = env.integer("PENSTOCK_API_PORT", 8080)
 PENSTOCK_CONSOLE_URL = env.text("PENSTOCK_CONSOLE_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_WEB_PORT}"
 PENSTOCK_API_URL = env.text("PENSTOCK_API_URL") or f"http://{PENSTOCK_WEB_HOST}:{PENSTOCK_API_PORT}/v1"
+PENSTOCK_GATEWAY_URL = env.text("PENSTOCK_GATEWAY_URL") or PENSTOCK_API_URL
+"""Where the web role itself reaches a gateway, for the playground."""
 
 PENSTOCK_HOST_LOST_S = float(env.integer("PENSTOCK_HOST_LOST_S", 15))
 """A host whose agent has not reported for so long is lost, and its replicas fail over."""

@@ -13,6 +13,15 @@
       { key: "sold", name: "reserved", token: "sold", step: true, width: 1.8, swatch: "line" },
       { key: "used", name: "used", token: "used", fill: true, swatch: "" },
     ],
+    "usage-mu": [{ key: "mu", name: "used", token: "used", fill: true, swatch: "" }],
+    "usage-tokens": [
+      { key: "input_tokens", name: "input", token: "ink-3", width: 1.8, swatch: "line" },
+      { key: "output_tokens", name: "output", token: "used", fill: true, swatch: "" },
+    ],
+    "usage-requests": [
+      { key: "requests", name: "requests", token: "used", fill: true, swatch: "" },
+      { key: "failed", name: "failed", token: "bad", width: 1.8, swatch: "line" },
+    ],
   };
   const HEIGHT = 260, NARROW = 560;
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -79,6 +79,36 @@ def pool(slug: str, model: Model, hardware: HardwareType, *, calibrated: bool, n
     return made
 
 
+def usage_record(tenant: Tenant, key_id: uuid.UUID, of: Pool, **fields: object) -> UsageRecord:
+    """One completed request of ``tenant``, a second ago."""
+    now = timezone.now()
+    defaults: dict[str, object] = {
+        "id": uuid.uuid4(),
+        "deployment_id": uuid.uuid4(),
+        "revision_id": uuid.uuid4(),
+        "replica_id": uuid.uuid4(),
+        "model": "chat-32b",
+        "dialect": "chat",
+        "service_class": "best_effort",
+        "stream": True,
+        "profile_version": 1,
+        "estimated_mu": 0.4,
+        "actual_mu": 0.32,
+        "input_tokens": 1000,
+        "cached_tokens": 400,
+        "output_tokens": 500,
+        "outcome": "completed",
+        "status": 200,
+        "finish_reason": "stop",
+        "gateway": "gw-1",
+        "admitted_at": now - timedelta(seconds=9),
+        "routed_at": now - timedelta(seconds=8.9),
+        "first_byte_at": now - timedelta(seconds=8),
+        "ended_at": now - timedelta(seconds=1),
+    }
+    return UsageRecord.objects.create(tenant_id=tenant.pk, key_id=key_id, pool_id=of.pk, **(defaults | fields))
+
+
 def replica(
     deployment: Deployment, revision: Revision, host: Host, state: str, now: datetime, **fields: object
 ) -> Replica:

@@ -202,7 +202,7 @@ def gather_dashboard(
     last = records[LATEST_ROWS - 1] if len(records) > LATEST_ROWS else None
     return Dashboard(
         at=now,
-        total=_sum("Total", "", grouped),
+        total=summed("Total", "", grouped),
         mu_by_pool=_mu_by_pool(grouped),
         by_model=_by_model(grouped, names, pools),
         by_key=_by_key(grouped, names, key_names),
@@ -224,7 +224,7 @@ def _latest(tenant: Tenant, before: Place | None, only_failed: bool) -> QuerySet
     return rows.exclude(outcome="completed") if only_failed else rows
 
 
-def _sum(name: str, sub: str, rows: Sequence[Row]) -> Usage:
+def summed(name: str, sub: str, rows: Sequence[Row]) -> Usage:
     totals = {field: sum(row[field] or 0 for row in rows) for field in SUMS}
     return Usage(
         name=name,
@@ -246,12 +246,12 @@ def _by_model(grouped: Sequence[Row], names: dict[UUID, str], pools: dict[UUID, 
     by: dict[tuple[UUID, UUID], list[Row]] = defaultdict(list)
     for row in grouped:
         by[row["deployment_id"], row["pool_id"]].append(row)
-    rows = [_sum(_name(names, deployment), _name(pools, pool), own) for (deployment, pool), own in by.items()]
+    rows = [summed(_name(names, deployment), _name(pools, pool), own) for (deployment, pool), own in by.items()]
     return sorted(rows, key=lambda row: -row.requests)
 
 
 def _by_key(grouped: Sequence[Row], names: dict[UUID, str], keys: dict[UUID, str]) -> list[Usage]:
-    rows = [_sum(_name(keys, row["key_id"]), _name(names, row["deployment_id"]), [row]) for row in grouped]
+    rows = [summed(_name(keys, row["key_id"]), _name(names, row["deployment_id"]), [row]) for row in grouped]
     return sorted(rows, key=lambda row: -row.requests)
 
 

@@ -58,6 +58,7 @@ ICONS = {
     "chat": '<path d="M3 3h10v7.500H7.500L4.500 13v-2.500H3z"/>',
     "usage": '<path d="M2 12.500 6 7.500l3 2.500 5-6.500"/>',
     "gauge": '<path d="M2 11a6 6 0 0 1 12 0"/><path d="m8 11 3-3.500"/>',
+    "image": '<rect x="2" y="3" width="12" height="10" rx="1"/><path d="m2.5 12 3.500-4 2.500 2.500 2-2 3 3.500"/>',
     "menu": '<path d="M2.5 4.500h11M2.5 8h11M2.5 11.500h11"/>',
     "theme": '<path d="M8 2a6 6 0 1 0 0 12z" fill="currentColor"/><circle cx="8" cy="8" r="6"/>',
     "updown": '<path d="m5 6.5 3-3 3 3M5 9.500l3 3 3-3"/>',
@@ -75,6 +76,18 @@ def icon(name: str) -> SafeString:
         '<svg class="ic" viewBox="0 0 16 16" aria-hidden="true">{}</svg>',
         mark_safe(ICONS[name]),  # noqa: S308 - constant markup of this module
     )
+
+
+@register.filter
+def svg(value: float) -> str:
+    """A length inside an SVG picture."""
+    return f"{value:.2f}"
+
+
+@register.filter
+def cut_underscores(value: object) -> str:
+    """A code as words: ``engine_lost`` as "engine lost"."""
+    return str(value).replace("_", " ")
 
 
 @register.filter

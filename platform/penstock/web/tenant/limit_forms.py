@@ -1,0 +1,46 @@
+"""The form of a plain limit, of the tenant or of one key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+
+from penstock.web.access import UserRequest
+from penstock.web.dashboard_data import usable_models
+from penstock.web.tenant.forms import PageForm
+from penstock.web.tenant.place import Place
+from tenants.models import ApiKey, Limit
+from tenants.services import limit_set
+
+_MOST = 2**63 - 1
+
+
+class LimitForm(PageForm):
+    kind = forms.ChoiceField(label="Limit", choices=Limit.Kind.choices)
+    value = forms.IntegerField(
+        label="At most", min_value=1, max_value=_MOST, widget=forms.NumberInput(attrs={"inputmode": "numeric"})
+    )
+    model = forms.ChoiceField(label="For", required=False)
+
+    def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = [row.name for row in usable_models(place.tenant)]
+        choices = [("", "all models together"), *((name, name) for name in names)]
+        self.fields["model"].choices = choices  # type: ignore[attr-defined]
+
+
+def limit_saved(request: UserRequest, place: Place, form: LimitForm, *, api_key: ApiKey | None = None) -> bool:
+    """Set what the form says and tell the person; False, with errors in the form, where it cannot be."""
+    if not form.is_valid():
+        return False
+    try:
+        limit = limit_set(tenant=place.tenant, api_key=api_key, actor=request.user, **form.cleaned_data)
+    except ValidationError as error:
+        form.refused(error)
+        return False
+    of = f" for {limit.model}" if limit.model else ""
+    messages.success(request, f"{api_key.name if api_key else place.tenant}: at most {limit}{of}, within two seconds.")
+    return True

@@ -1,0 +1,28 @@
+"""The tenant's pages, below ``/t/<slug>/``."""
+
+from django.urls import path
+
+from penstock.web.tenant import keys, limits, members, playground, quickstart, usage
+
+urlpatterns = [
+    path("quick-start", quickstart.quickstart, name="tenant-quickstart"),
+    path("playground/", playground.playground, name="tenant-playground"),
+    path("keys/", keys.keys, name="tenant-keys"),
+    path("keys/new", keys.key_new, name="tenant-key-new"),
+    path("keys/<uuid:key_id>/", keys.key, name="tenant-key"),
+    path("keys/<uuid:key_id>/edit", keys.key_edit, name="tenant-key-edit"),
+    path("keys/<uuid:key_id>/rotate", keys.key_rotate, name="tenant-key-rotate"),
+    path("keys/<uuid:key_id>/revoke", keys.key_revoke, name="tenant-key-revoke"),
+    path("keys/<uuid:key_id>/limits", keys.key_limit_set, name="tenant-key-limit-set"),
+    path("keys/<uuid:key_id>/limits/<uuid:limit_id>/remove", keys.key_limit_remove, name="tenant-key-limit-remove"),
+    path("usage/", usage.usage, name="tenant-usage"),
+    path("usage/series.json", usage.usage_series, name="tenant-usage-series"),
+    path("usage/export", usage.usage_export, name="tenant-usage-export"),
+    path("usage/<uuid:request_id>", usage.usage_request, name="tenant-usage-request"),
+    path("members/", members.members, name="tenant-members"),
+    path("members/<uuid:member_id>/role", members.member_role, name="tenant-member-role"),
+    path("members/<uuid:member_id>/remove", members.member_remove, name="tenant-member-remove"),
+    path("members/invitations/<uuid:invitation_id>/revoke", members.invitation_end, name="tenant-invitation-end"),
+    path("limits/", limits.limits, name="tenant-limits"),
+    path("limits/<uuid:limit_id>/remove", limits.limit_end, name="tenant-limit-end"),
+]
