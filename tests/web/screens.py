@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -44,7 +45,22 @@ SHOTS = (
     ("console", "operator", "/console/?range=1h"),
     ("console-pool", "operator", "/console/?range=24h&pool=chat-32b"),
     ("tenant", "owner", "/t/northwind/?range=24h"),
-    ("tenants", "operator", "/tenants/"),
+    ("hosts", "operator", "/console/hosts/"),
+    ("host", "operator", "/console/hosts/gpu-02/"),
+    ("host-add", "operator", "/console/hosts/new"),
+    ("host-secret", "operator", "/console/hosts/gpu-02/secret"),
+    ("deployments", "operator", "/console/deployments/"),
+    ("deployment", "operator", "/console/deployments/{chat}/?ended=1"),
+    ("deployment-events", "operator", "/console/deployments/{chat}/?tab=events"),
+    ("deployment-revisions", "operator", "/console/deployments/{chat}/?tab=revisions"),
+    ("deployment-logs", "operator", "/console/deployments/{chat}/?tab=logs"),
+    ("deployment-settings", "operator", "/console/deployments/{chat}/?tab=settings"),
+    ("deployment-new", "operator", "/console/deployments/new?model=Qwen/Qwen3-8B"),
+    ("deployment-stop", "operator", "/console/deployments/{chat}/stop"),
+    ("replica", "operator", "/console/replicas/{failed}/"),
+    ("operator-tenants", "operator", "/console/tenants/"),
+    ("operator-tenant", "operator", "/console/tenants/northwind/"),
+    ("audit", "operator", "/console/audit/"),
     ("tokens", "operator", "/tokens"),
     ("style-guide", "operator", "/console/style-guide/"),
     ("not-found", None, "/nothing-here"),
@@ -53,12 +69,46 @@ README_SHOTS = (
     ("console.png", "operator", "/console/?range=24h&pool=chat-32b", "light"),
     ("tenant.png", "owner", "/t/northwind/?range=24h", "dark"),
 )
+TENANT_SHOTS = (
+    ("quick-start", "owner", "/t/northwind/quick-start"),
+    ("playground", "owner", "/t/northwind/playground/"),
+    ("keys", "owner", "/t/northwind/keys/"),
+    ("key", "owner", "/t/northwind/keys/{key}/"),
+    ("key-of-viewer", "viewer", "/t/northwind/keys/{key}/"),
+    ("key-new", "owner", "/t/northwind/keys/new"),
+    ("usage", "owner", "/t/northwind/usage/?range=24h"),
+    ("usage-tokens", "owner", "/t/northwind/usage/?range=24h&metric=tokens"),
+    ("usage-requests", "owner", "/t/northwind/usage/?range=24h&metric=requests"),
+    ("usage-request", "owner", "/t/northwind/usage/{request}"),
+    ("members", "owner", "/t/northwind/members/"),
+    ("limits", "owner", "/t/northwind/limits/"),
+)
+EMPTY_TENANT_SHOTS = tuple(
+    (f"{name}-empty", "owner", f"/t/fresh/{path}")
+    for name, path in (
+        ("quick-start", "quick-start"),
+        ("playground", "playground/"),
+        ("keys", "keys/"),
+        ("usage", "usage/"),
+        ("members", "members/"),
+        ("limits", "limits/"),
+    )
+)
 EMPTY_SHOTS = (
     ("console-empty", "operator", "/console/"),
+    ("hosts-empty", "operator", "/console/hosts/"),
+    ("deployments-empty", "operator", "/console/deployments/"),
+    ("deployment-new-empty", "operator", "/console/deployments/new"),
+    ("operator-tenant-empty", "operator", "/console/tenants/fresh/"),
+    ("operator-tenant-new", "operator", "/console/tenants/new"),
+    ("audit-empty", "operator", "/console/audit/"),
     ("tenant-empty", "owner", "/t/fresh/"),
     ("tenants-empty", "lonely", "/tenants/"),
     ("tokens-empty", "owner", "/tokens"),
 )
+
+Shots = tuple[tuple[str, str | None, str], ...]
+"""Name, who is signed in, and path of each picture."""
 
 
 def free_port() -> int:
@@ -70,9 +120,12 @@ def free_port() -> int:
 @contextmanager
 def served(data: Path) -> Iterator[str]:
     """The web role on a free port; its base URL."""
+    from penstock.secrets import ensure_secrets
+
+    ensure_secrets(data)
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "--factory", "django.core.asgi:get_asgi_application"]
-    options = ["--lifespan", "off", "--port", str(port), "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", "penstock.asgi:application"]
+    options = ["--lifespan", "on", "--port", str(port), "--log-level", "warning"]
     process = subprocess.Popen([*command, *options], env={**os.environ, "PENSTOCK_DATA": str(data)})
     url = f"http://127.0.0.1:{port}"
     try:
@@ -142,9 +195,7 @@ def for_the_readme(base: str, sessions: dict[str, str], folder: Path) -> None:
         browser.close()
 
 
-def photograph(
-    base: str, sessions: dict[str, str], shots: tuple[tuple[str, str | None, str], ...], folder: Path
-) -> None:
+def photograph(base: str, sessions: dict[str, str], shots: Shots, folder: Path) -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         for width in (1440, 390):
@@ -171,7 +222,9 @@ def photograph(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Screenshots of every page from a seeded platform.")
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder.resolve()
+    parser.add_argument("--only", default="", metavar="REGEX", help="names of pictures to take (all)")
+    arguments = parser.parse_args()
+    folder, only = arguments.folder.resolve(), re.compile(arguments.only)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ps") as name:
         data = Path(name)
@@ -198,15 +251,50 @@ def main() -> None:
             Membership.objects.create(tenant=tenant, user=fresh, role="owner")
             sessions = {who: session_for(f"{who}@penstock.example") for who in ("empty", "fresh", "lonely")}
             empty = {"operator": sessions["empty"], "owner": sessions["fresh"], "lonely": sessions["lonely"]}
-            photograph(base, empty, EMPTY_SHOTS, folder)
+            photograph(base, empty, tuple(shot for shot in EMPTY_SHOTS if only.search(shot[0])), folder)
             tenant.delete()
             operator.delete()
             with redis.Redis.from_url(url) as client:
                 seeded = seed(client)
             full = {"operator": session_for(seeded.operator.email), "owner": session_for(seeded.owner.email)}
+            acted(seeded)
             with going_on(url, seeded):
-                photograph(base, full, SHOTS, folder)
-                for_the_readme(base, full, folder)
+                places = {"chat": seeded.chat.pk, "failed": seeded.failed.pk}
+                shots = tuple((name, who, path.format(**places)) for name, who, path in SHOTS if only.search(name))
+                photograph(base, full, shots, folder)
+                if not arguments.only:
+                    for_the_readme(base, full, folder)
+
+
+def acted(seeded: Seeded) -> None:
+    """A few acts of the operator, for the audit log to show."""
+    from capacity.models import Host
+    from capacity.services import host_cordon, host_labels_set, host_uncordon
+    from serving.services import deployment_update, revision_create
+    from tenants.services import invitation_create, limit_set
+
+    operator, host = seeded.operator, Host.objects.get(name="gpu-02")
+    invitation_create(tenant=seeded.northwind, email="carla@northwind.example", actor=operator)
+    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=6000, actor=operator)
+    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=9000, actor=operator)
+    host_cordon(host=host, actor=operator)
+    host_uncordon(host=host, actor=operator)
+    host_labels_set(host=host, labels={"zone": "b", "rack": "r12"}, actor=operator)
+    deployment_update(deployment=seeded.chat, max_replicas=6, min_replicas=2, cold_start_s=94.0, actor=operator)
+    current = seeded.chat.revisions.get()
+    options = {"max_model_len": 16384, "host_labels": {"zone": "b"}}
+    revision_create(deployment=seeded.chat, runtime=current.runtime, options=options, actor=operator)
+
+
+def things_of(seeded: Seeded) -> dict[str, str]:
+    """What stands for itself in the paths of pictures."""
+    from capacity.models import UsageRecord
+    from tenants.models import ApiKey
+
+    key = ApiKey.objects.get(tenant=seeded.northwind, name="sandbox")
+    record = UsageRecord.objects.filter(tenant_id=seeded.northwind.pk, outcome="completed").first()
+    assert record is not None
+    return {"key": str(key.pk), "request": str(record.pk)}
 
 
 @contextmanager
