@@ -251,17 +251,19 @@ def main() -> None:
             Membership.objects.create(tenant=tenant, user=fresh, role="owner")
             sessions = {who: session_for(f"{who}@penstock.example") for who in ("empty", "fresh", "lonely")}
             empty = {"operator": sessions["empty"], "owner": sessions["fresh"], "lonely": sessions["lonely"]}
-            photograph(base, empty, tuple(shot for shot in EMPTY_SHOTS if only.search(shot[0])), folder)
+            shots: Shots = tuple(shot for shot in (*EMPTY_SHOTS, *EMPTY_TENANT_SHOTS) if only.search(shot[0]))
+            photograph(base, empty, shots, folder)
             tenant.delete()
             operator.delete()
             with redis.Redis.from_url(url) as client:
                 seeded = seed(client)
-            full = {"operator": session_for(seeded.operator.email), "owner": session_for(seeded.owner.email)}
+            people = {"operator": seeded.operator, "owner": seeded.owner, "viewer": seeded.viewer}
+            full = {who: session_for(user.email) for who, user in people.items()}
             acted(seeded)
             with going_on(url, seeded):
-                places = {"chat": seeded.chat.pk, "failed": seeded.failed.pk}
-                shots = tuple((name, who, path.format(**places)) for name, who, path in SHOTS if only.search(name))
-                photograph(base, full, shots, folder)
+                places = {"chat": seeded.chat.pk, "failed": seeded.failed.pk, **things_of(seeded)}
+                shots = tuple(shot for shot in (*SHOTS, *TENANT_SHOTS) if only.search(shot[0]))
+                photograph(base, full, tuple((n, who, path.format(**places)) for n, who, path in shots), folder)
                 if not arguments.only:
                     for_the_readme(base, full, folder)
 
