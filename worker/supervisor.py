@@ -261,6 +261,12 @@ class Supervisor:
                 self._act_on_process(act, self.states[step.replica_id], live, now)
         except (OptionError, WeightsError) as error:
             refusal = str(error)
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            what = "The program cannot be started" if act is Act.LAUNCH else f"{act.value} failed"
+            hint = (
+                "Install it on this host, or correct the revision" if act is Act.LAUNCH else "Check the agent's folder"
+            )
+            refusal = f"{what}: {error.strerror}: {error.filename}. {hint}."
         except OSError as error:
             refusal = f"{act.value} failed: {error}. Check disk space and the owner of the agent's folder."
         except Exception as error:  # noqa: BLE001  (an order that cannot be carried out fails its replica alone)

@@ -1,7 +1,7 @@
-"""Build the tiny demonstration model: a random-weight Llama with a byte-level tokenizer and a chat template.
+"""Build a tiny demonstration model: a random-weight Llama that generates, or a Qwen3 that embeds.
 
-Run by an engine environment's interpreter (``python tiny_model.py OUT``), so it imports nothing of Penstock. The result
-is deterministic and takes a few seconds and 250 kB; its answers are noise, its token counts are exact.
+Run by an engine environment's interpreter (``python tiny_model.py OUT --kind embed``), so it imports nothing of
+Penstock. The result is deterministic and takes a few seconds and 250 kB; its answers are noise, its token counts exact.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(out: Path) -> None:
-    """Write model and tokenizer to ``out``."""
+def build(out: Path, *, kind: str = "generate") -> None:
+    """Write model and tokenizer to ``out``; ``kind`` is ``generate`` or ``embed``."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
     out.mkdir(parents=True, exist_ok=True)
     text = Tokenizer(models.BPE())
@@ -50,12 +50,14 @@ def build(out: Path) -> None:
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         model_max_length=CONTEXT,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    if kind == "generate":
+        tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(out)
 
     torch.manual_seed(0)
     hidden = 64
-    config = LlamaConfig(
+    config_of = Qwen3Config if kind == "embed" else LlamaConfig
+    config = config_of(
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
         hidden_size=hidden,
         intermediate_size=hidden * 2,
@@ -69,10 +71,13 @@ def build(out: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+    model = Qwen3Model(config) if kind == "embed" else LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    build(parser.parse_args().out)
+    parser.add_argument("--kind", choices=("generate", "embed"), default="generate")
+    chosen = parser.parse_args()
+    build(chosen.out, kind=chosen.kind)

@@ -14,8 +14,8 @@ from worker.runtimes.base import WeightsSpec
 from worker.spec import Progress
 
 HERE = Path(__file__).parent
-TINY_NAME = "tiny-llama-1"
-"""Folder of the built-in model; the number rises when ``tiny_model.py`` makes another one."""
+TINY_NAMES = {"": "tiny-llama-1", "embed": "tiny-embed-1"}
+"""Folders of the built-in models by the artifact's value; a number rises when ``tiny_model.py`` makes another one."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -39,10 +39,7 @@ def check_folder(path: Path) -> Path:
 
     Weights must be safetensors: other formats may run code when they are read.
     """
-    if not path.is_absolute():
-        raise WeightsError(f"The model's path must be absolute on the host, not {str(path)!r}.")
-    if not path.is_dir():
-        raise WeightsError(f"There is no folder {path} on this host: copy the model there or correct the path.")
+    require_folder(path)
     try:
         names = {file.name for file in path.iterdir()}
         config = json.loads((path / "config.json").read_text())
@@ -62,6 +59,31 @@ def check_folder(path: Path) -> Path:
     return path
 
 
+def require_folder(path: Path) -> Path:
+    """Return ``path`` when it is a folder of this host. Raises WeightsError."""
+    if not path.is_absolute():
+        raise WeightsError(f"The model's path must be absolute on the host, not {str(path)!r}.")
+    if not path.is_dir():
+        raise WeightsError(f"There is no folder {path} on this host: copy the model there or correct the path.")
+    return path
+
+
+def check_mlflow(path: Path) -> Path:
+    """Return ``path`` when it holds an MLflow model with the flavour that the server loads. Raises WeightsError.
+
+    Most flavours run the model's own code when they are loaded: whoever may name the folder may run code on the host.
+    """
+    try:
+        described = (require_folder(path) / "MLmodel").read_text("utf-8", "replace")
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} has no MLmodel: it is not a model that MLflow saved.") from error
+    except OSError as error:
+        raise WeightsError(f"{path}/MLmodel cannot be read by this host's agent: {error.strerror}.") from error
+    if not re.search(r"^\s+python_function:", described, re.MULTILINE):
+        raise WeightsError(f"{path} has no python_function flavour: save it with mlflow.<library>.save_model().")
+    return path
+
+
 def _check_shards(path: Path, names: set[str]) -> None:
     if "model.safetensors.index.json" not in names:
         return
@@ -76,7 +98,8 @@ def _check_shards(path: Path, names: set[str]) -> None:
 def fetched(spec: WeightsSpec, models: Path) -> Path | None:
     """Return where weights of ``spec`` lie ready, or None when they are to be fetched. Raises WeightsError."""
     if spec.kind == "path":
-        return check_folder(Path(spec.value))
+        check = {"huggingface": check_folder, "mlflow": check_mlflow, "any": require_folder}[spec.form]
+        return check(Path(spec.value))
     result = result_path(spec, models)
     if spec.kind == "tiny":
         return result if (result / "config.json").is_file() else None
@@ -89,7 +112,7 @@ def fetched(spec: WeightsSpec, models: Path) -> Path | None:
 
 def result_path(spec: WeightsSpec, models: Path) -> Path:
     if spec.kind == "tiny":
-        return models / TINY_NAME
+        return models / TINY_NAMES[spec.value]
     identity = hashlib.sha256(f"{spec.value}@{spec.revision}".encode()).hexdigest()[:12]
     return models / f"hub-{spec.value.replace('/', '--')}-{identity}.json"
 
@@ -100,7 +123,7 @@ def fetch_plan(spec: WeightsSpec, *, models: Path, environment: Path | None) -> 
         raise WeightsError(f"Weights of kind {spec.kind!r} need an engine environment to fetch them with.")
     python, result = str(interpreter(environment)), result_path(spec, models)
     if spec.kind == "tiny":
-        making = (python, str(HERE / "tiny_model.py"), str(part_folder(result)))
+        making = (python, str(HERE / "tiny_model.py"), str(part_folder(result)), "--kind", spec.value or "generate")
         return FetchPlan(argv=making, env={"HF_HUB_OFFLINE": "1"}, result=result, is_folder=True)
     if not _HUB_ID.match(spec.value):
         raise WeightsError(f"{spec.value!r} is not a hub id: write owner/name, or an absolute path for a folder.")

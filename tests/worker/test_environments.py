@@ -56,6 +56,16 @@ def test_the_cuda_list_is_pinned_too_so_that_its_address_covers_all_it_brings(py
     assert CUDA.no_deps, "nothing comes in that the list does not name"
 
 
+def test_the_mlflow_list_is_pinned_and_lean() -> None:
+    found = [Requirement(line) for line in lines("mlflow")]
+    assert all(str(each.specifier).startswith("==") and len(each.specifier) == 1 for each in found)
+    names = {canonicalize_name(each.name) for each in found}
+    assert len(names) == len(found)
+    assert {"mlflow-skinny", "scikit-learn", "skops", "uvicorn", "fastapi", "pandas"} <= names
+    assert not names & {"mlflow", "torch", "gunicorn"}
+    assert get_recipe("mlflow").no_deps
+
+
 def test_the_users_pip_configuration_decides_and_pytorchs_index_comes_second(tmp_path: Path) -> None:
     list_ = tmp_path / "list.txt"
     first = install_command(["py", "-m", "pip"], CPU, list_)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -21,9 +22,12 @@ class Engine:
     def __init__(self) -> None:
         self.models: Any = {"data": [{"id": "m", "max_model_len": 512}]}
         self.looks = 0
+        self.version: str = '{"version": "1"}'
+        self.asked: list[tuple[str, str]] = []
         self.port = 0
 
     async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append((request.method, request.path))
         if request.path == "/metrics":
             self.looks += 1
             return web.Response(text="vllm:num_requests_running 1\n")
@@ -31,7 +35,7 @@ class Engine:
             return web.json_response(self.models)
         if request.path == "/x":
             return web.Response(status=500, body=b'{"error": {"message": "\xff"}}')
-        return web.json_response({"version": "1"})
+        return web.Response(text=self.version)
 
     def plan(self) -> LaunchPlan:
         readiness = Readiness(
@@ -101,3 +105,37 @@ async def test_an_error_in_no_encoding_is_an_error(engine: Engine, monkeypatch: 
         await until(lambda: watcher.view.warm_up == "failed")
         assert watcher.view.warm_up_error.startswith("answered 500")
         watcher.cancel()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [('{"version": "0.32.0"}', "0.32.0"), ("3.17.2\n", "3.17.2"), ("<html>\n</html>", ""), ("", "")],
+)
+async def test_a_version_is_told_as_json_or_as_text(
+    engine: Engine, text: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.watch.PERIOD_S", 0.05)
+    engine.version = text
+    plan = engine.plan()
+    readiness = msgspec.structs.replace(plan.readiness, models_path="")
+    async with aiohttp.ClientSession() as session:
+        told = msgspec.structs.replace(plan, readiness=readiness)
+        watcher = EngineWatcher(session, told, lambda _: METRICS, lambda: 1.0, lambda: None)
+        await until(lambda: engine.looks > 2)
+        assert (watcher.view.engine_version, watcher.view.max_model_len) == (version, None)
+        watcher.cancel()
+
+
+async def test_what_an_engine_does_not_have_is_not_asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.watch.PERIOD_S", 0.05)
+    plan = engine.plan()
+    readiness = msgspec.structs.replace(
+        plan.readiness, models_path="", version_path="", warm_up_path="/ready", warm_up_body=None
+    )
+    async with aiohttp.ClientSession() as session:
+        bare = msgspec.structs.replace(plan, readiness=readiness, metrics_path="")
+        watcher = EngineWatcher(session, bare, lambda _: {}, lambda: 1.0, lambda: None)
+        watcher.warm_up()
+        await until(lambda: watcher.view.warm_up == "ok" and engine.asked.count(("GET", "/health")) > 2)
+        watcher.cancel()
+    assert set(engine.asked) == {("GET", "/health"), ("GET", "/ready")}

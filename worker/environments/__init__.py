@@ -60,6 +60,13 @@ RECIPES = {
         verify="import importlib.metadata as m, torch, vllm; assert torch.version.cuda; m.version('vllm')",
         minimum_glibc=(2, 31),
     ),
+    "mlflow": Recipe(
+        name="mlflow",
+        minimum_free_bytes=1_500_000_000,
+        no_deps=True,
+        verify="import mlflow.pyfunc.scoring_server, pandas, sklearn, skops, uvicorn",
+        minimum_glibc=(2, 34),
+    ),
 }
 
 

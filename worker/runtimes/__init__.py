@@ -10,6 +10,8 @@ from worker.runtimes.base import OptionError, Runtime
 
 RUNTIMES = {
     "vllm": "worker.runtimes.vllm:VllmRuntime",
+    "mlflow": "worker.runtimes.mlflow:MlflowRuntime",
+    "command": "worker.runtimes.command:CommandRuntime",
     "simulated": "worker.runtimes.simulated:SimulatedRuntime",
 }
 """Runtime name (``ReplicaOrder.runtime``) -> ``module:class``."""

@@ -42,11 +42,15 @@ class EnvironmentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WeightsSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights to have on disk before a launch: ``kind`` and ``value`` as in ``ReplicaOrder.artifact``."""
+    """Weights to have on disk before a launch: ``kind`` and ``value`` as in ``ReplicaOrder.artifact``.
+
+    ``form`` says what a usable folder holds: a model in Hugging Face format, an MLflow model, or anything.
+    """
 
     kind: Literal["tiny", "path", "hub"]
     value: str
     revision: str = ""
+    form: Literal["huggingface", "mlflow", "any"] = "huggingface"
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):

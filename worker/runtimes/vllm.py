@@ -26,6 +26,7 @@ from worker.runtimes.base import (
     WeightsSpec,
 )
 from worker.spec import ReplicaOrder
+from worker.weights import TINY_NAMES
 
 TINY_KV_BYTES = 64 * 1024 * 1024
 CPU_KV_BYTES = 1024 * 1024 * 1024
@@ -76,6 +77,9 @@ class VllmRuntime:
             )
         if kind != "tiny" and not value:
             raise OptionError(f"The model names no {'folder' if kind == 'path' else 'hub id'}: set it.")
+        if kind == "tiny" and value not in TINY_NAMES:
+            known = " and ".join(repr(each) for each in TINY_NAMES if each)
+            raise OptionError(f"There is no built-in tiny model {value!r}: leave its value empty, or give {known}.")
         known_kind = cast(Literal["tiny", "path", "hub"], kind)
         return WeightsSpec(kind=known_kind, value=value, revision=order.artifact.get("revision", ""))
 
