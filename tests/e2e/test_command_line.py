@@ -47,6 +47,16 @@ def test_from_signing_in_to_a_streamed_chat(stack: Stack, tmp_path: Path) -> Non
     assert "demo-sim" in penstock("deployments", "list")
     assert "ready" in penstock("replicas", "list", "--state", "ready")
     assert penstock("keys", "create", "ci", "--tenant", tenant).startswith("mu_")
+    pool = next(
+        row["pool"] for row in json.loads(penstock("deployments", "list", "--json")) if row["name"] == "demo-sim"
+    )
+    assert penstock("deploy", pool, "--name", "second", "--timeout", "60") == "second\n"
+    assert penstock("logs", "second", "--lines", "3").strip(), "the engine's own log, through its agent"
+    kept = tmp_path / "all.yaml"
+    kept.write_text(penstock("export"))
+    assert penstock("apply", "--file", str(kept), "--dry-run") == "", "what was exported is what is there"
+    kept.write_text("deployments: [{name: second, is_enabled: false}]")
+    assert "is_enabled: true → false" in penstock("apply", "--file", str(kept))
     answer = penstock("chat", "demo-sim", "Say", "hello", "--tenant", tenant, "--max-tokens", "16")
     assert answer.strip()
     keys = json.loads(penstock("keys", "list", "--tenant", tenant, "--json"))

@@ -181,7 +181,7 @@ def state_line(replica: Mapping[str, Any]) -> str:
     ]
     state = " ".join([replica["state"], *(word for word in dict.fromkeys(how_far) if word)])
     where = f" on {replica['host_name']}" if replica["host_name"] else ""
-    why = f": {replica['reason']}" if replica["reason"] and replica["state"] != "ready" else ""
+    why = f": {replica['reason']}" if replica["reason"] and replica["state"] not in ("starting", "ready") else ""
     return f"  replica {replica['id'][-8:]}{where} {state}{why}"
 
 
