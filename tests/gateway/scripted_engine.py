@@ -99,6 +99,8 @@ async def misfortune(request: web.Request, script: dict[str, Any], prompts: list
         return error(400, text, param="input_tokens")
     if fail == "status":
         return error(int(script.get("status", 500)), "EngineCore encountered an issue")
+    if fail == "garbage":
+        return web.Response(text="<html>", content_type="application/json")
     if fail == "hang":
         await asyncio.sleep(3600)
     if fail == "drop" and at == 0:
