@@ -26,13 +26,13 @@ class SetupError(RuntimeError):
     """The installation cannot be prepared; the message says why and what to do."""
 
 
-def prepare(*, demo_engine: demo.Engine | None, model: str | None) -> dict[str, Any]:
+def prepare(*, demo_engine: demo.Engine | None, model: str | None, is_host: bool = True) -> dict[str, Any]:
     """Bring the database and this host's enrolment up to date. Safe to repeat.
 
-    ``demo_engine`` (``vllm`` or ``simulated``) seeds the demo on an empty database; None never does. Returns the number
-    of ``migrations`` applied, the ``host``, whether there ``is_demo`` data, a fresh ``sign_in_url`` for an operator
-    who has no password yet (else empty), the ``tenants`` made now with their keys, and the state of all ``models``.
-    Raises SetupError.
+    ``demo_engine`` (``vllm`` or ``simulated``) seeds the demo on an empty database; None never does. ``is_host``: an
+    agent of this machine runs engines. Returns the number of ``migrations`` applied, the ``host``, whether there
+    ``is_demo`` data, a fresh ``sign_in_url`` for an operator who has no password yet (else empty), the ``tenants`` made
+    now with their keys, and the state of all ``models``. Raises SetupError.
     """
     messages = run_checks(tags=["penstock"], include_deployment_checks=True)
     errors = [f"{message.msg} {message.hint}" for message in messages if isinstance(message, Error)]
@@ -41,10 +41,10 @@ def prepare(*, demo_engine: demo.Engine | None, model: str | None) -> dict[str, 
     try:
         applied = _migrate()
         tenants = _seed(demo_engine, model)
-        host = demo.local_host_enrol(settings.DATA)
+        host = demo.local_host_enrol(settings.DATA).name if is_host else ""
         return {
             "migrations": applied,
-            "host": host.name,
+            "host": host,
             "is_demo": User.objects.filter(email=demo.OPERATOR).exists(),
             "sign_in_url": _sign_in_url(),
             "tenants": tenants,

@@ -187,6 +187,7 @@ def _add_setup(parser: argparse.ArgumentParser) -> None:
         "each upgrade where systemd or containers run the roles."
     )
     _add_place(parser)
+    parser.add_argument("--no-host", action="store_true", help="no engines on this machine: do not enrol it")
     parser.add_argument("--demo", action="store_true", help="set the demo up when the database is empty")
     parser.add_argument("--engine", choices=("vllm", "simulated"), default="simulated", help="the demo's engines")
     parser.add_argument("--model", metavar="PATH_OR_ID", help="what the demo's vLLM serves")

@@ -22,7 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
     from penstock.first_run import SetupError, prepare
 
     try:
-        outcome = prepare(demo_engine=arguments.engine if arguments.demo else None, model=arguments.model)
+        outcome = prepare(
+            demo_engine=arguments.engine if arguments.demo else None,
+            model=arguments.model,
+            is_host=not arguments.no_host,
+        )
     except SetupError as error:
         print(f"penstock setup: {error}", file=sys.stderr)
         return 1
@@ -32,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe(outcome: dict[str, Any]) -> list[str]:
     """The outcome for a person."""
-    lines = [f"database   {outcome['migrations']} migrations applied", f"host       {outcome['host']} is enrolled"]
+    lines = [f"database   {outcome['migrations']} migrations applied"]
+    if outcome["host"]:
+        lines.append(f"host       {outcome['host']} is enrolled")
     for tenant in outcome["tenants"]:
         lines.append(f"tenant     {tenant['slug']}: API key {tenant['api_key']} (shown once)")
     if outcome["sign_in_url"]:

@@ -1,0 +1,99 @@
+"""What ``deploy/`` says is what this version understands: commands, settings, the gateway's addresses and limits."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from penstock.cli.parser import build_parser
+from penstock.roles import ROLES
+from serving.gateway.config import Config
+from serving.gateway.dialects import DIALECTS
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+WORKER_OPTIONS = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "worker" / "__main__.py").read_text(encoding="utf-8")))
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(path, encoding="utf-8")
+    return parser
+
+
+def understood(words: list[str]) -> Any:
+    return build_parser().parse_args(words)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_start_what_there_is(path: Path) -> None:
+    service = unit(path)["Service"]
+    command, *words = shlex.split(service["ExecStart"].replace("%i", "2"))
+    if path.name == "penstock-agent-engines-stop.service":
+        assert [command, *words[:2]] == ["/opt/penstock/bin/python", "-m", "worker"]
+        assert {word for word in words if word.startswith("--")} <= WORKER_OPTIONS
+        return
+    assert command == "/opt/penstock/bin/penstock"
+    arguments = understood(words)
+    if arguments.command == "up":
+        assert path.name.split("@")[0].removesuffix(".service") == f"penstock-{arguments.only}"
+    assert service["EnvironmentFile"] == "/etc/penstock/penstock.env"
+
+
+def test_every_role_has_a_unit_and_engines_outlive_their_agent() -> None:
+    called = {re.split(r"[@.]", path.name)[0].removeprefix("penstock-") for path in UNITS}
+    assert called == {*ROLES, "setup", "agent-engines-stop"}
+    kill = {path.name: unit(path)["Service"].get("KillMode") for path in UNITS}
+    assert {name for name, mode in kill.items() if mode == "process"} == {"penstock-agent.service"}
+
+
+@pytest.mark.parametrize("name", ["systemd/penstock.env", "compose.env.example"])
+def test_settings_are_those_of_the_page(name: str) -> None:
+    lines = (DEPLOY / name).read_text(encoding="utf-8").splitlines()
+    given = [line.removeprefix("#").partition("=")[0] for line in lines if "=" in line and " " not in line]
+    names = [one.removesuffix("_FILE") for one in given]
+    assert len(names) == len(set(names)) > 5
+    assert [one for one in names if f"`{one}`" not in SETTINGS] == []
+
+
+def test_containers_run_what_there_is() -> None:
+    ours = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
+    assert set(ours) == {"setup", "web", "loops", "gateway"}
+    for name, service in ours.items():
+        arguments = understood(service["command"])
+        assert (arguments.only if arguments.command == "up" else arguments.command) == name
+        assert service["env_file"] == "compose.env"
+    for service in COMPOSE["services"].values():
+        needed = service.get("depends_on", ())
+        assert set(needed) <= set(COMPOSE["services"])
+
+
+@pytest.mark.parametrize("name", ["penstock.conf", "compose.conf"])
+def test_the_proxy_sends_the_gateways_what_is_theirs(name: str) -> None:
+    text = (DEPLOY / "nginx" / name).read_text(encoding="utf-8")
+    pattern = re.search(r"location ~ (\S+) \{", text)
+    assert pattern is not None
+    assert [path for path in DIALECTS if not re.search(pattern[1], path)] == []
+    for of_web in ("/", "/tokens", "/t/acme/", "/api/v1/tenants", "/tokenizer", "/static/x.js"):
+        assert not re.search(pattern[1], of_web)
+    gateway = text[pattern.end() :].partition("}")[0]
+    size = re.search(r"client_max_body_size (\d+)m", gateway)
+    wait = re.search(r"proxy_read_timeout (\d+)s", gateway)
+    assert size is not None
+    assert wait is not None
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    assert int(size[1]) * 1024 * 1024 == defaults["max_body"]
+    assert int(wait[1]) > defaults["total_s"]
+    assert "proxy_buffering off" in gateway
+    assert "X-Forwarded-For   $remote_addr" in text, "what a visitor says of where they come from is replaced"
