@@ -22,8 +22,8 @@ def read_by_the_code() -> set[str]:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAME.fullmatch(node.value):
                     found.add(node.value)
     found.update(re.findall(r"\$\{?(PENSTOCK_[A-Z_]+)", (ROOT / "penstock").read_text(encoding="utf-8")))
-    families = ("PENSTOCK_GATEWAY_", "PENSTOCK_TEST_")
-    return {name for name in found - NOT_VARIABLES if not name.startswith(families)}
+    limits = {f"PENSTOCK_GATEWAY_{name.upper()}" for name in _TUNABLE} | {"PENSTOCK_GATEWAY_"}
+    return {name for name in found - NOT_VARIABLES - limits if not name.startswith("PENSTOCK_TEST_")}
 
 
 def test_the_walk_sees_what_is_known_to_be_read() -> None:

@@ -30,10 +30,10 @@ def _run(words: list[str]) -> int:
         arguments.pytest_arguments = rest
     else:
         arguments = parser.parse_args(words)
-    if arguments.command in (None, "help"):
+    if arguments.command is None:
         parser.print_help()
         return 0
-    return _command(arguments.command)(arguments)
+    return _command("reference" if arguments.command == "help" else arguments.command)(arguments)
 
 
 def manage(arguments: Sequence[str], *, program: str = "penstock manage") -> int:

@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion(commands)
     commands.add_parser("manage", help="Django's commands: penstock manage help", add_help=False)
     commands.add_parser("version", help="print the version")
-    commands.add_parser("help", help="print this help")
+    help_ = commands.add_parser("help", help="print this help, or a whole reference")
+    help_.add_argument("topic", nargs="?", choices=("commands", "settings"), help="a reference, in Markdown")
     return parser
 
 
