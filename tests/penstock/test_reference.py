@@ -54,7 +54,7 @@ def test_help_without_a_topic_is_the_overview(capsys: pytest.CaptureFixture[str]
 
 def test_errors_that_are_explained_are_errors_that_are_told() -> None:
     gateway = DOCS.parent / "serving" / "gateway"
-    told = set(re.findall(r'"([a-z]+(?:_[a-z]+)+)"', "".join(p.read_text("utf-8") for p in gateway.rglob("*.py"))))
+    told = set(re.findall(r'"([a-z]+(?:_[a-z]+)*)"', "".join(p.read_text("utf-8") for p in gateway.rglob("*.py"))))
     table = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## A deployment")[0]
     rows = re.findall(r"^\| (\d{3}[^|]*) \|", table, re.M)
     explained = {code for row in rows for code in re.findall(r"`([a-z_]+)`", row)}
