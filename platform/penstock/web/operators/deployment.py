@@ -39,6 +39,7 @@ LOG_LINES = 200
 _EVENTS = 40
 _INCIDENTS = 20
 _AUDIT = 30
+_HAVE_LOGS = ("starting", "ready", "draining", "failed")
 _ENDED_SORTS = {"made": "created_at", "ended": "state_since"}
 
 
@@ -70,12 +71,15 @@ class EventRow:
 
 @read_page
 def deployment(request: UserRequest, deployment_id: UUID) -> HttpResponse:
-    """One deployment. Only the tab of replicas moves; the others stand as they were asked for."""
+    """One deployment. Replicas and logs move; the other tabs stand as they were asked for."""
     row = get_object_or_404(Deployment.objects.select_related("pool__model"), pk=deployment_id)
     tab = choice_of(request, "tab", [name for name, _ in TABS]) or "replicas"
+    if is_part(request) and tab == "logs":
+        return part(request, "operators/log.html", _logs(request, row))
     context = {**frame(row, tab), **_parts(request, row, tab)}
     if is_part(request) and tab == "replicas":
         return part(request, "operators/deployment_live.html", context)
+    context["moves"] = tab == "replicas" or context.get("chosen") is not None
     return show(request, "operators/deployment.html", context, current=CURRENT)
 
 
@@ -183,17 +187,13 @@ def _revisions(row: Deployment) -> list[RevisionView]:
 
 
 def _logs(request: UserRequest, row: Deployment) -> dict[str, Any]:
-    """The last lines of the chosen replica's log; by default of the newest that broke, else of the newest."""
+    """The end of the chosen replica's log; by default of the newest that has started, or has tried to."""
     newest = Replica.objects.filter(deployment=row).select_related("host").order_by("-created_at", "-id")
     choices = list(newest[:50])
-    broken = set(
-        Incident.objects.filter(deployment_id=row.pk, replica_id__in=[one.pk for one in choices]).values_list(
-            "replica_id", flat=True
-        )
-    )
     asked = text_of(request, "replica")
     chosen = next((one for one in choices if str(one.pk) == asked), None)
-    chosen = chosen or next((one for one in choices if one.pk in broken), None) or (choices[0] if choices else None)
+    if chosen is None and choices:
+        chosen = next((one for one in choices if one.state in _HAVE_LOGS), choices[0])
     log = log_of(chosen, lines=LOG_LINES) if chosen else None
     return {"choices": choices, "chosen": chosen, "log": log, "log_text": "\n".join(log["lines"]) if log else ""}
 
