@@ -1,4 +1,4 @@
-"""A pytest plugin: fast tests first, and nothing is skipped silently. ``penstock test`` loads it.
+"""A pytest plugin: fast tests first, nothing is skipped silently, no secret in a log. ``penstock test`` loads it.
 
 Under ``CI=true`` a skipped test fails the run unless its reason matches ``--allow-skip``. ``-p penstock.testing`` takes
 its settings from the environment, so that processes that share a round have them too.
@@ -18,6 +18,11 @@ ONLY_DATABASE, ALLOW_SKIP, SUMMARY = "PENSTOCK_TEST_ONLY_DATABASE", "PENSTOCK_TE
 
 _ORDER = ("browser", "postgres", "e2e", "vllm", "faults")
 """Markers from the cheapest to the most expensive; a test runs in the place of its most expensive one."""
+
+CANARY = "canary in the coal mine"
+"""Part of prompts that tests send: nobody may log it."""
+SECRETS = re.compile(r"\b(?:mu|pst|pse)_[A-Za-z0-9]{6,}_[A-Za-z0-9_-]{20,}|\bpsm_[\w.-]{40,}|" + CANARY)
+"""Whole API keys, access tokens, enrolment tokens and credentials of members, and the canary."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,6 +47,7 @@ class Plugin:
     def __init__(self, *, allowed: Sequence[str] = (), only_database: bool = False) -> None:
         self.allowed, self.only_database = allowed, only_database
         self.skipped: Counter[str] = Counter()
+        self.leaks: list[str] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,6 +60,9 @@ class Plugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
             self._note(report.longrepr)
+        logged = "".join(text for name, text in report.sections if " log " in f"{name} " or "stderr" in name)
+        if SECRETS.search(logged):
+            self.leaks.append(report.nodeid)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
@@ -63,6 +72,8 @@ class Plugin:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if exitstatus == pytest.ExitCode.OK and in_ci() and unlawful(self.skipped, self.allowed):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if exitstatus == pytest.ExitCode.OK and self.leaks:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if (summary := os.environ.get(SUMMARY)) and not hasattr(session.config, "workerinput"):
             Path(summary).write_text("\n".join(self.summary()), encoding="utf-8")
 
@@ -71,11 +82,12 @@ class Plugin:
         self.skipped[reason.removeprefix("Skipped: ").strip()] += 1
 
     def summary(self) -> list[str]:
-        """The last lines of a run: what was skipped, why, and whether that fails it."""
+        """The last lines of a run: what was skipped, why, and whether that fails it; and what was logged."""
+        leaks = [f"a secret or a prompt was logged by {name}  (fails the run)" for name in sorted(set(self.leaks))]
         if not self.skipped:
-            return ["nothing was skipped"]
+            return [*leaks, "nothing was skipped"]
         refused = set(unlawful(self.skipped, self.allowed)) if in_ci() else set()
-        return [
+        return leaks + [
             f"skipped {count}: {reason}{'  (fails the run: CI=true)' if reason in refused else ''}"
             for reason, count in sorted(self.skipped.items())
         ]

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from penstock.testing import SECRETS
+
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
@@ -89,6 +91,7 @@ class Stack:
         for process in left:
             with_suppressed(process.kill)
         assert not left, f"processes left behind: {left}"
+        assert self.leaks() == []
         return code
 
     def kill_all(self) -> None:
@@ -97,6 +100,23 @@ class Stack:
         if self.process is not None:
             with_suppressed(self.process.kill)
             self.process.wait(10)
+
+    def leaks(self) -> list[str]:
+        """Lines of roles' and engines' logs that hold a secret of the installation, or a prompt."""
+        found = []
+        literal = [text for text in self.secrets() if text]
+        for path in [*self.data.glob("log/*"), *self.data.glob("agent/replicas/*/engine.log*")]:
+            for line in path.read_text(errors="replace").splitlines():
+                if SECRETS.search(line) or any(text in line for text in literal):
+                    found.append(f"{path.name}: {line[:200]}")
+        return found
+
+    def secrets(self) -> Iterator[str]:
+        made = json.loads((self.data / "secrets.json").read_text())
+        yield from (made["django"], *made["key_peppers"].values(), *made["field_keys"])
+        agent = json.loads((self.data / "agent" / "agent.json").read_text())
+        yield agent["secret"]
+        yield (self.data / "state" / "agent.password").read_text().strip()
 
     def tail(self, lines: int = 60) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from penstock.testing import CANARY
 from tests.e2e.stack import Stack, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -48,7 +49,7 @@ def test_openai_client_streams_and_its_usage_row_has_the_same_tokens(stack: Stac
     mark = f"e2e-{uuid.uuid4().hex}"
     with client.chat.completions.create(
         model="demo-sim",
-        messages=[{"role": "user", "content": "Count to ten."}],
+        messages=[{"role": "user", "content": f"Count to ten. {CANARY}"}],
         max_tokens=12,
         stream=True,
         stream_options={"include_usage": True},
@@ -109,7 +110,7 @@ print("KEY", secret)
 
 def thirty_tokens(stack: Stack, key: str, *, stream: bool) -> int:
     """One request whose estimate is 30 tokens: the prompt is counted by the engine, the rest is max_tokens."""
-    body: dict[str, Any] = {"model": "demo-sim", "prompt": "ten tokens", "ignore_eos": True, "stream": stream}
+    body: dict[str, Any] = {"model": "demo-sim", "prompt": f"ten tokens {CANARY}", "ignore_eos": True, "stream": stream}
     headers = {"Authorization": f"Bearer {key}"}
     counted = httpx.post(
         f"{stack.base_url}/tokenize", json={"model": "demo-sim", "prompt": body["prompt"]}, headers=headers

@@ -22,6 +22,7 @@ import aiohttp
 import psutil
 import pytest
 
+from penstock.testing import CANARY
 from tests.e2e.clients import StreamLog, stream
 from tests.e2e.stack import Stack, wait_for
 
@@ -135,7 +136,7 @@ async def hundred_streams(stack: Stack, seed: int, rng: random.Random, plan: Pla
                 model="demo-sim",
                 client_id=f"kill-{seed}-{index}",
                 max_tokens=rng.randint(plan.least_tokens, 400),
-                prompt=f"run {seed} stream {index} " + "word " * rng.randint(0, 40),
+                prompt=f"run {seed} {CANARY} {index} " + "word " * rng.randint(0, 40),
             )
 
         tasks = [asyncio.ensure_future(one(index)) for index in range(plan.streams)]

@@ -8,17 +8,18 @@ import httpx
 import openai
 import pytest
 
+from penstock.testing import CANARY
 from tests.gateway.conftest import Shared
 from tests.gateway.harness import wait_for
 
-USER: Any = [{"role": "user", "content": "say something"}]
+USER: Any = [{"role": "user", "content": CANARY}]
 
 
 def test_a_chat_answer(shared: Shared) -> None:
     answer = shared.client().chat.completions.create(model="alpha", messages=USER, max_tokens=5)
     assert answer.choices[0].message.content == "tok tok tok tok tok "
     assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (8, 5)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 5)
     assert answer._request_id
 
 
@@ -49,7 +50,7 @@ def test_several_choices_in_a_stream_are_counted_together(shared: Shared) -> Non
     chunks = list(raw.parse())
     assert {c.choices[0].index for c in chunks} == {0, 1, 2}
     end = shared.cluster.ended(raw.headers["x-penstock-request-id"])
-    assert end["usage"] == {"input_tokens": 8, "output_tokens": 9}
+    assert end["usage"] == {"input_tokens": 10, "output_tokens": 9}
 
 
 def test_completions_of_texts_token_ids_and_lists(shared: Shared) -> None:

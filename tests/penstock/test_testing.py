@@ -118,3 +118,16 @@ def test_the_most_expensive_marker_counts(markers: list[str], place: int) -> Non
 
 def test_reasons_are_matched_as_patterns() -> None:
     assert unlawful(["no GPU here", "no disk"], ["GPU"]) == ["no disk"]
+
+
+@pytest.mark.parametrize("said", ["key mu_abcdef12_{}", "token pst_abcdef12_{}", "asked: canary in the coal mine"])
+def test_a_secret_or_a_prompt_in_a_log_fails_the_run(tmp_path: Path, said: str) -> None:
+    # In parts, so that this suite's own output does not have it.
+    text = said.format("x" * 24)
+    middle = len(text) // 2
+    code, told = run(
+        tmp_path, f"import logging\ndef test_it(): logging.getLogger().error({text[:middle]!r} + {text[middle:]!r})"
+    )
+    assert code == 1
+    assert "a secret or a prompt was logged by test_sample.py::test_it  (fails the run)" in told
+    assert run(tmp_path, "import logging\ndef test_it(): logging.getLogger().error('mu_abcdef12 revoked')")[0] == 0
