@@ -154,7 +154,8 @@ def _seed_engine(hardware: HardwareType, *, engine: Engine, model: str) -> str:
         actor=ACTOR,
     )
     pool = pool_create(name=f"Demo {artifact.name}", model=served, hardware_type=hardware, actor=ACTOR)
-    options: dict[str, Any] = {}
+    # The tiny model writes tool calls as well as any: in whatever form the engine is told to hold it to.
+    options: dict[str, Any] = {} if model else {"tool_call_parser": "hermes"}
     if engine == "simulated":
         options = simulated_options(default_profile(parameters=served.parameters, context_tokens=served.context_tokens))
     deployment_create(

@@ -110,7 +110,7 @@ CALLS: dict[str, Call] = {
     "count turns": count(messages=TURNS, tools=[TOOL], system="You are terse."),
     "unknown model": refused(message(model="no-such-model")),
     "too long": refused(message(messages=[{"role": "user", "content": "word " * 6000}])),
-    "max_tokens of a wrong type": refused(message(max_tokens="many")),
+    "stops of a wrong type": refused(message(stop_sequences={"a": 1})),
     "unknown role": refused(message(messages=[{"role": "tool", "content": "x"}])),
 }
 
@@ -121,7 +121,7 @@ JUSTIFIED: dict[str, str] = {
         "Penstock charges nothing for filling the cache, and so tells nothing of it."
     ),
     r"^count.*\.context_management$": "An echo of the count, which Anthropic has only for what it edits of a context.",
-    r"^(unknown|too long|max_tokens).*\.body\b.*": (
+    r"^(unknown|too long|stops).*\.body\b.*": (
         "Anthropic's error types and a request id, where vLLM has some of OpenAI's; status and exception are the same."
     ),
 }
