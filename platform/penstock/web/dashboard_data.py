@@ -16,7 +16,7 @@ from penstock.web import figures
 from penstock.web.series import Line, Range, bucket_starts, sold_line
 from serving.models import Deployment, Revision
 from serving.selectors import current_revisions
-from tenants.models import ApiKey, Limit, Tenant
+from tenants.models import ApiKey, Limit, Tenant, User
 
 LATEST_ROWS = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -195,11 +195,15 @@ def gather_dashboard(
     names = dict(Deployment.objects.values_list("pk", "name"))
     pools = dict(Pool.objects.values_list("pk", "name"))
     keys = list(ApiKey.objects.filter(tenant=tenant).order_by("name"))
-    key_names = {key.pk: key.name for key in keys}
     by = rollups.values("deployment_id", "pool_id", "key_id").annotate(**SUMS)
     grouped: list[Row] = [dict(row) for row in by]
     records = list(_latest(tenant, before, only_failed)[: LATEST_ROWS + 1])
     last = records[LATEST_ROWS - 1] if len(records) > LATEST_ROWS else None
+    callers = {row["key_id"] for row in grouped} | {record.key_id for record in records}
+    key_names = {key.pk: key.name for key in keys}
+    # Who asks from the playground has no key: their own id stands there.
+    people = User.objects.filter(pk__in=[pk for pk in callers if pk not in key_names])
+    key_names |= dict(people.values_list("pk", "email"))
     return Dashboard(
         at=now,
         total=summed("Total", "", grouped),
