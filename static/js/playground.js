@@ -163,7 +163,18 @@
     receipt(current, "state", `${((performance.now() - current.began) / 1000).toFixed(1)} s`);
     setTimeout(tick, 100);
   };
+  /* Fenced code stands apart; everything else stays the text that it is. */
+  const render = (box, text) => {
+    box.replaceChildren(...text.split(/^```[^\n]*\n([\s\S]*?)\n?^```[ \t]*$/m).map((part, index) => {
+      if (index % 2 === 0) return part;
+      const code = document.createElement("pre");
+      code.tabIndex = 0;
+      code.textContent = part;
+      return code;
+    }));
+  };
   const over = (exchange, word) => {
+    render(exchange.box.querySelector(".answer"), exchange.text);
     exchange.box.removeAttribute("aria-busy");
     receipt(exchange, "state", word);
     if (current === exchange) current = null;
