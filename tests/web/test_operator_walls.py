@@ -43,7 +43,7 @@ def paths(platform: Seeded) -> dict[str, str]:
         assert isinstance(pattern, URLPattern)
         assert pattern.name
         names = pattern.pattern.converters
-        found[pattern.name] = reverse(pattern.name, kwargs={name: values[name] for name in names})
+        found[pattern.name] = reverse(f"operators:{pattern.name}", kwargs={name: values[name] for name in names})
     return found
 
 

@@ -37,7 +37,7 @@ def home(request: UserRequest) -> HttpResponse:
 def chooser(request: UserRequest) -> HttpResponse:
     """Every tenant the user may see, with a search over name and slug. Operators have a list of their own."""
     if request.user.is_operator:
-        return redirect("operator-tenants")
+        return redirect("operators:tenants")
     query = request.GET.get("q", "").strip()
     tenants = tenants_of(request.user)
     shown = [row for row in tenants if query.lower() in row.name.lower() or query.lower() in row.slug]

@@ -25,10 +25,10 @@ class TenantEntry(Entry):
 
 OPERATOR_ENTRIES = (
     Entry("Capacity", "console", "capacity"),
-    Entry("Deployments", "deployments", "grid"),
-    Entry("Hosts", "hosts", "host"),
-    Entry("Tenants", "operator-tenants", "people"),
-    Entry("Audit", "audit-log", "audit"),
+    Entry("Deployments", "operators:deployments", "grid"),
+    Entry("Hosts", "operators:hosts", "host"),
+    Entry("Tenants", "operators:tenants", "people"),
+    Entry("Audit", "operators:audit-log", "audit"),
     Entry("Admin", "admin:index", "settings"),
 )
 OPERATOR_EXTRAS = (Entry("Style guide", "style-guide", "code"),)

@@ -80,7 +80,7 @@ def _switch(user: User, tenant: Tenant | None) -> Switch:
         kind=kind,
         initials="OP" if tenant is None and user.is_operator else initials(name),
         others=places[:SWITCHER_ROWS],
-        more_url=reverse("operator-tenants" if user.is_operator else "tenants") if len(places) > SWITCHER_ROWS else "",
+        more_url=reverse("operators:tenants" if user.is_operator else "tenants") if len(places) > SWITCHER_ROWS else "",
     )
 
 

@@ -80,7 +80,7 @@ def audit_log(request: UserRequest) -> HttpResponse:
         "tenants": Tenant.objects.order_by("name").only("slug", "name")[:500],
         "today": AuditEntry.objects.filter(at__gte=timezone.now() - datetime.timedelta(days=1)).count(),
     }
-    return show(request, "operators/audit.html", context, current="audit-log")
+    return show(request, "operators/audit.html", context, current="operators:audit-log")
 
 
 def entries(given: Mapping[str, str]) -> tuple[QuerySet[AuditEntry], dict[str, str]]:

@@ -26,7 +26,7 @@ from serving.services import (
 
 
 def path_of(row: Deployment, tab: str = "") -> str:
-    path = reverse("deployment", args=[row.pk])
+    path = reverse("operators:deployment", args=[row.pk])
     return f"{path}?tab={tab}" if tab else path
 
 
@@ -72,7 +72,7 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
             current=CURRENT,
         )
     deployment_disable(deployment=row, actor=request.user)
-    undo = reverse("deployment-start", args=[row.pk])
+    undo = reverse("operators:deployment-start", args=[row.pk])
     return done(request, f"{row.name} stops: its replicas drain.", path_of(row), undo=undo)
 
 
@@ -86,7 +86,7 @@ def scale(request: UserRequest, deployment_id: UUID) -> HttpResponse:
         row.refresh_from_db()
         context = {**frame(row, "settings"), **settings_forms(row), "scale_form": form}
         return show(request, "operators/deployment.html", context, current=CURRENT, status=400)
-    undo = reverse("deployment-scale", args=[row.pk])
+    undo = reverse("operators:deployment-scale", args=[row.pk])
     wanted = f"{row.desired_replicas} replica{'s' if row.desired_replicas != 1 else ''}"
     return done(request, f"{row.name} now wants {wanted}.", path_of(row, "settings"), undo=undo, fields=before)
 
@@ -102,7 +102,7 @@ def revise(request: UserRequest, deployment_id: UUID) -> HttpResponse:
         return show(request, "operators/deployment.html", context, current=CURRENT, status=400)
     text = f"Revision {made.number} is current: replicas are replaced step by step."
     earlier = Revision.objects.filter(deployment=row, number=made.number - 1).first()
-    undo = reverse("revision-restore", args=[row.pk, earlier.pk]) if earlier else ""
+    undo = reverse("operators:revision-restore", args=[row.pk, earlier.pk]) if earlier else ""
     return done(request, text, path_of(row, "revisions"), undo=undo)
 
 
@@ -117,5 +117,5 @@ def restore(request: UserRequest, deployment_id: UUID, revision_id: UUID) -> Htt
     except ValidationError as error:
         return refused(request, error, path_of(row, "revisions"))
     text = f"Revision {made.number} is current, with what revision {earlier.number} runs."
-    undo = reverse("revision-restore", args=[row.pk, current.pk]) if current else ""
+    undo = reverse("operators:revision-restore", args=[row.pk, current.pk]) if current else ""
     return done(request, text, path_of(row, "revisions"), undo=undo)

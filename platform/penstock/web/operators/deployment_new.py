@@ -87,7 +87,7 @@ def new(request: UserRequest) -> HttpResponse:
         made = form.attempt(lambda given: _deploy(request, form.plan, given))
         if made is not None:
             text = f"{made.name} is made. Its first replica starts as soon as a host has room for it; this page tells."
-            return done(request, text, reverse("deployment", args=[made.pk]))
+            return done(request, text, reverse("operators:deployment", args=[made.pk]))
         return _shown(request, form, getattr(form, "plan", None), status=400)
     text = text_of(request, "model")
     plan, error = None, ""

@@ -18,7 +18,7 @@ from penstock.web.operators.frame import is_part, part, read_page, show
 from penstock.web.operators.lists import choice_of, listing, text_of
 from serving.models import Deployment, Replica
 
-CURRENT = "deployments"
+CURRENT = "operators:deployments"
 STATES = {"ready": "Serving", "waiting": "No ready replica", "failed": "With failed replicas", "disabled": "Stopped"}
 _SORTS = {"name": "name", "pool": "pool__name", "made": "created_at"}
 

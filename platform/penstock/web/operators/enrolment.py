@@ -107,7 +107,7 @@ def arrivals(request: UserRequest, token_id: UUID) -> HttpResponse:
 @form_page
 def revoke(request: UserRequest, token_id: UUID) -> HttpResponse:
     """Let no other host in with a token."""
-    token, page = get_object_or_404(EnrolmentToken, pk=token_id), reverse("host-add")
+    token, page = get_object_or_404(EnrolmentToken, pk=token_id), reverse("operators:host-add")
     if request.method != "POST":
         return ask(
             request,

@@ -26,7 +26,7 @@ from penstock.web.operators.lists import choice_of, listing, text_of
 from serving.models import Incident, Replica
 from tenants.models import AuditEntry
 
-CURRENT = "hosts"
+CURRENT = "operators:hosts"
 HOLDING = (*IN_TRANSITION, "ready")
 """States in which a replica holds its part of its host."""
 STATES = {"active": "Active", "cordoned": "Cordoned", "lost": "Lost", "silent": "Silent"}
@@ -203,35 +203,38 @@ def _sentence(view: HostView) -> str:
 @act
 def cordon(request: UserRequest, name: str) -> HttpResponse:
     """Place nothing new on the host. What runs goes on, so it is not asked about: it can be undone."""
-    row, page = get_object_or_404(Host, name=name), reverse("host", args=[name])
+    row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
     if not host_cordon(host=row, actor=request.user):
         row.refresh_from_db(fields=("state",))
         if row.state != Host.State.CORDONED:
             return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
     text = f"{name} is cordoned: what runs on it goes on, nothing new is placed there."
-    return done(request, text, page, undo=reverse("host-uncordon", args=[name]))
+    return done(request, text, page, undo=reverse("operators:host-uncordon", args=[name]))
 
 
 @act
 def uncordon(request: UserRequest, name: str) -> HttpResponse:
     """Place replicas on the host again."""
-    row, page = get_object_or_404(Host, name=name), reverse("host", args=[name])
+    row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
     if not host_uncordon(host=row, actor=request.user):
         row.refresh_from_db(fields=("state",))
         if row.state != Host.State.ACTIVE:
             return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
-    return done(request, f"{name} takes replicas again.", page, undo=reverse("host-cordon", args=[name]))
+    return done(request, f"{name} takes replicas again.", page, undo=reverse("operators:host-cordon", args=[name]))
 
 
 @act
 def labels(request: UserRequest, name: str) -> HttpResponse:
     """Replace the labels that placement asks for."""
-    row, page = get_object_or_404(Host.objects.select_related("hardware_type"), name=name), reverse("host", args=[name])
+    row, page = (
+        get_object_or_404(Host.objects.select_related("hardware_type"), name=name),
+        reverse("operators:host", args=[name]),
+    )
     before = LabelsForm(initial={"labels": row.labels})["labels"].value()
     form = LabelsForm(request.POST)
     if form.attempt(lambda given: host_labels_set(host=row, actor=request.user, labels=given["labels"])) is None:
         return show(request, "operators/host.html", {**_one(row), "labels_form": form}, current=CURRENT, status=400)
-    undo = reverse("host-labels", args=[name])
+    undo = reverse("operators:host-labels", args=[name])
     return done(
         request, f"{name} has other labels: replicas that run stay.", page, undo=undo, fields={"labels": before}
     )
@@ -251,7 +254,7 @@ def renew_secret(request: UserRequest, name: str) -> HttpResponse:
                 "The old secret does not come back. Do this when somebody else may know it.",
             ),
             verb="Make a new secret",
-            back=reverse("host", args=[name]),
+            back=reverse("operators:host", args=[name]),
             current=CURRENT,
         )
     secret = host_secret_renew(host=row, actor=request.user).hex()

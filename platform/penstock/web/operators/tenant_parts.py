@@ -45,7 +45,7 @@ def role(request: UserRequest, slug: str, membership_id: UUID) -> HttpResponse:
         membership_change(membership=member, role=form.cleaned_data["role"], actor=request.user)
     except ValidationError as error:
         return refused(request, error, path_of(row))
-    undo = reverse("operator-member-role", args=[slug, member.pk])
+    undo = reverse("operators:member-role", args=[slug, member.pk])
     text = f"{member.user.email} is {member.get_role_display().lower()} of {row.name} now."
     return done(request, text, path_of(row), undo=undo, fields={"role": before})
 
@@ -72,7 +72,7 @@ def remove(request: UserRequest, slug: str, membership_id: UUID) -> HttpResponse
         membership_remove(membership=member, actor=request.user)
     except ValidationError as error:
         return refused(request, error, path_of(row))
-    undo = reverse("operator-member-restore", args=[slug])
+    undo = reverse("operators:member-restore", args=[slug])
     fields = {"user": member.user_id, "role": member.role}
     return done(request, f"{member.user.email} is no member any more.", path_of(row), undo=undo, fields=fields)
 
@@ -139,8 +139,8 @@ def set_limit(request: UserRequest, slug: str) -> HttpResponse:
     text = f"{row.name}: at most {made.value:,} {made.get_kind_display()}{f' of {made.model}' if made.model else ''}."
     if before:
         fields = {"kind": made.kind, "model": made.model, "value": before[0].value}
-        return done(request, text, path_of(row), undo=reverse("operator-limit-set", args=[slug]), fields=fields)
-    return done(request, text, path_of(row), undo=reverse("operator-limit-remove", args=[slug, made.pk]))
+        return done(request, text, path_of(row), undo=reverse("operators:limit-set", args=[slug]), fields=fields)
+    return done(request, text, path_of(row), undo=reverse("operators:limit-remove", args=[slug, made.pk]))
 
 
 @act
@@ -151,4 +151,4 @@ def remove_limit(request: UserRequest, slug: str, limit_id: UUID) -> HttpRespons
     fields = {"kind": limit.kind, "model": limit.model, "value": limit.value}
     limit_remove(limit=limit, actor=request.user)
     text = f"{row.name} has no limit of {limit.get_kind_display()} any more."
-    return done(request, text, path_of(row), undo=reverse("operator-limit-set", args=[slug]), fields=fields)
+    return done(request, text, path_of(row), undo=reverse("operators:limit-set", args=[slug]), fields=fields)

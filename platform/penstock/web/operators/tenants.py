@@ -25,7 +25,7 @@ from penstock.web.operators.tenant_forms import InviteForm, LimitForm, NewTenant
 from tenants.models import ApiKey, AuditEntry, Invitation, Limit, Membership, Tenant
 from tenants.services import invitation_create, tenant_create, tenant_update
 
-CURRENT = "operator-tenants"
+CURRENT = "operators:tenants"
 STATES = {"active": "Active", "suspended": "Suspended"}
 _SORTS = {"name": "name", "made": "created_at", "members": "member_count"}
 _DAY = timedelta(days=1)
@@ -38,7 +38,7 @@ def find(slug: str) -> Tenant:
 
 
 def path_of(tenant: Tenant) -> str:
-    return reverse("operator-tenant", args=[tenant.slug])
+    return reverse("operators:tenant", args=[tenant.slug])
 
 
 @read_page
@@ -175,7 +175,7 @@ def edit(request: UserRequest, slug: str) -> HttpResponse:
     form = TenantForm(request.POST)
     if form.attempt(lambda given: tenant_update(tenant=row, actor=request.user, **given)) is None:
         return shown(request, find(slug), status=400, form=form)
-    undo = reverse("operator-tenant-edit", args=[row.slug])
+    undo = reverse("operators:tenant-edit", args=[row.slug])
     return done(request, f"{row.name} is saved.", path_of(row), undo=undo, fields=before)
 
 
@@ -199,7 +199,7 @@ def suspend(request: UserRequest, slug: str) -> HttpResponse:
             current=CURRENT,
         )
     tenant_update(tenant=row, is_active=False, actor=request.user)
-    undo = reverse("operator-tenant-resume", args=[slug])
+    undo = reverse("operators:tenant-resume", args=[slug])
     return done(request, f"{row.name} is suspended: its keys are refused.", path_of(row), undo=undo)
 
 

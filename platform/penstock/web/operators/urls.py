@@ -14,6 +14,8 @@ from penstock.web.operators import (
     tenants,
 )
 
+app_name = "operators"
+"""The REST API's routes have names of their own, such as ``host-cordon``."""
 urlpatterns = [
     path("hosts/", hosts.hosts, name="hosts"),
     path("hosts/new", enrolment.add, name="host-add"),
@@ -38,20 +40,18 @@ urlpatterns = [
         name="revision-restore",
     ),
     path("replicas/<uuid:replica_id>/", deployment.replica, name="replica"),
-    path("tenants/", tenants.tenants, name="operator-tenants"),
-    path("tenants/new", tenants.new, name="operator-tenant-new"),
-    path("tenants/<slug:slug>/", tenants.tenant, name="operator-tenant"),
-    path("tenants/<slug:slug>/edit", tenants.edit, name="operator-tenant-edit"),
-    path("tenants/<slug:slug>/suspend", tenants.suspend, name="operator-tenant-suspend"),
-    path("tenants/<slug:slug>/resume", tenants.resume, name="operator-tenant-resume"),
-    path("tenants/<slug:slug>/members/restore", tenant_parts.restore, name="operator-member-restore"),
-    path("tenants/<slug:slug>/members/<uuid:membership_id>/role", tenant_parts.role, name="operator-member-role"),
-    path("tenants/<slug:slug>/members/<uuid:membership_id>/remove", tenant_parts.remove, name="operator-member-remove"),
-    path("tenants/<slug:slug>/invitations", tenant_parts.invite, name="operator-invite"),
-    path(
-        "tenants/<slug:slug>/invitations/<uuid:invitation_id>/revoke", tenant_parts.uninvite, name="operator-uninvite"
-    ),
-    path("tenants/<slug:slug>/limits", tenant_parts.set_limit, name="operator-limit-set"),
-    path("tenants/<slug:slug>/limits/<uuid:limit_id>/remove", tenant_parts.remove_limit, name="operator-limit-remove"),
+    path("tenants/", tenants.tenants, name="tenants"),
+    path("tenants/new", tenants.new, name="tenant-new"),
+    path("tenants/<slug:slug>/", tenants.tenant, name="tenant"),
+    path("tenants/<slug:slug>/edit", tenants.edit, name="tenant-edit"),
+    path("tenants/<slug:slug>/suspend", tenants.suspend, name="tenant-suspend"),
+    path("tenants/<slug:slug>/resume", tenants.resume, name="tenant-resume"),
+    path("tenants/<slug:slug>/members/restore", tenant_parts.restore, name="member-restore"),
+    path("tenants/<slug:slug>/members/<uuid:membership_id>/role", tenant_parts.role, name="member-role"),
+    path("tenants/<slug:slug>/members/<uuid:membership_id>/remove", tenant_parts.remove, name="member-remove"),
+    path("tenants/<slug:slug>/invitations", tenant_parts.invite, name="invite"),
+    path("tenants/<slug:slug>/invitations/<uuid:invitation_id>/revoke", tenant_parts.uninvite, name="uninvite"),
+    path("tenants/<slug:slug>/limits", tenant_parts.set_limit, name="limit-set"),
+    path("tenants/<slug:slug>/limits/<uuid:limit_id>/remove", tenant_parts.remove_limit, name="limit-remove"),
     path("audit/", audit.audit_log, name="audit-log"),
 ]
