@@ -22,7 +22,16 @@
     lost.hidden = isOpen || (!failures && !isOver);
     buttons();
   };
+  /* A handshake that is refused tells a page nothing: the page itself is asked why. */
+  const askWhy = async () => {
+    try {
+      const answer = await fetch(location.pathname, { redirect: "manual" });
+      if (answer.type === "opaqueredirect") end("You are signed out. Sign in again, then reload this page.");
+      else if (answer.status === 403 || answer.status === 404) end("You may not use this tenant's models any more. Ask an owner or admin.");
+    } catch { /* the console is away: it is tried again */ }
+  };
   const connect = () => {
+    if (isOver) return;
     socket = new WebSocket(new URL(root.dataset.socket, location.href.replace(/^http/, "ws")));
     socket.addEventListener("open", () => { isOpen = true; failures = 0; showLink(); });
     socket.addEventListener("message", (event) => hear(JSON.parse(event.data)));
@@ -34,6 +43,7 @@
       if (isOver) { showLink(); return; }
       failures += 1;
       showLink();
+      if (!wasOpen && failures % 3 === 2) askWhy();
       setTimeout(connect, wasOpen ? 250 : BACKOFF_MS[Math.min(failures, BACKOFF_MS.length) - 1]);
     });
   };

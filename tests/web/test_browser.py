@@ -200,7 +200,8 @@ def test_the_dashboard_and_its_snippets(page: Page, site: Site) -> None:
 def test_a_phone_gets_a_menu_and_no_sideways_scrolling(page: Page, site: Site) -> None:
     sign_in(page, site, "operator")
     page.set_viewport_size({"width": 390, "height": 844})
-    for path in ("/console/", "/t/northwind/", "/tenants/", "/console/style-guide/"):
+    of_tenant = ("", "quick-start", "playground/", "keys/", "keys/new", "usage/", "members/", "limits/")
+    for path in ("/console/", "/tenants/", "/console/style-guide/", *(f"/t/northwind/{name}" for name in of_tenant)):
         page.goto(site.url + path)
         time.sleep(0.2)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
