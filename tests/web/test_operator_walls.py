@@ -6,7 +6,7 @@ import re
 
 import pytest
 from django.test import Client
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
 from capacity.models import Host
 from capacity.services import enrolment_token_create
@@ -140,3 +140,19 @@ def test_tabs_are_for_operators_too(client: Client, platform: Seeded, tab: str) 
     assert client.get(path).status_code == 403
     client.force_login(platform.operator)
     assert client.get(path).status_code == 200
+
+
+def test_no_page_shares_its_name_with_another_address() -> None:
+    """Else a form would be posted to the REST API's route of that name."""
+    homes: dict[str, set[str]] = {}
+
+    def walk(patterns: list[URLPattern | URLResolver], prefix: str) -> None:
+        for one in patterns:
+            if isinstance(one, URLResolver):
+                walk(one.url_patterns, f"{prefix}{one.namespace}:" if one.namespace else prefix)
+            elif one.name:
+                homes.setdefault(f"{prefix}{one.name}", set()).add(one.callback.__module__)
+
+    walk(get_resolver().url_patterns, "")
+    assert len(homes) > 100
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
