@@ -16,6 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+ROW, KIB = "row", "kib"
+"""Modalities of a classic model: rows to predict, KiB of the request's body."""
+
+
+def invocation_units(*, rows: int, body_bytes: int) -> dict[str, float]:
+    """The units of a request to a classic model, as ``CostProfile.modalities`` prices them.
+
+    With the profile's ``base`` they are its whole price: such a request has no tokens. No rows are no unit: the body is
+    in none of MLflow's forms, and priced by its size alone. Raises ValueError for a negative count.
+    """
+    if rows < 0 or body_bytes < 0:
+        raise ValueError(f"counts cannot be negative: {rows} rows, {body_bytes} bytes")
+    return {KIB: body_bytes / 1024, **({ROW: float(rows)} if rows else {})}
+
 
 @dataclass(frozen=True, slots=True)
 class CostProfile:

@@ -15,6 +15,7 @@ Sources
   (0.60 to 0.65 in simulation of mixed traffic).
 - Architecture from size: Llama 3 configurations (1.2B, 8B, 70B, 405B): KV bytes per token grow like P^0.4 from
   131,072 at 8B, layers × hidden size like P^0.74 from 131,072 at 8B; both within a factor of two over that range.
+- Classic models: CPU seconds of MLflow's scoring server with a scikit-learn classifier on one core, 1 to 5,000 rows.
 - CPU: per-request engine time of vLLM on one AVX-512 core with a model of 0.1M parameters, 6 × 4 grid of lengths,
   non-negative fit on relative error (median error 9 %): pure overhead, to which the roofline of larger models is added.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from capacity.policy.cost import CostProfile
+from capacity.policy.cost import KIB, ROW, CostProfile
 
 KNEE = 0.62
 """Share of saturated throughput at which a replica still keeps its objectives."""
@@ -93,6 +94,12 @@ CPU_BETA_S = 0.124e-3
 CPU_GAMMA_S = 8.87e-8
 CPU_EPSILON_S = 1.55e-9
 """Measured overhead of one core: s per request, input token, output token, output × context token, input token²."""
+
+SCORING_BASE_S = 4.5e-3
+SCORING_ROW_S = 5e-6
+SCORING_KIB_S = 0.2e-3
+"""Measured on one core, scoring a classic model: s per request, row, and KiB of the request's body, which is parsed and
+made into a table. What the model itself takes comes on top, and differs most: calibrate it, or set a price."""
 
 
 def hardware_from_report(name: str, *, memory_bytes: int = 0, cores: int | None = None) -> Hardware:
@@ -199,6 +206,25 @@ def default_profile(
         epsilon=times.epsilon_s * per_second,
         cached_factor=CACHED_FACTOR,
         modalities={"image_tile": TOKENS_PER_IMAGE_TILE * alpha, "audio_s": TOKENS_PER_AUDIO_S * alpha},
+        calibrated=False,
+    )
+
+
+def scoring_profile(*, version: int = 1) -> CostProfile:
+    """Return the uncalibrated profile of a classic model behind MLflow's scoring server, on a core of a CPU.
+
+    MU per request, per row (``row``) and per KiB of body (``kib``): it knows no tokens.
+    """
+    per_second = 1e3 / engine_ms_per_mu()
+    return CostProfile(
+        version=version,
+        base=SCORING_BASE_S * per_second,
+        alpha=0.0,
+        beta=0.0,
+        gamma=0.0,
+        epsilon=0.0,
+        cached_factor=1.0,
+        modalities={ROW: SCORING_ROW_S * per_second, KIB: SCORING_KIB_S * per_second},
         calibrated=False,
     )
 

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from django.core.exceptions import ValidationError
@@ -12,7 +13,7 @@ from django.utils.text import slugify
 
 from capacity.models import CostProfile, HardwareType, Model, Pool
 from capacity.policy import cost
-from capacity.policy.profiles import Hardware, default_profile, hardware_from_report
+from capacity.policy.profiles import Hardware, default_profile, hardware_from_report, scoring_profile
 from capacity.selectors import profile_in_force
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
@@ -97,7 +98,8 @@ def pool_create(
     profile: cost.CostProfile | None = None,
     **fields: Unpack[PoolFields],
 ) -> Pool:
-    """A new pool with its first cost profile: ``profile``, or an uncalibrated default from model size and hardware.
+    """A new pool with its first cost profile: ``profile``, or an uncalibrated default from model size and hardware, for
+    a folder that MLflow saved one of rows and KiB.
 
     ``tenants`` lists who may use it unless it is public. Raises ValidationError by field.
     """
@@ -107,11 +109,25 @@ def pool_create(
     pool.save(force_insert=True)
     pool.tenants.set(tenants)
     audit(actor=actor, action="pool.create", target=pool, after={**state_of(pool), "tenants": _listed(pool)})
-    first = profile or default_profile(
-        parameters=model.parameters, context_tokens=model.context_tokens, hardware=hardware_of(hardware_type)
-    )
+    first = profile or default_price(model, hardware_type)
     profile_add(pool=pool, hardware_type=hardware_type, profile=first, actor=actor)
     return pool
+
+
+def default_price(model: Model, hardware_type: HardwareType) -> cost.CostProfile:
+    """An uncalibrated price for ``model``: by size and hardware, or that of a classic model where MLflow saved it."""
+    if model.artifact_kind == Model.Artifact.PATH and _has_mlmodel(model.artifact_value):
+        return scoring_profile()
+    hardware = hardware_of(hardware_type)
+    return default_profile(parameters=model.parameters, context_tokens=model.context_tokens, hardware=hardware)
+
+
+def _has_mlmodel(folder: str) -> bool:
+    """Whether the folder, if this process sees it, is one that MLflow saved."""
+    try:
+        return (Path(folder) / "MLmodel").is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @transaction.atomic

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-DESCRIPTIONS = ("config.json", "MLmodel", "modules.json", "config_sentence_transformers.json", "params.json")
+EXAMPLE = "serving_input_example.json"
+DESCRIPTIONS = ("config.json", "MLmodel", EXAMPLE)
 """Files whose contents the rules read, where they are there."""
+_LARGEST_EXAMPLE = 16_384
+"""Characters of an input example that becomes an option; each health check sends it."""
 IMAGES_PER_REQUEST = 8
 """What a vision-language model takes at most where nobody says: each image costs memory that the engine sets aside."""
 
@@ -89,13 +92,27 @@ def _mlflow(artifact: Artifact) -> Choice | None:
     if "python_function" in flavours:
         others = [name for name in flavours if name != "python_function"]
         saved = f" of {', '.join(others)}" if others else ""
-        return Choice("mlflow", {}, f"MLmodel describes a model{saved} with the python_function flavour.")
+        example = _example(artifact.files.get(EXAMPLE, ""))
+        asked = " Its input example is what health checks ask." if example else ""
+        reason = f"MLmodel describes a model{saved} with the python_function flavour.{asked}"
+        return Choice("mlflow", {"probe_input": example} if example else {}, reason)
     return Choice(
         "command",
         {},
         "MLmodel describes no python_function flavour, which MLflow's scoring server needs.",
         missing="Save it with that flavour, or give the runtime command with argv.",
     )
+
+
+def _example(text: str) -> dict[str, Any] | None:
+    """The body that MLflow saved as an example for ``/invocations``, where it is one of moderate size."""
+    if len(text) > _LARGEST_EXAMPLE:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found else None
 
 
 def _flavours(described: str) -> list[str]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from capacity.policy.cost import (
     CostProfile,
+    invocation_units,
     request_breakdown,
     request_cost,
     tier_factor,
@@ -185,3 +186,16 @@ def test_a_profile_from_json_is_hashable_and_keeps_its_tiers():
     p = CostProfile(1, 0, 1, 1, 0, 0, 0, long_input_tiers=[[200, 2], [100, 1.5]])
     assert p.long_input_tiers == ((100, 1.5), (200, 2.0))
     assert isinstance(hash(p), int)
+
+
+@given(rows=st.integers(0, 10**6), body_bytes=st.integers(0, 10**9))
+def test_an_invocation_costs_its_base_rows_and_kib(rows, body_bytes):
+    priced = CostProfile(1, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0, {"row": 0.5, "kib": 0.25})
+    units = invocation_units(rows=rows, body_bytes=body_bytes)
+    assert request_cost(priced, input_tokens=0, units=units) == pytest.approx(2.0 + rows / 2 + body_bytes / 4096)
+
+
+def test_an_invocation_has_no_negative_counts():
+    for counts in ({"rows": -1, "body_bytes": 0}, {"rows": 0, "body_bytes": -1}):
+        with pytest.raises(ValueError, match="negative"):
+            invocation_units(**counts)

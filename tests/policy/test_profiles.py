@@ -2,7 +2,7 @@
 
 import pytest
 
-from capacity.policy.cost import request_cost
+from capacity.policy.cost import invocation_units, request_cost, unpriced
 from capacity.policy.profiles import (
     ACCELERATORS,
     KNEE,
@@ -10,6 +10,7 @@ from capacity.policy.profiles import (
     engine_ms_per_mu,
     engine_times,
     hardware_from_report,
+    scoring_profile,
     simulated_options,
 )
 
@@ -86,3 +87,14 @@ def test_the_simulated_engine_gets_terms_that_saturate_at_the_knee_share_of_the_
 def test_a_replica_without_supply_is_refused():
     with pytest.raises(ValueError, match="more than 0"):
         engine_ms_per_mu(0)
+
+
+def test_a_classic_model_costs_what_its_server_was_measured_to_take():
+    """CPU ms of one request of so many rows and KiB, measured; a core at its knee yields 100 MU/min."""
+    profile = scoring_profile()
+    measured = {(1, 0.03): 4.6, (10, 0.23): 4.4, (100, 2.2): 6.4, (1000, 21.5): 11.3, (5000, 107.4): 71.0}
+    for (rows, kib), ms in measured.items():
+        units = invocation_units(rows=rows, body_bytes=round(kib * 1024))
+        mu = request_cost(profile, input_tokens=0, units=units)
+        assert mu * engine_ms_per_mu() == pytest.approx(ms, rel=0.4)
+    assert not unpriced(profile, invocation_units(rows=1, body_bytes=1))

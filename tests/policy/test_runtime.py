@@ -98,6 +98,22 @@ def test_images_are_bounded_and_reasons_name_what_decided() -> None:
 
 
 @pytest.mark.parametrize(
+    ("example", "probe"),
+    [
+        ('{"inputs": [[5.1, 3.5]]}', {"inputs": [[5.1, 3.5]]}),
+        ("[1]", None),
+        ("{}", None),
+        ("{", None),
+        ('{"inputs": ["' + "x" * 20_000 + '"]}', None),
+    ],
+)
+def test_health_checks_ask_the_example_that_mlflow_saved(example: str, probe: Any) -> None:
+    found = choose(folder(**{"MLmodel": MLMODEL, "serving_input_example.json": example}))
+    assert found.options == ({"probe_input": probe} if probe else {})
+    assert engine_errors("mlflow", found.options) == []
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"architectures": "LlamaForCausalLM"},

@@ -44,7 +44,7 @@ def test_a_folder_is_listed_two_levels_deep_and_its_descriptions_are_read(tmp_pa
     (folder / "1_Pooling" / "deep" / "file").write_text("")
     seen = look_at("path", str(folder))
     assert seen.names == {"config.json", "modules.json", "1_Pooling/config.json", "1_Pooling/deep"}
-    assert seen.files == {"config.json": '{"architectures": ["BertModel"]}', "modules.json": "[]"}
+    assert seen.files == {"config.json": '{"architectures": ["BertModel"]}'}
 
 
 def test_what_cannot_be_looked_at_says_so(tmp_path: Path) -> None:
@@ -94,6 +94,17 @@ def test_what_is_given_goes_before_what_the_files_say(tmp_path: Path) -> None:
 def test_an_mlflow_model_is_served_by_mlflow(tmp_path: Path) -> None:
     revision = served(mlflow(tmp_path / "m")).revisions.get()
     assert (revision.runtime, revision.options) == ("mlflow", {})
+
+
+def test_an_mlflow_model_is_priced_by_rows_and_bytes(tmp_path: Path) -> None:
+    folder = mlflow(tmp_path / "m")
+    saved = factories.model(artifact_kind="path", artifact_value=str(folder))
+    other = factories.model(artifact_kind="path", artifact_value=str(tmp_path / "nowhere"))
+    price, tokens = (factories.pool(model=model).profiles.get() for model in (saved, other))
+    assert set(price.modalities) == {"row", "kib"}
+    assert (price.alpha, price.beta, price.calibrated) == (0.0, 0.0, False)
+    assert price.base > 0
+    assert tokens.alpha > 0
 
 
 def test_files_of_no_known_kind_ask_for_a_command(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 
+from capacity.policy.cost import invocation_units
 from serving.gateway import errors
 from serving.gateway.dialects import base
 from serving.gateway.dialects.base import Answer, Dialect, Parsed
 from serving.gateway.records import DeploymentRecord, Usage
 from serving.policy.admission import Ask
 
-ROW, KIB = "row", "kib"
-"""Units of ``CostProfile.modalities`` by which a request is priced: rows to predict, KiB of the request's body."""
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _ALLOWED = frozenset({*_FORMS, "params"})
 
@@ -66,7 +65,7 @@ class Invocations(Dialect):
                     code="missing_required_parameter",
                 ) from None
         rows = _count_rows(body)
-        units = {KIB: len(body) / 1024} | ({ROW: float(rows)} if rows else {})
+        units = invocation_units(rows=rows, body_bytes=len(body))
         return Parsed(
             model=model,
             members=members,
