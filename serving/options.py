@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from worker.options import READERS, OptionError, ProbeRequest, probe_request, speaks
+from worker.options import READERS, OptionError, ProbeRequest, adapters, probe_request, speaks
 
 PLACEMENT_OPTIONS = frozenset({"accelerators", "host_labels", "memory_bytes", "tensor_parallel_size"})
 """Options of a revision that say where its replicas go. No engine knows them: the agent derives tensor parallelism
@@ -59,6 +59,11 @@ def spoken(runtime: str, options: object) -> tuple[str, ...]:
         return speaks(runtime, engine_options(options))
     except OptionError:
         return ()
+
+
+def adapters_of(runtime: str, options: object) -> tuple[str, ...]:
+    """Names of the LoRA adapters that a revision serves beside its model."""
+    return adapters(runtime, engine_options(options))
 
 
 def probe_of(runtime: str, options: object, *, model: str) -> ProbeRequest:

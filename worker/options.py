@@ -46,6 +46,8 @@ class VllmOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     ``task`` ``embed`` and ``score`` serve with the pooling runner. ``images_per_request`` is what a vision-language
     model takes at most; ``mm_processor_kwargs`` goes to its image processor, e.g. ``{"max_pixels": 1003520}``.
+    ``adapters``: LoRA adapters by the name that clients ask for, each a folder on the host; ``max_lora_rank`` bounds
+    their rank (vLLM's own bound without it).
     """
 
     task: Literal["generate", "embed", "score"] = "generate"
@@ -64,6 +66,8 @@ class VllmOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     chat_template: str = ""
     images_per_request: int | None = None
     mm_processor_kwargs: dict[str, Any] = {}
+    adapters: dict[str, str] = {}
+    max_lora_rank: int | None = None
     extra_args: tuple[str, ...] = ()
     start_limit_s: float | None = None
 
@@ -128,6 +132,15 @@ def read_vllm(raw: Mapping[str, Any]) -> VllmOptions:
             raise OptionError(f"vLLM option extra_args: {name} {what}; remove it.")
     if options.images_per_request is not None and options.images_per_request < 0:
         raise OptionError("vLLM option images_per_request: give a number from 0, or leave it out.")
+    for name, folder in options.adapters.items():
+        if not re.fullmatch(r"[A-Za-z0-9._:/-]{1,200}", name):
+            raise OptionError(f"vLLM option adapters: {name[:60]!r} is no name: letters, digits and . _ : / - only.")
+        if not folder.startswith("/"):
+            raise OptionError(f"vLLM option adapters: give {name!r} as the absolute path of a folder on the host.")
+    if options.adapters and options.task != "generate":
+        raise OptionError(f"vLLM option adapters: a model of task {options.task} takes none; remove it.")
+    if options.max_lora_rank is not None and options.max_lora_rank < 1:
+        raise OptionError("vLLM option max_lora_rank: give a number from 1, or leave it out.")
     if options.task != "generate":
         idle = [n for n in ("tool_call_parser", "reasoning_parser", "chat_template") if getattr(options, n)]
         if idle:
@@ -219,6 +232,14 @@ def speaks(runtime: str, raw: Mapping[str, Any]) -> tuple[Speak, ...]:
     if isinstance(options, CommandOptions):
         return tuple(dict.fromkeys(options.speaks))
     return ("generate",)
+
+
+def adapters(runtime: str, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the LoRA adapters that these options serve. Options that cannot be read serve none."""
+    try:
+        return tuple(sorted(read_vllm(raw).adapters)) if runtime == "vllm" else ()
+    except OptionError:
+        return ()
 
 
 def probe_request(runtime: str, raw: Mapping[str, Any], *, model: str) -> ProbeRequest:

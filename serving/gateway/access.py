@@ -71,11 +71,12 @@ class AccessBook:
             raise errors.forbidden(f"This API key may not use the model '{name}'.", code="model_not_allowed")
         if len(self._known) >= self._size:
             self._known.clear()
-        made = self._known[at] = self._make(principal, deployment, pool)
+        made = self._known[at] = self._make(principal, deployment, pool, name)
         return made
 
-    def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord) -> Access:
-        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name)
+    def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord, name: str) -> Access:
+        """``name``: what was asked for, the deployment's own or that of an adapter on it."""
+        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name, name)
         headers = admission.limit_headers(limits).items()
         return Access(
             principal,

@@ -249,15 +249,15 @@ class Gateway:
         view = self.services.store.view
         if name:
             deployment = self.accesses.find(view, principal, name).deployment
-            await request.answer(200, msgspec.json.encode(_model(deployment)))
+            await request.answer(200, msgspec.json.encode(_model(deployment, name)))
             return
         allowed = principal.key.models
         seen = [
-            _model(deployment)
+            _model(deployment, name)
             for deployment in sorted(view.deployments.values(), key=lambda d: d.name)
-            if (pool := view.pools.get(deployment.pool)) is not None
-            and is_visible(pool, principal)
-            and (not allowed or deployment.name in allowed)
+            if (pool := view.pools.get(deployment.pool)) is not None and is_visible(pool, principal)
+            for name in (deployment.name, *deployment.adapters)
+            if view.deployments_by_name.get(name) is deployment and (not allowed or name in allowed)
         ]
         await request.answer(200, msgspec.json.encode({"object": "list", "data": seen}))
 
@@ -294,14 +294,15 @@ class Gateway:
         raise errors.forbidden("Metrics are served on loopback, or with the metrics token.", code="metrics_forbidden")
 
 
-def _model(deployment: DeploymentRecord) -> dict[str, Any]:
+def _model(deployment: DeploymentRecord, name: str) -> dict[str, Any]:
+    """``name``: the deployment's own, or that of an adapter on it."""
     return {
-        "id": deployment.name,
+        "id": name,
         "object": "model",
         "created": deployment.created,
         "owned_by": "penstock",
         "root": deployment.name,
-        "parent": None,
+        "parent": None if name == deployment.name else deployment.name,
         "max_model_len": deployment.max_model_len,
         "label": deployment.label,
     }

@@ -94,6 +94,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """What clients can ask of it, in the words of ``worker.options.Speak``: a dialect goes to deployments that speak
     ``generate`` (completions, chat, messages, responses), ``embed`` (embeddings), ``score`` (score, rerank),
     ``invocations`` (MLflow's scoring protocol) or ``http`` (any body, at ``/invocations``)."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that its engines serve beside the model; clients send an adapter's name as ``model``."""
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

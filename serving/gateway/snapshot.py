@@ -109,11 +109,14 @@ class Snapshot:
         if record is not None:
             table[record_id] = record
         if kind == "deployment":
-            # Another deployment may have taken the name over before this one let go of it.
-            if before is not None and self.deployments_by_name.get(before.name, before) is before:
-                self.deployments_by_name.pop(before.name, None)
+            # Another deployment may have taken a name over before this one let go of it.
+            for name in () if before is None else (before.name, *before.adapters):
+                if self.deployments_by_name.get(name) is before:
+                    del self.deployments_by_name[name]
             if record is not None:
                 self.deployments_by_name[record.name] = record
+                for name in record.adapters:
+                    self.deployments_by_name.setdefault(name, record)
         elif kind == "replica":
             for deployment in {r.deployment for r in (before, record) if r is not None}:
                 self._index_replicas(deployment, record_id, record)

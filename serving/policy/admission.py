@@ -162,9 +162,9 @@ def estimate(
     return Estimate(input_tokens, cached, output_tokens, input_tokens + reserved, total, prefill, cost.decode)
 
 
-def applicable(limits: Iterable[LimitRecord], model: str) -> tuple[LimitRecord, ...]:
-    """The limits that speak of ``model``."""
-    return tuple(limit for limit in limits if not limit.model or limit.model == model)
+def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord, ...]:
+    """The limits that speak of one of ``models``: a model's name, and that of an adapter on it."""
+    return tuple(limit for limit in limits if not limit.model or limit.model in models)
 
 
 def actual_amounts(limits: Iterable[LimitRecord], tokens: int) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ from django.utils import timezone
 from capacity.models import Pool
 from serving.artifacts import runtime_choice
 from serving.models import Deployment, Revision
+from serving.options import adapters_of
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 
@@ -156,10 +157,25 @@ def _revision_add(
         target_concurrency=target_concurrency,
     )
     revision.full_clean()
+    _require_own_names(revision)
     revision.save()
     audit(actor=actor, action="revision.create", target=revision, after=state_of(revision))
     record_change(kind="deployment", object_id=deployment.pk)
     return revision
+
+
+def _require_own_names(revision: Revision) -> None:
+    """Clients find an adapter by its name alone. Raises ValidationError for one that means something else already."""
+    names = set(adapters_of(revision.runtime, revision.options))
+    if not names:
+        return
+    taken = set(Deployment.objects.filter(name__in=names).values_list("name", flat=True))
+    others = Revision.objects.filter(is_current=True).exclude(deployment=revision.deployment_id)
+    for other in others.filter(options__has_key="adapters"):
+        taken |= names & set(adapters_of(other.runtime, other.options))
+    if taken:
+        text = f"adapters: {', '.join(sorted(taken))} means something else already. Choose another name."
+        raise ValidationError({"options": text})
 
 
 @transaction.atomic

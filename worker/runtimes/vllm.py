@@ -30,6 +30,8 @@ from worker.weights import TINY_NAMES
 
 TINY_KV_BYTES = 64 * 1024 * 1024
 CPU_KV_BYTES = 1024 * 1024 * 1024
+MAX_LORAS = 8
+"""Adapters that one batch may mix: each takes memory. vLLM takes turns with more."""
 METRICS: MetricTable = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
@@ -143,6 +145,10 @@ def _common_arguments(order: ReplicaOrder, options: VllmOptions) -> list[str]:
         arguments += ["--reasoning-parser", options.reasoning_parser]
     if options.chat_template:
         arguments += ["--chat-template", options.chat_template]
+    if options.adapters:
+        arguments += ["--enable-lora", "--max-loras", str(min(len(options.adapters), MAX_LORAS))]
+        arguments += ["--max-lora-rank", str(options.max_lora_rank)] if options.max_lora_rank else []
+        arguments += ["--lora-modules", *(f"{name}={folder}" for name, folder in sorted(options.adapters.items()))]
     return arguments + _kind_arguments(options)
 
 
