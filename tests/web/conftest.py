@@ -1,12 +1,20 @@
 """A seeded platform for the pages' tests."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
 from django.test import Client
 
 from tests.web.seed import Seeded, seed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+    from tests.web.browser import Site
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +44,21 @@ def platform(db: None, state: redis.Redis) -> Seeded:
 def as_operator(client: Client, platform: Seeded) -> Client:
     client.force_login(platform.operator)
     return client
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A web role of its own, with database and state of its own."""
+    from tests.web.browser import seeded_site
+
+    with seeded_site(tmp_path_factory.mktemp("pw")) as made:
+        yield made
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    """A fresh browser that fails the test for any console error (a policy violation is one) or page error."""
+    from tests.web.browser import strict_browser
+
+    with strict_browser() as made:
+        yield made
