@@ -62,12 +62,17 @@ def propose_hardware(kinds: Iterable[HardwareView], *, weights_bytes: float, nee
         have += ", so the first replica waits for room"
     if not weights_bytes:
         return Proposal(best.slug, 1, f"the model's size is not known, so one accelerator is assumed; {have}")
-    size = f"{weights_bytes / _GIB:.0f} GiB with room beside the weights"
+    size = f"weights with room beside them take {_gib(weights_bytes)}"
     if not best.memory_bytes:
         return Proposal(
             best.slug, count, f"{size}; how much an accelerator holds is not known, so one is assumed; {have}"
         )
-    return Proposal(best.slug, count, f"{size} fit on {count} of {best.memory_bytes / _GIB:.0f} GiB; {have}")
+    return Proposal(best.slug, count, f"{size}, and one holds {_gib(best.memory_bytes)}; {have}")
+
+
+def _gib(count: float) -> str:
+    size = count / _GIB
+    return f"{size:.0f} GiB" if size >= 10 else f"{size:.1f} GiB"
 
 
 def _needed(kind: HardwareView, weights_bytes: float) -> int:

@@ -39,7 +39,7 @@ def test_the_fewest_accelerators_that_hold_it_and_the_freest_of_these(
 
 def test_the_reason_has_the_figures() -> None:
     assert propose_hardware([L4], weights_bytes=40 * GIB, needs_accelerator=True).reason == (
-        "40 GiB with room beside the weights fit on 2 of 24 GiB; "
+        "weights with room beside them take 40 GiB, and one holds 24 GiB; "
         "9 of 12 accelerators of 3 hosts with NVIDIA L4 are free"
     )
     assert "no host" in propose_hardware([], weights_bytes=0, needs_accelerator=True).reason

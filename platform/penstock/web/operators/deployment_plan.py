@@ -79,7 +79,7 @@ def source_of(text: str) -> Source:
     if known is not None:
         return _known(known)
     if text == "tiny":
-        made = Source("tiny", "", "Tiny model", None, TINY_PARAMETERS, TINY_CONTEXT_TOKENS, "it is built in")
+        made = Source("tiny", "", "Tiny model", None, TINY_PARAMETERS, TINY_CONTEXT_TOKENS, "as it is built")
     elif text == "simulated":
         made = Source("none", "", "Simulated")
     elif text.startswith("/"):
@@ -215,8 +215,14 @@ def _source_reason(source: Source) -> str:
         "path": f"weights in {source.value} on each host that runs it",
         "hub": f"weights of {source.value}, downloaded by the hosts that run it",
     }[source.kind]
-    size = f"; {source.parameters / 1e9:.3g} B parameters, {source.size_reason}" if source.parameters else ""
+    size = f"; {_parameters(source.parameters)} parameters, {source.size_reason}" if source.parameters else ""
     return f"{known}; {where}{size}"
+
+
+def _parameters(count: int) -> str:
+    """As people write it: ``8 B``, ``135 M``."""
+    size, unit = next((size, unit) for size, unit in ((1e9, " B"), (1e6, " M"), (1, "")) if count >= size)
+    return f"{count / size:,.0f}{unit}" if unit == "" else f"{count / size:.3g}{unit}"
 
 
 def _free_name(source: Source) -> tuple[str, str]:

@@ -146,12 +146,13 @@ def headline(now: datetime) -> str:
     hosts = list(Host.objects.values_list("pk", "name", "last_report_at"))
     if not hosts:
         return "No machine has an agent yet, so nothing can be served."
-    healthy = Accelerator.objects.filter(is_healthy=True).count()
-    failing = Accelerator.objects.filter(is_healthy=False).count()
-    held = Replica.objects.filter(host__isnull=False, state__in=HOLDING).values_list("accelerators", flat=True)
-    free = max(0, healthy - sum(len(indices) for indices in held))
+    rows = Replica.objects.filter(host__isnull=False, state__in=HOLDING).values_list("host_id", "accelerators")
+    held = {(host_id, index) for host_id, indices in rows for index in indices}
+    there = list(Accelerator.objects.values_list("host_id", "index", "is_healthy"))
+    failing = sum(not is_healthy for _, _, is_healthy in there)
+    free = sum(is_healthy and (host_id, index) not in held for host_id, index, is_healthy in there)
     text = f"{len(hosts)} host{'s' if len(hosts) != 1 else ''}"
-    text += f" with {healthy + failing} accelerators, {free} free." if healthy + failing else ", without accelerators."
+    text += f" with {len(there)} accelerators, {free} free." if there else ", without accelerators."
     if failing:
         text += f" {failing} {'is' if failing == 1 else 'are'} failing."
     silent = [name for _, name, at in hosts if at is None or (now - at).total_seconds() > HOST_SILENT_S]
