@@ -215,7 +215,8 @@ def check(stack: Stack, seed: int, logs: list[StreamLog], since: float, killed: 
         raise AssertionError(f"seed {seed}: no usage row for {missing()}") from None
     rows = stack.usage("client_request_id like ?", pattern)
     per_client = Counter(row["client_request_id"] for row in rows)
-    assert max(per_client.values()) == 1, f"seed {seed}: counted twice: {per_client.most_common(3)}"
+    # A busy machine may be killed before it has admitted anything: then there is none.
+    assert max(per_client.values(), default=0) <= 1, f"seed {seed}: counted twice: {per_client.most_common(3)}"
     by_client = {log.client_id: log for log in logs}
     engines = engine_log(stack, since)
     for row in rows:

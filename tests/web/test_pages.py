@@ -44,7 +44,11 @@ def path_of(name: str, platform: Seeded) -> str:
 
 
 def test_every_url_of_the_control_plane_is_in_the_table_of_this_test() -> None:
-    patterns = [pattern for pattern in get_resolver().url_patterns if not isinstance(pattern, URLResolver)]
+    all_of_it = get_resolver().url_patterns
+    # Each has a table and walls of its own: test_operator_walls, test_tenant_walls, tests/api/test_schema, the admin's.
+    tables = {str(pattern.pattern) for pattern in all_of_it if isinstance(pattern, URLResolver)}
+    assert tables == {"console/", "t/<slug:slug>/", "api/", "admin/"}
+    patterns = [pattern for pattern in all_of_it if not isinstance(pattern, URLResolver)]
     assert {pattern.name or str(pattern.pattern) for pattern in patterns} == set(PAGES)
 
 
