@@ -13,7 +13,7 @@ from typing import Any, cast
 import httptools
 import msgspec
 
-from worker.simulated.api import ENGINE_ERROR, Call
+from worker.simulated.api import ENGINE_ERROR, Call, Responder
 from worker.simulated.engine import Engine, Fault
 from worker.simulated.requestlog import RequestLine, RequestLog
 from worker.simulated.requests import (
@@ -25,6 +25,7 @@ from worker.simulated.requests import (
     plan_chat,
     plan_completion,
 )
+from worker.simulated.responses import ResponsesResponder, chat_of
 from worker.simulated.tokenizer import VOCABULARY, decode, encode, encode_chat
 
 VERSION = "0.32.0+simulated"
@@ -79,11 +80,11 @@ class App:
     def handle(self, request: Request, responder: Connection) -> Call | None:
         """Answer ``request``, or start the call that will. Raises ApiError."""
         route = (request.method, request.path)
-        if route in (("POST", "/v1/chat/completions"), ("POST", "/v1/completions")):
+        if request.method == "POST" and request.path in _GENERATING:
             return self._complete(request, responder)
         body = self._answer(route, bytes(request.body))
         if body is None:
-            known = {path for _, path in _ROUTES} | {"/v1/chat/completions", "/v1/completions"}
+            known = {path for _, path in _ROUTES} | _GENERATING
             status, detail = (405, "Method Not Allowed") if request.path in known else (404, "Not Found")
             responder.send(status, msgspec.json.encode({"detail": detail}))
         elif isinstance(body, str):
@@ -132,14 +133,19 @@ class App:
         if self.engine.fault.mode == "refuse" or (limit and waiting >= limit):
             self.engine.metrics.rejected += 1
             raise ApiError(503, "The engine is currently busy. Please retry later.", kind="ServiceUnavailableError")
-        is_chat = request.path == "/v1/chat/completions"
+        is_chat, is_response = request.path != "/v1/completions", request.path == "/v1/responses"
         parse = plan_chat if is_chat else plan_completion
-        plan = parse(bytes(request.body), self.engine.profile, self.settings.model, self.settings.seed)
+        body = chat_of(bytes(request.body)) if is_response else bytes(request.body)
+        plan = parse(body, self.engine.profile, self.settings.model, self.settings.seed)
         request_id = request.headers.get(b"x-request-id", b"").decode("latin-1")
+        answered: Responder = responder
+        if is_response:
+            response_id = f"resp_{request_id or uuid.uuid4().hex}"
+            answered = ResponsesResponder(responder, response_id=response_id, model=self.settings.model)
         call = Call(
             plan,
             self.engine,
-            responder,
+            answered,
             request_id=request_id,
             call_id=f"{'chatcmpl' if is_chat else 'cmpl'}-{request_id or uuid.uuid4().hex}",
             path=request.path,
@@ -188,6 +194,7 @@ class App:
         return {"prompt": decode(request.tokens)}
 
 
+_GENERATING = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 _ROUTES = {
     ("GET", "/health"),
     ("GET", "/ping"),
