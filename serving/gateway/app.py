@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from typing import Any
 
 import msgspec
 
-from serving.gateway import auth, dialects, errors
-from serving.gateway.access import Access, AccessBook, is_visible
+from serving.gateway import auth, dialects, errors, listing
+from serving.gateway.access import Access, AccessBook
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
 from serving.gateway.demands import Demand, Granted, Refused
@@ -19,7 +18,6 @@ from serving.gateway.exchange import Exchange
 from serving.gateway.journal import JournalUnavailable
 from serving.gateway.members import Members, is_of_member
 from serving.gateway.metrics import CONTENT_TYPE
-from serving.gateway.records import DeploymentRecord
 from serving.gateway.request import ClientGone, Message, Receive, Request, Send
 from serving.gateway.services import Services
 from serving.gateway.state import StateUnavailable
@@ -71,7 +69,6 @@ class Gateway:
         if dialect is not None:
             await self._speak(request, dialect)
         elif path == "/v1/models" or path.startswith("/v1/models/"):
-            _require_method(request, "GET")
             await self._models(request, path[len("/v1/models/") :])
         elif path == "/healthz":
             _require_method(request, "GET")
@@ -245,21 +242,19 @@ class Gateway:
 
     # ---------------------------------------------------------------- other routes
     async def _models(self, request: Request, name: str) -> None:
+        is_anthropic = b"anthropic-version" in request.headers
+        if is_anthropic:
+            request.answer_as(errors.ANTHROPIC)
+        _require_method(request, "GET")
         principal = await self._authenticate(request)
         view = self.services.store.view
         if name:
             deployment = self.accesses.find(view, principal, name).deployment
-            await request.answer(200, msgspec.json.encode(_model(deployment, name)))
-            return
-        allowed = principal.key.models
-        seen = [
-            _model(deployment, name)
-            for deployment in sorted(view.deployments.values(), key=lambda d: d.name)
-            if (pool := view.pools.get(deployment.pool)) is not None and is_visible(pool, principal)
-            for name in (deployment.name, *deployment.adapters)
-            if view.deployments_by_name.get(name) is deployment and (not allowed or name in allowed)
-        ]
-        await request.answer(200, msgspec.json.encode({"object": "list", "data": seen}))
+            shown = (listing.as_anthropic if is_anthropic else listing.as_openai)(deployment, name)
+            await request.answer(200, msgspec.json.encode(shown))
+        else:
+            found = listing.models_of(view, principal)
+            await request.answer(200, listing.listed(found, is_anthropic=is_anthropic))
 
     async def _ready(self, request: Request) -> None:
         services = self.services
@@ -292,20 +287,6 @@ class Gateway:
         elif _is_loopback(request.peer) and not any(name in request.headers for name in _FORWARDED):
             return
         raise errors.forbidden("Metrics are served on loopback, or with the metrics token.", code="metrics_forbidden")
-
-
-def _model(deployment: DeploymentRecord, name: str) -> dict[str, Any]:
-    """``name``: the deployment's own, or that of an adapter on it."""
-    return {
-        "id": name,
-        "object": "model",
-        "created": deployment.created,
-        "owned_by": "penstock",
-        "root": deployment.name,
-        "parent": None if name == deployment.name else deployment.name,
-        "max_model_len": deployment.max_model_len,
-        "label": deployment.label,
-    }
 
 
 def _require_method(request: Request, method: str) -> None:

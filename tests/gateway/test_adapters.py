@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -71,9 +72,17 @@ def test_keys_and_limits_speak_of_an_adapter_or_of_its_model(shared: Shared, ada
         limited.completions.create(model=f"{adapted.name}:tax", prompt="a", max_tokens=1)
 
 
-def test_an_adapter_of_a_model_that_a_tenant_may_not_see_does_not_exist(shared: Shared) -> None:
+@pytest.fixture
+def hidden(shared: Shared) -> Iterator[None]:
+    """An adapter of a model that another tenant alone may use."""
     deployment = {"id": "d-secret", "name": "secret", "pool": "closed", "revision": "r1", "runtime": "simulated"}
     shared.publish(("deployment", deployment | {"adapters": ["secret:law"]}))
+    yield
+    shared.publish(("deployment", deployment))
+
+
+@pytest.mark.usefixtures("hidden")
+def test_an_adapter_of_a_model_that_a_tenant_may_not_see_does_not_exist(shared: Shared) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         shared.client().completions.create(model="secret:law", prompt="a", max_tokens=1)
     assert caught.value.code == "model_not_found"

@@ -426,6 +426,17 @@ def test_the_engines_own_complaint_reaches_the_client(shared: Shared) -> None:
         shared.claude.messages.create(model="alpha", max_tokens=1, messages=[long])  # type: ignore[list-item]
 
 
+def test_models_are_listed_in_the_same_shape(shared: Shared) -> None:
+    listed = list(shared.claude.models.list())
+    assert {model.id for model in listed} >= {"alpha", "beta"}
+    assert "secret" not in {model.id for model in listed}
+    one = shared.claude.models.retrieve("alpha")
+    assert (one.type, one.display_name, one.created_at.year) == ("model", "alpha", 1970)
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        shared.claude.models.retrieve("secret")
+    assert caught.value.body["error"]["type"] == "not_found_error"  # type: ignore[index,call-overload]
+
+
 def test_routes_that_are_not_there_say_so_in_the_same_shape(shared: Shared) -> None:
     answer = shared.http.post("/v1/messages/batches", json={}, headers=HEADERS)
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
