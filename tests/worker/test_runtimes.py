@@ -51,6 +51,17 @@ def test_a_vision_language_model_has_a_bound_on_images() -> None:
     assert made.readiness.warm_up_path == "/v1/completions"
 
 
+def test_images_need_an_accelerator() -> None:
+    options = {"images_per_request": 8}
+    with pytest.raises(OptionError, match="need an accelerator"):
+        get_runtime("vllm").environment(order=vllm_order(options=options), host=facts())
+    found = get_runtime("vllm").environment(
+        order=vllm_order(accelerators=(0,), options=options), host=facts(has_cuda=True)
+    )
+    assert found is not None
+    assert found.name == "vllm-cuda"
+
+
 def test_there_are_two_tiny_models_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     vllm = get_runtime("vllm")
     seen = set()

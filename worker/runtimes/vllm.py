@@ -69,6 +69,11 @@ class VllmRuntime:
             raise OptionError(
                 "The order names accelerators, but this host shows none: check the NVIDIA driver (nvidia-smi)."
             )
+        if read_vllm(order.options).images_per_request and not order.accelerators:
+            raise OptionError(
+                "Vision-language models need an accelerator: vLLM's environment for CPUs has no torchvision. Give the "
+                "replica one with the option accelerators, or serve it by the runtime command."
+            )
         return EnvironmentSpec(name="vllm-cuda" if order.accelerators else "vllm-cpu")
 
     def weights(self, *, order: ReplicaOrder) -> WeightsSpec:

@@ -130,7 +130,7 @@ BOUNDS = (
     Field("pinned_replicas", "exactly so many, no scaling; none: let it scale", "optional-number"),
 )
 REVISION_FIELDS = (
-    Field("runtime", "vllm or simulated (chosen from the model)"),
+    Field("runtime", "vllm, mlflow, command or simulated (what fits the files of the model)"),
     Field("options", "of the runtime, as JSON", "json"),
     Field("target_concurrency", "requests at once per replica", "number"),
 )
