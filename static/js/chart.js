@@ -26,6 +26,8 @@
   const HEIGHT = 260, NARROW = 560;
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const shown = (value) => value == null ? "–" : value.toLocaleString("en-GB", { maximumFractionDigits: Math.abs(value) < 10 ? 2 : Math.abs(value) < 100 ? 1 : 0 });
+  /* An axis has room for four figures. */
+  const short = (value) => Math.abs(value) >= 1e6 ? `${shown(value / 1e6)} M` : Math.abs(value) >= 1e4 ? `${shown(value / 1e3)} k` : shown(value);
   const make = (tag, className, text) => {
     const element = document.createElement(tag);
     if (className) element.className = className;
@@ -114,7 +116,7 @@
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
         axes: [
           { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 24, space: isNarrow ? 80 : 90, values: (_, ticks) => ticks.map((tick) => clock(tick, span > 2 * 86400)) },
-          { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 44, space: 44, values: (_, ticks) => ticks.map(shown) },
+          { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 44, space: 44, values: (_, ticks) => ticks.map(short) },
         ],
         series: [{}, ...this.lines.map((line) => {
           const color = token(line.token);

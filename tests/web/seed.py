@@ -62,7 +62,9 @@ def people() -> tuple[User, User, User, User, Tenant, Tenant]:
 
 def api_key(tenant: Tenant, name: str) -> ApiKey:
     public = uuid.uuid5(uuid.NAMESPACE_DNS, f"{tenant.slug}.{name}").hex[:12]
-    return ApiKey.objects.create(tenant=tenant, name=name, public_id=public, digest="0" * 64, pepper=1)
+    return ApiKey.objects.create(
+        tenant=tenant, name=name, public_id=public, digest="0" * 64, pepper=1, scopes=["inference"]
+    )
 
 
 def pool(slug: str, model: Model, hardware: HardwareType, *, calibrated: bool, now: datetime) -> Pool:
@@ -216,6 +218,8 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
         "evaluation": (alder, sim, 0.3),
     }
     made = {name: api_key(tenant, name) for name, (tenant, _, _) in keys.items()}
+    ApiKey.objects.update(last_used_at=now - timedelta(seconds=20), created_by=owner)
+    ApiKey.objects.filter(tenant=alder).update(created_by=stranger)
     Limit.objects.create(tenant=northwind, kind=Limit.Kind.CONCURRENCY, value=64)
     Limit.objects.create(tenant=northwind, api_key=made["sandbox"], kind=Limit.Kind.TOKENS_PER_MIN, value=20_000)
     _history(now, hours, keys, made)
@@ -338,6 +342,8 @@ def _requests(
                 input_tokens=tokens_in,
                 cached_tokens=int(tokens_in * 0.44),
                 output_tokens=tokens_out,
+                estimated_input_tokens=int(tokens_in * (0.95 + rng.random() * 0.1)),
+                estimated_output_tokens=int(tokens_out * (0.8 + rng.random() * 0.5)),
                 lower_bound=broken,
                 outcome="engine_lost" if broken else "completed",
                 status=502 if broken else 200,

@@ -91,6 +91,12 @@ def cut_underscores(value: object) -> str:
 
 
 @register.filter
+def hyphens(value: object) -> str:
+    """A code as one word: ``best_effort`` as "best-effort"."""
+    return str(value).replace("_", "-")
+
+
+@register.filter
 def slice_end(value: object) -> str:
     """The last six characters of an identifier: enough to tell rows apart (a UUIDv7 begins with the time)."""
     return str(value)[-6:]

@@ -46,7 +46,7 @@ class InviteForm(PageForm):
     def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["role"].choices = [  # type: ignore[attr-defined]
-            (role, f"{role.label}: {what}") for role, what in ROLES if not role_refusal(place.may, role)
+            (role, role.label) for role, _ in ROLES if not role_refusal(place.may, role)
         ]
 
 
