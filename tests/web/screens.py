@@ -222,7 +222,7 @@ def photograph(base: str, sessions: dict[str, str], shots: Shots, folder: Path) 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Screenshots of every page from a seeded platform.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", metavar="REGEX", help="names of pictures to take (all)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="names of pictures to take; readme: those of docs/screenshots (all)")
     arguments = parser.parse_args()
     folder, only = arguments.folder.resolve(), re.compile(arguments.only)
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def main() -> None:
                 places = {"chat": seeded.chat.pk, "failed": seeded.failed.pk, **things_of(seeded)}
                 shots = tuple(shot for shot in (*SHOTS, *TENANT_SHOTS) if only.search(shot[0]))
                 photograph(base, full, tuple((n, who, path.format(**places)) for n, who, path in shots), folder)
-                if not arguments.only:
+                if only.search("readme"):
                     for_the_readme(base, full, folder)
 
 
