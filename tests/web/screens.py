@@ -222,7 +222,7 @@ def photograph(base: str, sessions: dict[str, str], shots: Shots, folder: Path) 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Screenshots of every page from a seeded platform.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", metavar="REGEX", help="names of pictures to take; readme: those of docs/screenshots (all)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="pictures to take (all); readme: docs/screenshots")
     arguments = parser.parse_args()
     folder, only = arguments.folder.resolve(), re.compile(arguments.only)
     folder.mkdir(parents=True, exist_ok=True)
