@@ -82,6 +82,7 @@ TENANT_SHOTS = (
     ("usage-request", "owner", "/t/northwind/usage/{request}"),
     ("members", "owner", "/t/northwind/members/"),
     ("limits", "owner", "/t/northwind/limits/"),
+    ("tenant-audit", "owner", "/t/northwind/audit/"),
 )
 EMPTY_TENANT_SHOTS = tuple(
     (f"{name}-empty", "owner", f"/t/fresh/{path}")

@@ -117,7 +117,7 @@ def test_the_dashboard_and_its_snippets(page: Page, site: Site) -> None:
 def test_a_phone_gets_a_menu_and_no_sideways_scrolling(page: Page, site: Site) -> None:
     sign_in(page, site, "operator")
     page.set_viewport_size({"width": 390, "height": 844})
-    of_tenant = ("", "quick-start", "playground/", "keys/", "keys/new", "usage/", "members/", "limits/")
+    of_tenant = ("", "quick-start", "playground/", "keys/", "keys/new", "usage/", "members/", "limits/", "audit/")
     for path in ("/console/", "/tenants/", "/console/style-guide/", *(f"/t/northwind/{name}" for name in of_tenant)):
         page.goto(site.url + path)
         time.sleep(0.2)

@@ -275,6 +275,21 @@ def test_everybody_may_leave(tenant: Tenant) -> None:
     assert client.get("/t/northwind/members/").status_code == 404
 
 
+def test_the_audit_log_is_of_the_tenant_alone(owner: Client, tenant: Tenant) -> None:
+    assert "Nothing was changed yet" in shown(owner.get("/t/northwind/audit/"))
+    owner.post("/t/northwind/keys/new", {"name": "mine", "scopes": ["inference"]})
+    alder = Client()
+    alder.force_login(User.objects.get(email="owner@alder.example"))
+    alder.post("/t/alder/keys/new", {"name": "theirs", "scopes": ["inference"]})
+    page = shown(owner.get("/t/northwind/audit/"))
+    assert "api_key.create" in page
+    assert "mine (mu_" in page
+    assert "theirs" not in page
+    assert "No entry fits" in shown(owner.get("/t/northwind/audit/?actor=nobody"))
+    assert "theirs (mu_" not in shown(owner.get("/t/northwind/audit/?tenant=alder&object=theirs"))
+    assert "Write a day" in shown(owner.get("/t/northwind/audit/?since=nonsense&before=nonsense"))
+
+
 # ------------------------------------------------------------------------------ quick start
 def test_the_lines_name_the_chosen_model_and_key(owner: Client, tenant: Tenant, sold: Pool) -> None:
     api_key(tenant, "a-key")

@@ -51,6 +51,7 @@ ROUTES = {
     "tenant-invitation-end": Route(None, "admin"),
     "tenant-limits": Route("viewer", "admin"),
     "tenant-limit-end": Route(None, "admin"),
+    "tenant-audit": Route("admin"),
 }
 """A key that somebody else made, a member and an invitation that are not owners."""
 READS = [name for name, route in ROUTES.items() if route.get]

@@ -41,6 +41,7 @@ TENANT_ENTRIES = (
     TenantEntry("Usage", "tenant-usage", "usage", Action.USAGE_VIEW),
     TenantEntry("Members", "tenant-members", "people", Action.MEMBER_VIEW),
     TenantEntry("Limits", "tenant-limits", "gauge", Action.TENANT_VIEW),
+    TenantEntry("Audit", "tenant-audit", "audit", Action.AUDIT_VIEW),
 )
 NO_TENANT_ENTRIES = (Entry("Tenants", "tenants", "people"),)
 

@@ -1,1 +1,1 @@
-"""The pages of one tenant, for its members: keys, quick start, playground, usage, members, limits."""
+"""The pages of one tenant, for its members: keys, quick start, playground, usage, members, limits, audit."""

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from penstock.web.tenant import keys, limits, members, playground, quickstart, usage
+from penstock.web.tenant import audit, keys, limits, members, playground, quickstart, usage
 
 urlpatterns = [
     path("quick-start", quickstart.quickstart, name="tenant-quickstart"),
@@ -25,4 +25,5 @@ urlpatterns = [
     path("members/invitations/<uuid:invitation_id>/revoke", members.invitation_end, name="tenant-invitation-end"),
     path("limits/", limits.limits, name="tenant-limits"),
     path("limits/<uuid:limit_id>/remove", limits.limit_end, name="tenant-limit-end"),
+    path("audit/", audit.audit, name="tenant-audit"),
 ]
