@@ -20,7 +20,7 @@ from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
 from serving.gateway.relay import RelayError, error_message
 from serving.gateway.request import JSON, Message, Request
-from serving.gateway.upstream import Connection, ConnectionBroken, UpstreamError
+from serving.gateway.upstream import AnswerTooLarge, Connection, ConnectionBroken, UpstreamError
 from serving.policy.routing import Load
 
 if TYPE_CHECKING:
@@ -172,7 +172,19 @@ class Exchange:
 
     async def _whole(self, connection: Connection) -> None:
         books = self.books
-        body = await connection.read_all(self.services.config.max_answer)
+        limit = self.services.config.max_answer
+        try:
+            body = await connection.read_all(limit)
+        except AnswerTooLarge:
+            # The work was done, and is charged; another replica would say as much.
+            books.settle("completed", 400, "answer_too_large")
+            raise ApiError(
+                400,
+                f"The answer would exceed {limit // 2**20} MiB. Ask for less in one request: fewer inputs, or, of "
+                "embeddings, 'encoding_format': 'base64'.",
+                code="answer_too_large",
+            ) from None
+        kind = (JSON[0], connection.content_type or JSON[1]) if books.dialect.keeps_type else JSON
         self._keep(connection)
         try:
             body, books.usage, books.finish_reason = books.dialect.read_answer(self.parsed, body, self.request.id)
@@ -180,7 +192,7 @@ class Exchange:
             raise EngineRefused(200, "the engine's answer is not what its API sends") from error
         self.books.first_byte()
         self.books.settle("completed", 200)
-        await self._start(200, [JSON, (b"content-length", str(len(body)).encode())])
+        await self._start(200, [kind, (b"content-length", str(len(body)).encode())])
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _stream(self, connection: Connection, placement: Placement) -> None:

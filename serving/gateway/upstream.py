@@ -38,6 +38,10 @@ class ConnectionBroken(UpstreamError):
     """The connection ended, or the answer was not HTTP, before the answer was complete."""
 
 
+class AnswerTooLarge(ConnectionBroken):
+    """The replica did what it was asked, but says more than the caller takes."""
+
+
 class Connection(asyncio.Protocol):
     """One connection to a replica. ``status`` is 0 until the answer's headers are there."""
 
@@ -225,7 +229,7 @@ class Connection(asyncio.Protocol):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_all(self, limit: int) -> bytes:
-        """The whole body. Raises ConnectionBroken, also when it exceeds ``limit`` bytes."""
+        """The whole body. Raises ConnectionBroken, and AnswerTooLarge when it exceeds ``limit`` bytes."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -235,7 +239,7 @@ class Connection(asyncio.Protocol):
                 size += len(part)
                 if size > limit:
                     self.abort()
-                    raise ConnectionBroken(f"the replica's answer exceeds {limit} bytes")
+                    raise AnswerTooLarge(f"the replica's answer exceeds {limit} bytes")
             elif self.is_complete:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
             elif self._transport is None or self.error:

@@ -35,6 +35,8 @@ async def embed(
     if (instead := await misfortune(request, script, tokens)) is not None:
         return instead
     size = body.get("dimensions") or DIMENSIONS
+    if pad := script.get("pad"):
+        return web.Response(body=b"x" * pad, content_type="application/json")
     vectors = [[float(index + 1)] * size for index in range(len(inputs))]
     made: list[Any] = vectors
     if body.get("encoding_format") == "base64":
@@ -74,6 +76,8 @@ async def predict(
     if "inputs" in body and body["inputs"] == "wrong":
         return web.json_response({"error_code": "BAD_REQUEST", "message": "Failed to parse input."}, status=400)
     await asyncio.sleep(float(script.get("delay_ms", 0)) / 1000)
+    if "as_text" in body:
+        return web.Response(text=body["as_text"], content_type="text/csv")
     return web.json_response({"predictions": [0]})
 
 

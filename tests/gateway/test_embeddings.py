@@ -136,6 +136,17 @@ def test_an_engine_without_the_route_is_no_broken_engine(shared: Shared, status:
     assert (end["outcome"], len(end["attempts"]), end["actual_mu"]) == ("refused", 1, 0.0)
 
 
+def test_an_answer_that_is_too_large_is_charged_and_is_no_broken_engine(shared: Shared) -> None:
+    body = {"model": "vectors", "input": ["abcd"] * 4, "user": json.dumps({"pad": 70 * 2**20})}
+    answer = shared.post("/v1/embeddings", body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "answer_too_large")
+    assert "64 MiB" in answer.json()["error"]["message"]
+    admitted, end = shared.books(answer)
+    assert (end["outcome"], end["status"], len(end["attempts"])) == ("completed", 400, 1)
+    assert end["usage"]["input_tokens"] == admitted["estimated"]["input_tokens"] > 0
+    assert end["lower_bound"]
+
+
 def test_an_embedding_leaves_the_slot_and_the_limits_as_they_were(shared: Shared) -> None:
     limit = {"id": "embed-tokens", "kind": "tokens_per_min", "value": 100}
     shared.publish(("key", key_record("embed1", "acme", limits=[limit])))

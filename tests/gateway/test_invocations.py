@@ -85,6 +85,11 @@ def test_a_server_of_its_own_kind_gets_the_body_as_it_is(shared: Shared) -> None
     assert set(end["usage"]["units"]) == {"kib"}
 
 
+def test_an_answer_of_another_kind_keeps_its_type(shared: Shared) -> None:
+    answer = shared.post("/invocations/plain", {"as_text": "a,b\n1,2\n"})
+    assert (answer.text, answer.headers["content-type"].split(";")[0]) == ("a,b\n1,2\n", "text/csv")
+
+
 def test_what_is_no_object_is_refused(shared: Shared) -> None:
     for raw in (b"[1]", b"{", b"1", b""):
         answer = shared.http.post("/invocations/iris", content=raw)

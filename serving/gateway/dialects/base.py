@@ -115,6 +115,8 @@ class Dialect(ABC):
     """A deployment must speak one of these, see ``DeploymentRecord.speaks``."""
     is_metered: ClassVar[bool] = True
     """Whether requests make an engine work: they are then estimated, admitted, journalled and settled."""
+    keeps_type: ClassVar[bool] = False
+    """Whether complete answers go out under the engine's own content type, since they need not be JSON."""
     input_field: ClassVar[str] = "prompt"
     """What to shorten when the input is too long."""
     shape: ClassVar[ErrorShape] = errors.OPENAI

@@ -48,6 +48,7 @@ class Invocations(Dialect):
     engine_path = b"/invocations"
     speaks = ("invocations", "http")
     input_field = "inputs"
+    keeps_type = True
 
     def __init__(self, model: str = "") -> None:
         self.model = model
