@@ -94,6 +94,24 @@ def test_an_engine_on_the_cpu_needs_memory_for_itself_and_its_cache(world: World
     assert placed(world, tiny) == [[]]
 
 
+def test_classic_models_and_commands_have_no_cache_of_vllms(world: World, gpu: HardwareType) -> None:
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+
+    def need(hardware: HardwareType, runtime: str, options: dict[str, Any], **model: Any) -> tuple[int, int]:
+        model = {"kind": "path", "value": f"/m{Pool.objects.count()}", "parameters": None, **model}
+        replica = waiting(hardware, runtime, options=options, **model)
+        found = need_of(replica, profile_in_force(pool_id=replica.deployment.pool_id, at=world.at))
+        return found.accelerators, found.memory_bytes
+
+    argv = {"argv": ["server"]}
+    assert need(cpu, "mlflow", {}) == need(gpu, "mlflow", {}) == (0, placing.MLFLOW_BYTES)
+    assert need(cpu, "mlflow", {"memory_bytes": 5 * GIB}) == (0, 5 * GIB)
+    assert need(cpu, "command", argv) == (0, 0)
+    assert need(cpu, "command", argv, parameters=1_000_000_000) == (0, int(2.4e9))
+    assert need(gpu, "command", argv) == (1, 0)
+    assert need(gpu, "command", {**argv, "accelerators": 0, "memory_bytes": GIB}) == (0, GIB)
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "options", "kv_bytes"),
     [

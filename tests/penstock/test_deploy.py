@@ -186,3 +186,24 @@ def test_a_log_is_followed(
     assert code == 1
     assert "chat has 2 replicas, name one" in err
     assert "no replica or deployment called 'x'" in shell("logs", "x")[2]
+
+
+def test_the_runtime_that_was_chosen_is_told_and_another_starts_from_its_own_options(
+    shell: Shell, people: People, host: Host
+) -> None:
+    sign_in(shell, people, "operator")
+    factories.pool(slug="vectors", model=factories.model(artifact_kind="tiny", artifact_value="embed"))
+    code, _, err = shell("deploy", "vectors", "--no-wait")
+    assert code == 0, err
+    assert "runtime vllm: The built-in tiny embedding model" in err
+    options = '{"argv": ["server", "--port", "{port}"], "speaks": ["embed"]}'
+    code, _, err = shell("deploy", "vectors", "--no-wait", "--runtime", "command", "--options", options)
+    assert code == 0, err
+    assert "runtime command: Set by hand." in err
+    code, _, err = shell("deploy", "vectors", "--no-wait", "--runtime", "vllm")
+    assert code == 0, err
+    assert [(row.runtime, row.options.get("task")) for row in Revision.objects.order_by("number")] == [
+        ("vllm", "embed"),
+        ("command", None),
+        ("vllm", "embed"),
+    ]

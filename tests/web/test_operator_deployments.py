@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import redis
@@ -134,10 +135,14 @@ def test_retry_goes_back_to_where_its_button_was(as_operator: Client, platform: 
 
 def test_events_are_decisions_and_incidents_in_pages(as_operator: Client, platform: Seeded) -> None:
     path = f"/console/deployments/{platform.chat.pk}/?tab=events"
-    first = as_operator.get(path)
-    page = text(first)
+    page = text(as_operator.get(path))
     assert "A replica of chat-32b did not start on gpu-02" in page
     assert "offered_mu_per_min" in page
+    assert "3 → 4 replicas" in page
+    assert "Hold at" not in page
+    path += "&looks=all"
+    first = as_operator.get(path)
+    assert "Hold at 3 replicas" in text(first)
     assert len(first.context["events"]) == 40
     second = as_operator.get(f"{path}&before={first.context['older']}")
     ids = {row.event.id for row in first.context["events"]} & {row.event.id for row in second.context["events"]}
@@ -159,6 +164,29 @@ def test_a_log_is_what_the_incident_kept_until_the_agent_sends_it(
     page = text(as_operator.get(f"/console/replicas/{platform.failed.pk}/"))
     assert "two &lt;b&gt;" in page
     assert "not enough memory for a KV cache" in page
+
+
+def test_the_files_choose_the_runtime_in_view(as_operator: Client, platform: Seeded, tmp_path: Path) -> None:
+    (tmp_path / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n  sklearn: {}\n"
+    )
+    plan = text(as_operator.get("/console/deployments/new", {"model": str(tmp_path)}))
+    assert "MLflow" in plan
+    assert "describes a model of sklearn" in plan
+    assert "for 100 rows in 4 KiB" in plan
+    as_operator.post("/console/deployments/new", {"model": str(tmp_path)})
+    made = Deployment.objects.get(pool__model__artifact_value=str(tmp_path))
+    assert (made.revisions.get().runtime, made.pool.profiles.get().alpha) == ("mlflow", 0.0)
+    page = text(as_operator.get(f"/console/deployments/{made.pk}/?tab=revisions"))
+    assert "describes a model of sklearn" in page
+
+
+def test_files_of_no_known_kind_ask_for_a_command(as_operator: Client, platform: Seeded, tmp_path: Path) -> None:
+    plan = text(as_operator.get("/console/deployments/new", {"model": str(tmp_path)}))
+    assert "Give the runtime command with argv" in plan
+    answer = as_operator.post("/console/deployments/new", {"model": str(tmp_path)})
+    assert "Give the runtime command with argv" in text(answer)
+    assert not Model.objects.filter(artifact_value=str(tmp_path)).exists(), "all of it, or nothing"
 
 
 def test_the_model_alone_makes_model_pool_and_deployment(as_operator: Client, platform: Seeded) -> None:

@@ -176,6 +176,33 @@ def test_a_frozen_core_is_killed_with_evidence_and_another_serves(house: AgentUn
     assert house.processes("second") == []
 
 
+def test_an_embedding_model_is_pooled_and_ready_by_a_vector(house: AgentUnderTest) -> None:
+    """Its weights are another tiny model's, its first request is an embedding, and it generates nothing."""
+    artifact = {"kind": "tiny", "value": "embed", "revision": ""}
+    options = {"task": "embed"}
+    house.give(order("vectors", runtime="vllm", served_name="vectors", artifact=artifact, options=options))
+    ready = house.wait_replica("vectors", "ready", seconds=600)
+    assert ready.address is not None
+    body = {"model": "vectors", "input": ["one", "two and three", "one"]}
+    with post(ready.address, "/v1/embeddings", body) as answer:
+        said = json.load(answer)
+    first, second, again = (row["embedding"] for row in said["data"])
+    assert len(first) == 64
+    assert sum(value * value for value in first) == pytest.approx(1.0, abs=0.01)
+    assert again == pytest.approx(first, abs=0.01)
+    assert first != pytest.approx(second, abs=0.01)
+    assert said["usage"]["prompt_tokens"] == said["usage"]["total_tokens"] > 0
+    with post(ready.address, "/v1/rerank", {"model": "vectors", "query": "one", "documents": ["one", "two"]}) as answer:
+        assert json.load(answer)["results"][0]["index"] == 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(ready.address, "/v1/completions", {"model": "vectors", "prompt": "x", "max_tokens": 1})
+    assert refused.value.code == 404
+    house.give(
+        order("vectors", runtime="vllm", served_name="vectors", intent="stop", artifact=artifact, options=options)
+    )
+    assert house.wait_replica("vectors", "stopped").exit_code == 0
+
+
 def test_options_vllm_refuses_fail_with_words(house: AgentUnderTest) -> None:
     house.give(
         vllm_order("long", options={"max_model_len": 100_000}),

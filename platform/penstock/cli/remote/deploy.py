@@ -44,6 +44,7 @@ def _make(api: Api, pool: Mapping[str, Any], name: str, arguments: argparse.Name
         given["max_replicas"] = max(most, given["min_replicas"])
     made: dict[str, Any] = api.post("/deployments", {"name": name, "pool": pool["slug"], **given})
     _say(f"deployment {name} is made: it serves the pool {pool['slug']}")
+    _tell_runtime(made["revision"])
     return made
 
 
@@ -56,8 +57,12 @@ def _revise(api: Api, row: dict[str, Any], pool: Mapping[str, Any], arguments: a
     wanted = _given(arguments, *_REVISION)
     if any(current.get(field) != value for field, value in wanted.items()):
         kept = {field: current[field] for field in _REVISION if field in current}
+        if wanted.get("runtime", kept.get("runtime")) != kept.get("runtime"):
+            # Another runtime knows other options.
+            kept.pop("options", None)
         made = api.post(f"{path}/revisions", kept | wanted)
         _say(f"{name}: revision {made['number']} takes over from revision {current.get('number', 0)}")
+        _tell_runtime(made)
     bounds = {field: value for field, value in _given(arguments, *_BOUNDS).items() if row[field] != value}
     if bounds:
         api.patch(path, bounds)
@@ -66,6 +71,10 @@ def _revise(api: Api, row: dict[str, Any], pool: Mapping[str, Any], arguments: a
         _say(f"{name} is enabled again")
     found: dict[str, Any] = api.get(path)
     return found
+
+
+def _tell_runtime(revision: Mapping[str, Any]) -> None:
+    _say(f"runtime {revision['runtime']}: {revision['runtime_reason']}")
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from capacity.services import model_create, pool_create
 from penstock.web.access import UserRequest
 from penstock.web.operators.deployment_plan import (
     BUILT_IN,
-    EXAMPLE_INPUT,
-    EXAMPLE_OUTPUT,
     Plan,
     free_slug,
     plan_for,
@@ -105,7 +103,7 @@ def new(request: UserRequest) -> HttpResponse:
 def _context(form: NewForm, plan: Plan | None) -> dict[str, Any]:
     if plan is not None and plan.name:
         form.fields["name"].widget.attrs["placeholder"] = plan.name
-    return {"form": form, "plan": plan, "example_input": EXAMPLE_INPUT, "example_output": EXAMPLE_OUTPUT}
+    return {"form": form, "plan": plan}
 
 
 def _shown(

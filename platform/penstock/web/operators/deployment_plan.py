@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from django.core.exceptions import ValidationError
 from django.db.models import Q
@@ -12,7 +13,7 @@ from django.utils.text import slugify
 
 from capacity.models import Accelerator, HardwareType, Host, Model, Pool
 from capacity.policy import cost
-from capacity.policy.profiles import default_profile
+from capacity.policy.profiles import default_profile, scoring_profile
 from capacity.selectors import profile_in_force, reference_mu_per_min
 from capacity.services.pools import hardware_of
 from penstock.demo import TINY_CONTEXT_TOKENS, TINY_PARAMETERS
@@ -20,9 +21,11 @@ from penstock.loops.placing import weights_bytes
 from penstock.web.console_data import HOST_SILENT_S
 from penstock.web.figures import seconds_between
 from penstock.web.operators.hosts import HOLDING
-from serving.models import Deployment, Replica
+from serving.artifacts import look_at
+from serving.models import Deployment, Replica, Revision
 from serving.policy.model_size import parameters_from_name
 from serving.policy.proposal import HardwareView, Proposal, propose_hardware
+from serving.policy.runtime import Choice, choose
 
 BUILT_IN = {
     "tiny": "Built-in tiny model, to try things out on a CPU",
@@ -31,6 +34,8 @@ BUILT_IN = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 EXAMPLE_INPUT, EXAMPLE_OUTPUT = 1000, 300
 """Tokens of the request whose price is shown."""
+EXAMPLE_ROWS, EXAMPLE_KIB = 100, 4
+"""Of the request to a classic model."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,16 @@ class Source:
     context_tokens: int | None = None
     size_reason: str = ""
 
+    @cached_property
+    def choice(self) -> Choice:
+        """The runtime that fits its files, as far as they are seen from here."""
+        return choose(look_at(self.kind, self.value))
+
     @property
     def needs_accelerator(self) -> bool:
         """Whether a CPU would be too slow for anything but a trial."""
-        return self.kind not in (Model.Artifact.NONE, Model.Artifact.TINY)
+        is_small = self.kind in (Model.Artifact.NONE, Model.Artifact.TINY)
+        return not is_small and self.choice.runtime != Revision.Runtime.MLFLOW
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,13 @@ class Plan:
     hardware_reason: str
     accelerators: int
     example_mu: float
+    example_words: str
     replica_mu_per_min: float
     price_reason: str
+
+    @property
+    def runtime(self) -> str:
+        return str(Revision.Runtime(self.source.choice.runtime).label)
 
     @property
     def requests_per_min(self) -> float:
@@ -130,19 +146,20 @@ def plan_for(text: str, now: datetime) -> Plan:
             gamma=profile.gamma,
             epsilon=profile.epsilon,
             cached_factor=profile.cached_factor,
+            modalities=profile.modalities,
         )
         price_reason = "measured" if profile.calibrated else "uncalibrated: a default from model size and hardware"
     else:
         hardware = HardwareType.objects.filter(slug=proposal.slug).first() if proposal.slug else _any_hardware()
         hardware_reason = proposal.reason
-        terms = default_profile(
-            parameters=source.parameters,
-            context_tokens=source.context_tokens,
-            hardware=hardware_of(hardware) if hardware else None,
-        )
-        price_reason = "uncalibrated: a default from model size and hardware, until it is measured"
+        is_classic = source.choice.runtime == Revision.Runtime.MLFLOW
+        size = {"parameters": source.parameters, "context_tokens": source.context_tokens}
+        on = hardware_of(hardware) if hardware else None
+        terms = scoring_profile() if is_classic else default_profile(hardware=on, **size)
+        what = "its server alone" if is_classic else "model size and hardware"
+        price_reason = f"uncalibrated: a default from {what}, until it is measured"
     accelerators = _accelerators(source, proposal, kinds, hardware)
-    example = cost.request_cost(terms, input_tokens=EXAMPLE_INPUT, output_tokens=EXAMPLE_OUTPUT)
+    example, example_words = _example(terms)
     return Plan(
         source=source,
         source_reason=_source_reason(source),
@@ -154,6 +171,7 @@ def plan_for(text: str, now: datetime) -> Plan:
         hardware_reason=hardware_reason,
         accelerators=accelerators,
         example_mu=example,
+        example_words=example_words,
         replica_mu_per_min=reference_mu_per_min(profile),
         price_reason=price_reason,
     )
@@ -192,6 +210,15 @@ def hardware_views(now: datetime) -> list[HardwareView]:
         )
         for kind in kinds
     ]
+
+
+def _example(terms: cost.CostProfile) -> tuple[float, str]:
+    """The price of a typical request, and what it is: one that has no price for tokens is priced by rows."""
+    if not terms.alpha and not terms.beta:
+        units = cost.invocation_units(rows=EXAMPLE_ROWS, body_bytes=EXAMPLE_KIB * 1024)
+        return cost.request_cost(terms, input_tokens=0, units=units), f"{EXAMPLE_ROWS} rows in {EXAMPLE_KIB} KiB"
+    words = f"{EXAMPLE_INPUT:,} input and {EXAMPLE_OUTPUT:,} output tokens"
+    return cost.request_cost(terms, input_tokens=EXAMPLE_INPUT, output_tokens=EXAMPLE_OUTPUT), words
 
 
 def _accelerators(source: Source, proposal: Proposal, kinds: list[HardwareView], hardware: HardwareType | None) -> int:
