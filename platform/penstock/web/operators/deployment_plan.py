@@ -153,9 +153,12 @@ def plan_for(text: str, now: datetime) -> Plan:
         hardware = HardwareType.objects.filter(slug=proposal.slug).first() if proposal.slug else _any_hardware()
         hardware_reason = proposal.reason
         is_classic = source.choice.runtime == Revision.Runtime.MLFLOW
-        size = {"parameters": source.parameters, "context_tokens": source.context_tokens}
         on = hardware_of(hardware) if hardware else None
-        terms = scoring_profile() if is_classic else default_profile(hardware=on, **size)
+        terms = (
+            scoring_profile()
+            if is_classic
+            else default_profile(parameters=source.parameters, context_tokens=source.context_tokens, hardware=on)
+        )
         what = "its server alone" if is_classic else "model size and hardware"
         price_reason = f"uncalibrated: a default from {what}, until it is measured"
     accelerators = _accelerators(source, proposal, kinds, hardware)
