@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from django.db.models import Q
+from django.db.models import F, Q
 from rest_framework import serializers
 from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
@@ -57,9 +57,16 @@ class Place:
         return cls(_EPOCH + datetime.timedelta(microseconds=int(found[1])), uuid.UUID(hex=found[2]))
 
 
-def events_before(deployment: uuid.UUID, place: Place | None, *, count: int) -> list[Event]:
-    """At most ``count`` events of the deployment that are older than ``place``, newest first: two queries."""
+def events_before(
+    deployment: uuid.UUID, place: Place | None, *, count: int, changes_only: bool = False
+) -> list[Event]:
+    """At most ``count`` events of the deployment that are older than ``place``, newest first: two queries.
+
+    ``changes_only`` leaves out the samples of an unchanged wish.
+    """
     decisions = ScalingDecision.objects.filter(_older("at", place), deployment_id=deployment)
+    if changes_only:
+        decisions = decisions.exclude(before=F("after"))
     incidents = Incident.objects.filter(_older("opened_at", place), deployment_id=deployment)
     events = [
         *(_of_decision(row) for row in decisions.order_by("-at", "-id")[:count]),

@@ -151,12 +151,14 @@ def _events(request: UserRequest, row: Deployment) -> dict[str, Any]:
         before = Place.parse(text) if text else None
     except (serializers.ValidationError, ValidationError, OverflowError):
         before = None
-    found = events_before(row.pk, before, count=_EVENTS + 1)
+    with_looks = choice_of(request, "looks", ("all",)) == "all"
+    found = events_before(row.pk, before, count=_EVENTS + 1, changes_only=not with_looks)
     page = found[:_EVENTS]
     older = str(Place(page[-1].at, page[-1].id)) if len(found) > _EVENTS else ""
     incidents = Incident.objects.filter(deployment_id=row.pk, closed_at=None).order_by("-opened_at")[:_INCIDENTS]
     return {
         "events": [EventRow(one, json.dumps(one.inputs, indent=2, ensure_ascii=False, default=str)) for one in page],
+        "with_looks": with_looks,
         "older": older,
         "is_paged": before is not None,
         "incidents": [incident_row(one) for one in incidents],
