@@ -70,6 +70,12 @@ SETTINGS = (
         "the proxy in front speaks TLS: secure cookies, `X-Forwarded-Proto` is believed",
     ),
     Setting(
+        "`PENSTOCK_HSTS_S`",
+        "3600",
+        "with `PENSTOCK_TLS`: seconds for which browsers ask the console by TLS alone; raise it (31536000 is a "
+        "year) once all of it works, 0 leaves it out",
+    ),
+    Setting(
         "`DATABASE_URL`",
         "SQLite in the data folder",
         "`postgres://user:password@host:port/name`, or `sqlite:///absolute/path`",

@@ -32,6 +32,10 @@ SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 if _IS_TLS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_HSTS_SECONDS = env.integer("PENSTOCK_HSTS_S", 3600)
+# Whoever asks without TLS is sent on by the proxy (W008), and what holds for other names of the domain is not ours to
+# say (W005, W021).
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
 PENSTOCK_TRUSTED_PROXIES = env.networks("PENSTOCK_TRUSTED_PROXIES")
 """Whose ``X-Forwarded-For`` is believed. A proxy on this machine needs no entry: uvicorn believes it."""
 
