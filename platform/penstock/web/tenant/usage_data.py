@@ -20,7 +20,7 @@ from penstock.web.series import Range, bucket_starts
 from serving.models import Deployment
 from tenants.models import ApiKey, Tenant, User
 
-ROWS = 50
+ROWS = 25
 ALL, FAILED = "", "failed"
 METRICS = {
     "mu": ("Model units", "MU/min", ("mu",)),
