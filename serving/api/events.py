@@ -57,9 +57,7 @@ class Place:
         return cls(_EPOCH + datetime.timedelta(microseconds=int(found[1])), uuid.UUID(hex=found[2]))
 
 
-def events_before(
-    deployment: uuid.UUID, place: Place | None, *, count: int, changes_only: bool = False
-) -> list[Event]:
+def events_before(deployment: uuid.UUID, place: Place | None, *, count: int, changes_only: bool = False) -> list[Event]:
     """At most ``count`` events of the deployment that are older than ``place``, newest first: two queries.
 
     ``changes_only`` leaves out the samples of an unchanged wish.
