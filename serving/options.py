@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from worker.options import READERS, OptionError, ProbeRequest, adapters, probe_request, speaks
+from worker.options import (
+    INVOCATIONS_PATH,
+    READERS,
+    OptionError,
+    ProbeRequest,
+    adapters,
+    probe_request,
+    read_command,
+    speaks,
+)
 
 PLACEMENT_OPTIONS = frozenset({"accelerators", "host_labels", "memory_bytes", "tensor_parallel_size"})
 """Options of a revision that say where its replicas go. No engine knows them: the agent derives tensor parallelism
@@ -64,6 +73,16 @@ def spoken(runtime: str, options: object) -> tuple[str, ...]:
 def adapters_of(runtime: str, options: object) -> tuple[str, ...]:
     """Names of the LoRA adapters that a revision serves beside its model."""
     return adapters(runtime, engine_options(options))
+
+
+def invocations_path(runtime: str, options: object) -> str:
+    """Where the engine answers what clients ask at ``/invocations``: there, unless a command says elsewhere."""
+    if runtime != "command":
+        return INVOCATIONS_PATH
+    try:
+        return read_command(engine_options(options)).invocations_path
+    except OptionError:
+        return INVOCATIONS_PATH
 
 
 def probe_of(runtime: str, options: object, *, model: str) -> ProbeRequest:

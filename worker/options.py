@@ -25,6 +25,7 @@ error, or nothing beyond the status."""
 PROBE_PRIORITY = -1000
 """Lower is sooner. Warm-up and health probes overtake everything that waits; gateways never send one below 0."""
 LONGEST_REQUEST_S = 10.0
+INVOCATIONS_PATH = "/invocations"
 RESERVED_ARGS = (
     "--host", "--port", "--model", "--served-model-name", "--uds", "--api-key", "--scheduling-policy", "--runner",
     "--max-num-seqs", "--enable-prompt-tokens-details", "--enable-server-load-tracking", "--root-path",
@@ -96,7 +97,8 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Arguments and values of ``env`` may hold ``{host}``, ``{port}``, ``{model}`` (the model's folder or hub id) and
     ``{name}`` (what clients send as model); other braces are text. ``readiness_path`` must answer 200 within
     ``start_limit_s`` seconds of the launch. ``metrics_path``: a Prometheus page with vLLM's or llama.cpp's metric
-    names, if any. ``longest_request_s`` as for MLflow.
+    names, if any. ``invocations_path``: where the server answers what clients ask at ``/invocations``.
+    ``longest_request_s`` as for MLflow.
     """
 
     argv: tuple[str, ...]
@@ -106,6 +108,7 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     speaks: tuple[Speak, ...] = ("generate",)
     probe: CommandProbe | None = None
     metrics_path: str = ""
+    invocations_path: str = INVOCATIONS_PATH
     stop_grace_s: float = 10.0
     longest_request_s: float = LONGEST_REQUEST_S
 
@@ -175,11 +178,12 @@ def read_command(raw: Mapping[str, Any]) -> CommandOptions:
             raise OptionError(f"command option env: {name!r} is no name of a variable.")
         if name.startswith(_OWN_VARIABLE):
             raise OptionError(f"command option env: {name} is Penstock's own; choose another name.")
-    paths = {"readiness_path": options.readiness_path, "metrics_path": options.metrics_path or "/"}
+    paths = {name: getattr(options, name) for name in ("readiness_path", "invocations_path")}
+    paths |= {"metrics_path": options.metrics_path or "/"}
     paths |= {"probe.path": options.probe.path} if options.probe else {}
     for name, path in paths.items():
-        if not path.startswith("/") or path.startswith("//") or any(c.isspace() for c in path):
-            raise OptionError(f"command option {name}: give a path of the server that begins with one /.")
+        if not re.fullmatch(r"/(?!/)[!-~]*", path):
+            raise OptionError(f"command option {name}: give a path of the server in ASCII that begins with one /.")
     limits = {name: getattr(options, name) for name in ("start_limit_s", "stop_grace_s", "longest_request_s")}
     _require_seconds("command", **limits)
     return options

@@ -21,7 +21,7 @@ from serving.gateway.records import (
     encode,
 )
 from serving.models import Deployment, Replica, Revision
-from serving.options import adapters_of, spoken
+from serving.options import adapters_of, invocations_path, spoken
 from tenants.models import ApiKey, Limit, Tenant
 
 _CHUNK = 500
@@ -142,6 +142,7 @@ def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Ite
             created=int(deployment.created_at.timestamp()),
             replica_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
             speaks=spoken(revision.runtime, revision.options),
+            invocations_path=invocations_path(revision.runtime, revision.options),
             adapters=adapters_of(revision.runtime, revision.options),
         )
         yield deployment.pk, record.id, encode(record)

@@ -148,7 +148,7 @@ class Exchange:
             self.parsed, priority=0, cache_salt=self.services.cache_salt(self.books.principal.tenant.id)
         )
         connection = self.connection = await self.services.call_replica(
-            placement.replica, self.books.dialect.engine_path, body, self.request.id
+            placement.replica, self.books.dialect.path_of(self.deployment), body, self.request.id
         )
         if connection.status != 200:
             await self._refused(connection)

@@ -16,6 +16,7 @@ from capacity.usage.lines import EndLine as EndLine
 from capacity.usage.lines import Outcome as Outcome
 from capacity.usage.lines import Usage as Usage
 from capacity.usage.lines import UsageBatch as UsageBatch
+from worker.options import INVOCATIONS_PATH
 
 LimitKind = Literal["requests_per_min", "tokens_per_min", "concurrency"]
 
@@ -94,6 +95,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """What clients can ask of it, in the words of ``worker.options.Speak``: a dialect goes to deployments that speak
     ``generate`` (completions, chat, messages, responses), ``embed`` (embeddings), ``score`` (score, rerank),
     ``invocations`` (MLflow's scoring protocol) or ``http`` (any body, at ``/invocations``)."""
+    invocations_path: str = INVOCATIONS_PATH
+    """Where its engines answer what clients ask at ``/invocations``."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that its engines serve beside the model; clients send an adapter's name as ``model``."""
 

@@ -130,14 +130,18 @@ def _flavours(described: str) -> list[str]:
 def _triton(artifact: Artifact) -> Choice | None:
     names = _names(artifact)
     # Triton needs no config.pbtxt for some formats: then a numbered folder of a version is what tells.
-    pattern = r"[^/]+/(config\.pbtxt|\d+)" if "config.json" not in names else r"[^/]+/config\.pbtxt"
-    models = sorted({name.split("/", 1)[0] for name in names if re.fullmatch(pattern, name)})
+    pattern = r"[\w.-]+/(config\.pbtxt|\d+)" if "config.json" not in names else r"[\w.-]+/config\.pbtxt"
+    models = sorted({name.split("/", 1)[0] for name in names if re.fullmatch(pattern, name, re.ASCII)})
     if models:
         argv = ["tritonserver", "--model-repository={model}", "--http-address={host}", "--http-port={port}"]
         argv += ["--allow-grpc=false", "--allow-metrics=false"]
-        options = {"argv": argv, "readiness_path": "/v2/health/ready", "speaks": ["http"]}
-        shown = ", ".join(models[:3]) + (" and others" if len(models) > 3 else "")
-        return Choice("command", options, f"A Triton model repository ({shown}): tritonserver of its host serves it.")
+        asked = f"/v2/models/{models[0]}/infer"
+        options = {"argv": argv, "readiness_path": "/v2/health/ready", "speaks": ["http"], "invocations_path": asked}
+        reason = f"A Triton model repository: tritonserver of its host serves it, and requests go to {models[0]}."
+        if len(models) > 1:
+            others = ", ".join(models[1:4]) + (" and more" if len(models) > 4 else "")
+            reason += f" Set invocations_path for another ({others})."
+        return Choice("command", options, reason)
     if "config.pbtxt" in names:
         return Choice(
             "command",

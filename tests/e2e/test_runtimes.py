@@ -143,3 +143,42 @@ def test_any_server_of_openais_api_serves_by_its_command(own: Stack) -> None:
     assert row["outcome"] == "completed"
     assert row["output_tokens"] > 0
     assert replica_of(own, "mine")["state"] == "ready"
+
+
+SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.say(200 if self.path == "/live" else 404, {})
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.say(200 if self.path == "/double" else 404, {"doubled": [2 * value for value in asked["values"]]})
+    def say(self, status, answer):
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+    def log_message(self, *_):
+        return
+
+ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def test_a_plain_server_is_asked_at_its_own_path(own: Stack) -> None:
+    options = {
+        "argv": [sys.executable, "-c", SERVER, "{host}", "{port}"],
+        "speaks": ["http"],
+        "readiness_path": "/live",
+        "invocations_path": "/double",
+    }
+    deploy(own, "doubler", model={"artifact_kind": "none"}, runtime="command", options=options)
+    wait_ready(own, "doubler", lambda: post(own, "/invocations/doubler", {"values": [1]}))
+    answer = post(own, "/invocations/doubler", {"values": [1, 2.5]}, **{"X-Request-Id": "doubled"})
+    assert answer.json() == {"doubled": [2, 5.0]}
+    row = wait_for("the usage row", lambda: own.usage("client_request_id = 'doubled'"), seconds=20)[0]
+    assert (row["outcome"], set(json.loads(row["units"]))) == ("completed", {"kib"})

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from serving.gateway.dialects import Invocations, find
 from serving.gateway.errors import ApiError
+from serving.gateway.records import DeploymentRecord
 from tests.gateway.conftest import Shared
 
 SPLIT = {"columns": ["a", "b"], "data": [[1, 2], [3, 4], [5, 6]]}
@@ -103,3 +105,10 @@ def test_other_deployments_predict_nothing(shared: Shared) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_supported")
     answer = shared.post("/v1/chat/completions", {"model": "iris", "messages": [{"role": "user", "content": "a"}]})
     assert "It answers /invocations." in answer.json()["error"]["message"]
+
+
+def test_a_server_of_its_own_kind_is_asked_where_it_answers() -> None:
+    record = DeploymentRecord(id="d", name="m", pool="p", revision="r", runtime="command", speaks=("http",))
+    assert Invocations().path_of(record) == b"/invocations"
+    elsewhere = msgspec.structs.replace(record, invocations_path="/v2/models/m/infer")
+    assert Invocations().path_of(elsewhere) == b"/v2/models/m/infer"

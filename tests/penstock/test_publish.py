@@ -138,6 +138,17 @@ def test_what_a_deployment_speaks_is_published(state, served, runtime, options, 
     check(state)
     record = published(state, "deployment")[str(deployment.pk)]
     assert record.get("speaks", ["generate"]) == speaks
+    assert "invocations_path" not in record, "where it is the usual one"
+
+
+def test_where_a_server_of_its_own_is_asked_is_published(state, served):
+    _, deployment, revision, _ = served
+    Revision.objects.filter(pk=revision.pk).update(is_current=False)
+    options = {"argv": ["s"], "speaks": ["http"], "invocations_path": "/v2/models/m/infer"}
+    Revision.objects.create(deployment=deployment, number=2, runtime="command", options=options, target_concurrency=7)
+    publish.publish_pending()
+    check(state)
+    assert published(state, "deployment")[str(deployment.pk)]["invocations_path"] == "/v2/models/m/infer"
 
 
 def test_a_change_is_published_once_and_only_what_changed(state, served):

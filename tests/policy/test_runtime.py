@@ -89,9 +89,11 @@ def test_images_are_bounded_and_reasons_name_what_decided() -> None:
     assert "set trust_remote_code" in choose(hf("OwnForCausalLM", auto_map={"AutoModel": "x"})).reason
     assert "sklearn" in choose(folder(MLmodel=MLMODEL)).reason
     assert "set the runtime" in choose(Artifact("path", "/m", unseen="Its folder is far away")).reason
-    triton = choose(folder("b/config.pbtxt", "a/config.pbtxt", "c/config.pbtxt", "d/config.pbtxt"))
-    assert "(a, b, c and others)" in triton.reason
+    triton = choose(folder(*(f"{name}/config.pbtxt" for name in "bacde")))
+    assert "requests go to a. Set invocations_path for another (b, c, d and more)." in triton.reason
     assert triton.options["argv"][0] == "tritonserver"
+    assert triton.options["invocations_path"] == "/v2/models/a/infer"
+    assert choose(folder("only/1")).reason.endswith("requests go to only.")
     assert "the folder above" in choose(folder("config.pbtxt")).missing
     gguf = choose(folder("mmproj-a.gguf", "b-00001-of-00002.gguf", "b-00002-of-00002.gguf"))
     assert "{model}/b-00001-of-00002.gguf" in gguf.options["argv"]

@@ -141,6 +141,8 @@ def test_options_of_placement_say_what_to_give() -> None:
         ("command", {"argv": ["s"], "env": {"PENSTOCK_REPLICA_ID": "1"}}, "Penstock's own"),
         ("command", {"argv": ["s"], "readiness_path": "http://elsewhere/"}, "command option readiness_path"),
         ("command", {"argv": ["s"], "readiness_path": "//elsewhere"}, "command option readiness_path"),
+        ("command", {"argv": ["s"], "invocations_path": "/a HTTP/1.1\r\nx: y"}, "command option invocations_path"),
+        ("command", {"argv": ["s"], "metrics_path": "metrics"}, "command option metrics_path"),
         ("command", {"argv": ["s"], "speaks": ["telnet"]}, "command option speaks"),
         ("command", {"argv": ["s"], "speaks": []}, "command option speaks"),
         ("command", {"argv": ["s"], "probe": {"path": "p"}}, "command option probe.path"),

@@ -132,6 +132,10 @@ class Dialect(ABC):
         if not parsed.is_cut:
             require_context(parsed.ask, deployment, self.input_field)
 
+    def path_of(self, deployment: DeploymentRecord) -> bytes:
+        """The route at the engines of ``deployment``."""
+        return self.engine_path
+
     @abstractmethod
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         """The request for the engine. ``priority``: lower is sooner. ``cache_salt`` keeps tenants' prefixes apart."""

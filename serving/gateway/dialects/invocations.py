@@ -87,6 +87,9 @@ class Invocations(Dialect):
             )
         parsed.members = {name: value for name, value in parsed.members.items() if name in _ALLOWED}
 
+    def path_of(self, deployment: DeploymentRecord) -> bytes:
+        return deployment.invocations_path.encode()
+
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return msgspec.json.encode(parsed.members)
 
