@@ -31,6 +31,28 @@ def test_a_first_request_is_estimated_from_its_bytes_and_its_stated_maximum() ->
     assert made.mu == pytest.approx(0.5 + 100 * 0.01 + 30 * 0.2)
 
 
+def test_inputs_that_are_only_read_make_no_output_and_reserve_none() -> None:
+    ask = Ask(prompts=4, choices=0, text_bytes=4000, max_output=0)
+    made = run(ask, context=4096)
+    assert (made.input_tokens, made.output_tokens, made.limit_tokens, made.decode_mu) == (1000, 0, 1000, 0.0)
+    learned = Learned()
+    teach(learned, ask, inputs=2000, cached=0, outputs=0)
+    assert run(ask, learned).input_tokens == 2000
+    assert run(ask, learned).output_tokens == 0
+
+
+def test_rows_and_bytes_are_priced_before_they_are_served_and_are_work() -> None:
+    profile = CostProfile(
+        version=1, base=0.5, alpha=0.0, beta=0.0, gamma=0.0, epsilon=0.0, cached_factor=0.1,
+        modalities={"row": 0.25, "kib": 0.125},
+    )  # fmt: skip
+    ask = Ask(prompts=0, choices=0, text_bytes=0, max_output=0, units={"row": 8.0, "kib": 2.0, "unpriced": 5.0})
+    made = estimate(ask, profile, Learned(), key="k", deployment="d", max_model_len=None)
+    assert (made.input_tokens, made.limit_tokens) == (0, 0)
+    assert made.mu == pytest.approx(0.5 + 8 * 0.25 + 2 * 0.125)
+    assert made.prefill_mu == pytest.approx(made.mu - 0.5)
+
+
 def test_token_limits_reserve_the_stated_maximum_even_when_less_is_expected() -> None:
     learned = Learned()
     ask = Ask(prompts=1, choices=1, text_bytes=400, max_output=4000)
@@ -127,6 +149,7 @@ def limit(kind: str, value: float, model: str = "") -> LimitRecord:
 def test_limits_of_other_models_do_not_apply() -> None:
     every, mine, other = limit("concurrency", 5), limit("concurrency", 3, "m"), limit("concurrency", 1, "x")
     assert admission.applicable([every, mine, other], "m") == (every, mine)
+    assert admission.applicable([every, mine, other], "m", "m:adapter") == (every, mine)
 
 
 def test_only_a_token_limit_is_settled_with_tokens() -> None:
