@@ -188,6 +188,7 @@ def test_tools_and_which_to_use(choice: dict[str, Any], expected: dict[str, Any]
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"mcp_servers": [{"url": "http://x"}]}, "mcp_servers"),
         ({"priority": -1}, "priority"),
         ({"stop_sequences": "X"}, "stop_sequences"),

@@ -217,8 +217,12 @@ class _Chat:
             tools = self.members["tools"] = [_tool(tool, number) for number, tool in enumerate(fields.tools)]
             self.text_bytes += len(msgspec.json.encode(tools))
             self.members["tool_choice"] = "auto"
-        if fields.tool_choice is not None:
-            self._choose(fields.tool_choice)
+            if fields.tool_choice is not None:
+                self._choose(fields.tool_choice)
+        elif fields.tool_choice is not None and fields.tool_choice.type in ("any", "tool"):
+            raise errors.bad_request(
+                "'tool_choice' asks for a tool, but there are no 'tools'.", param="tool_choice", code="invalid_value"
+            )
         last = self.messages[-1] if self.messages else {}
         if last.get("role") == "assistant" and last.get("content") and "tool_calls" not in last:
             # What the client has begun, the model goes on with.
