@@ -93,10 +93,17 @@ def test_labels_are_replaced_refused_and_taken_back(as_operator: Client) -> None
     assert Host.objects.get(name="gpu-01").labels == {"zone": "b", "rack": "r1"}
     undo(as_operator, page)
     assert Host.objects.get(name="gpu-01").labels == {"zone": "a"}
-    wrong = as_operator.post("/console/hosts/gpu-01/labels", {"labels": "zone"})
-    assert wrong.status_code == 400
-    assert "“zone” is no label" in text(wrong)
-    assert 'aria-invalid="true"' in text(wrong)
+    for given, why in (
+        ("zone", "“zone” is no label"),
+        ("=a", "“=a” is no label"),
+        ("zone=a\nzone=b", "zone stands there twice"),
+        (f"zone={'x' * 201}", "is too long"),
+        ("zone=\0", "holds a NUL"),
+    ):
+        wrong = as_operator.post("/console/hosts/gpu-01/labels", {"labels": given})
+        assert wrong.status_code == 400
+        assert why in text(wrong)
+        assert 'aria-invalid="true"' in text(wrong)
     assert Host.objects.get(name="gpu-01").labels == {"zone": "a"}
 
 

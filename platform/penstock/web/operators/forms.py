@@ -10,6 +10,8 @@ from django import forms
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 T = TypeVar("T")
+_LONGEST_NAME, _LONGEST_VALUE = 100, 200
+"""Of labels, in characters: as the REST API has it."""
 
 
 class PageForm(forms.Form):
@@ -56,6 +58,11 @@ class LabelsField(forms.CharField):
             name, equals, text = line.partition("=")
             if not equals or not name.strip():
                 raise ValidationError(f"“{line.strip()[:60]}” is no label: write one name=value a line, e.g. zone=a.")
+            if len(name.strip()) > _LONGEST_NAME or len(text.strip()) > _LONGEST_VALUE or "\0" in line:
+                raise ValidationError(
+                    f"“{line.strip()[:60]}” is too long, or holds a NUL: a name has at most {_LONGEST_NAME} "
+                    f"characters, a value {_LONGEST_VALUE}."
+                )
             if name.strip() in found:
                 raise ValidationError(f"{name.strip()} stands there twice: a host has one value for each name.")
             found[name.strip()] = text.strip()
