@@ -64,6 +64,32 @@ def test_completions_of_texts_token_ids_and_lists(shared: Shared) -> None:
     assert "".join(c.choices[0].text for c in stream) == " tok" * 3
 
 
+def test_images_and_every_knob_reach_the_engine_as_they_are(shared: Shared) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    asked: dict[str, Any] = {
+        "model": "alpha",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}],
+        "max_tokens": 2,
+        "tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stop": ["a", "b"],
+        "seed": 7,
+        "logit_bias": {"5": 1},
+    }
+    answer = shared.post("/v1/chat/completions", asked)
+    served: Any = shared.served(answer.headers["x-penstock-request-id"])
+    assert {name: value for name, value in served["body"].items() if name not in ("priority", "cache_salt")} == asked
+    parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": image["image_url"]["url"]}]  # type: ignore[index]
+    turns = [{"role": "user", "content": parts}]
+    answer = shared.post("/v1/responses", {"model": "alpha", "input": turns, "max_output_tokens": 1})
+    served = shared.served(answer.headers["x-penstock-request-id"])
+    assert served["body"]["input"] == turns
+
+
 def test_models_are_those_the_tenant_may_use(shared: Shared) -> None:
     mine = {m.id for m in shared.client().models.list()}
     assert mine >= {"alpha", "bare", "beta"}
