@@ -39,7 +39,10 @@ class ModelFields(serializers.Serializer[Model]):
 
     name = serializers.CharField(max_length=200)
     artifact_value = serializers.CharField(
-        max_length=500, allow_blank=True, required=False, help_text="The local folder, or the hub id."
+        max_length=500,
+        allow_blank=True,
+        required=False,
+        help_text="The local folder, or the hub id; embed for the tiny embedding model.",
     )
     artifact_revision = serializers.CharField(max_length=100, allow_blank=True, required=False)
     parameters = serializers.IntegerField(

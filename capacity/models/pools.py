@@ -9,6 +9,9 @@ from django.db.models import Q
 from capacity.models.hardware import HardwareType
 from tenants.models import Identified, Tenant, WrittenOnce
 
+BUILT_IN = ("", "embed")
+"""Values of the built-in tiny model: the language model, and the embedding model."""
+
 
 class Model(Identified):
     """Something that can be served: where its weights are, and what is known of it."""
@@ -58,6 +61,13 @@ class Model(Identified):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """A built-in model is one that there is. Raises ValidationError by field."""
+        if self.artifact_kind == self.Artifact.TINY and self.artifact_value not in BUILT_IN:
+            raise ValidationError(
+                {"artifact_value": 'Leave it empty for the tiny language model, or give "embed" for the embedding one.'}
+            )
 
 
 class Pool(Identified):

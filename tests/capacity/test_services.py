@@ -11,6 +11,7 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from capacity.models import CostProfile, HardwareType, Host, Model, Pool, Reservation
+from capacity.models.pools import BUILT_IN
 from capacity.policy.cost import CostProfile as Price
 from capacity.selectors import profile_in_force, profiles_in_force
 from capacity.services import (
@@ -33,6 +34,7 @@ from serving.services import provider_credential_set
 from tenants.crypto import DecryptionError, decrypt, encrypt
 from tenants.models import AuditEntry, Change
 from tests import factories
+from worker.weights import TINY_NAMES
 
 pytestmark = pytest.mark.django_db
 
@@ -95,6 +97,7 @@ def test_hardware_of_a_name_is_made_once() -> None:
     ("fields", "at"),
     [
         ({"artifact_kind": "path"}, "artifact_value"),
+        ({"artifact_kind": "tiny", "artifact_value": "huge"}, "artifact_value"),
         ({"artifact_kind": "floppy", "artifact_value": "a"}, "artifact_kind"),
         ({"parameters": 0}, "parameters"),
         ({"context_tokens": 0}, "context_tokens"),
@@ -104,6 +107,12 @@ def test_a_bad_model_is_refused_at_its_field(fields: dict[str, Any], at: str) ->
     with pytest.raises(ValidationError) as error:
         model_create(**{"name": "M", "artifact_kind": "tiny", "actor": "t", **fields})
     assert at in error.value.message_dict
+
+
+def test_there_are_two_built_in_models() -> None:
+    assert set(BUILT_IN) == set(TINY_NAMES), "the agent builds what the control plane offers"
+    for value in BUILT_IN:
+        assert factories.model(artifact_kind="tiny", artifact_value=value).artifact_value == value
 
 
 def test_a_model_is_changed_with_an_audit_entry() -> None:

@@ -17,7 +17,7 @@ from tests.worker.conftest import AgentUnderTest, order, wait_for
 from tests.worker.mlflow_models import ENVIRONMENTS, Trained, train
 from worker.spec import ReplicaReport
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def test_a_classifier_is_served_as_it_predicts_by_itself(house: AgentUnderTest, 
     assert ask(ready, {"inputs": trained.rows}) == {"predictions": trained.classes}
     with pytest.raises(urllib.error.HTTPError) as refused:
         ask(ready, {"inputs": [["wide", 1]]})
-    assert refused.value.code == 400
+    with refused.value:
+        assert refused.value.code == 400
     assert ready.metrics == {}
     assert ready.pid is not None
     process = psutil.Process(ready.pid)

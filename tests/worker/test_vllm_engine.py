@@ -196,7 +196,8 @@ def test_an_embedding_model_is_pooled_and_ready_by_a_vector(house: AgentUnderTes
         assert json.load(answer)["results"][0]["index"] == 0
     with pytest.raises(urllib.error.HTTPError) as refused:
         post(ready.address, "/v1/completions", {"model": "vectors", "prompt": "x", "max_tokens": 1})
-    assert refused.value.code == 404
+    with refused.value:
+        assert refused.value.code == 404
     house.give(
         order("vectors", runtime="vllm", served_name="vectors", intent="stop", artifact=artifact, options=options)
     )
