@@ -83,7 +83,7 @@ def test_images_and_every_knob_reach_the_engine_as_they_are(shared: Shared) -> N
     answer = shared.post("/v1/chat/completions", asked)
     served: Any = shared.served(answer.headers["x-penstock-request-id"])
     assert {name: value for name, value in served["body"].items() if name not in ("priority", "cache_salt")} == asked
-    parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": image["image_url"]["url"]}]  # type: ignore[index]
+    parts = [{"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": image["image_url"]["url"]}]
     turns = [{"role": "user", "content": parts}]
     answer = shared.post("/v1/responses", {"model": "alpha", "input": turns, "max_output_tokens": 1})
     served = shared.served(answer.headers["x-penstock-request-id"])
