@@ -6,10 +6,12 @@ import datetime
 import json
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -53,6 +55,7 @@ class Proxied(Stack):
         self.tls_port, self.plain_port = free_port(), free_port()
         self.folder = data.parent / "nginx"
         self.nginx: subprocess.Popen[bytes] | None = None
+        self.clients = ExitStack()
 
     @property
     def origin(self) -> str:
@@ -90,19 +93,22 @@ class Proxied(Stack):
         assert NGINX is not None
         words = [NGINX, "-p", str(self.folder), "-c", str(self.folder / "main.conf"), "-e", str(self.folder / "e.log")]
         self.nginx = subprocess.Popen(words)
-        wait_for("the proxy", lambda: self.client().get("/healthz").status_code == 200, seconds=20)
+        wait_for("the proxy", self.is_proxied, seconds=20)
+
+    def is_proxied(self) -> bool:
+        try:
+            return self.client().get("/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def trust(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=str(self.folder / "penstock.crt"))
 
     def client(self, **headers: str) -> httpx.Client:
-        """Speaks TLS to the name, which is this machine's."""
-        return httpx.Client(
-            base_url=f"https://127.0.0.1:{self.tls_port}",
-            headers={"Host": f"{NAME}:{self.tls_port}", **headers},
-            verify=self.trust(),
-            timeout=30,
-        )
+        """Speaks TLS to the name, which is this machine's, until the installation stops."""
+        base = f"https://127.0.0.1:{self.tls_port}"
+        named = {"Host": f"{NAME}:{self.tls_port}", **headers}
+        return self.clients.enter_context(httpx.Client(base_url=base, headers=named, verify=self.trust(), timeout=30))
 
 
 def certify(folder: Path) -> None:
@@ -145,6 +151,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
         running.kill_all()
         raise
     finally:
+        running.clients.close()
         if running.nginx is not None:
             running.nginx.terminate()
             running.nginx.wait(10)
@@ -230,18 +237,18 @@ def test_the_playground_answers(proxied: Proxied) -> None:
     tenant = proxied.quickstart()["tenants"][0]["slug"]
     assert client.get(f"/t/{tenant}/playground/").status_code == 200
     session = "; ".join(f"{cookie.name}={cookie.value}" for cookie in client.cookies.jar)
-    with connect(
+    with connect(  # by name, at this machine
         f"wss://{NAME}:{proxied.tls_port}/t/{tenant}/playground/socket",
-        host="127.0.0.1",
+        sock=socket.create_connection(("127.0.0.1", proxied.tls_port)),
         ssl=proxied.trust(),
         origin=proxied.origin,  # type: ignore[arg-type]
         additional_headers={"Cookie": session},
-    ) as socket:
+    ) as connection:
         turns = [{"role": "user", "text": CANARY}]
-        socket.send(json.dumps({"type": "ask", "id": 1, "model": "demo-sim", "turns": turns, "max_tokens": 8}))
+        connection.send(json.dumps({"type": "ask", "id": 1, "model": "demo-sim", "turns": turns, "max_tokens": 8}))
         told = []
         while not told or told[-1]["type"] not in ("done", "failed", "rejected"):
-            told.append(json.loads(socket.recv(timeout=30)))
+            told.append(json.loads(connection.recv(timeout=30)))
     assert told[-1]["type"] == "done", told
 
 
