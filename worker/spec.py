@@ -1,7 +1,8 @@
 """What the control plane and a host agent say to each other: orders down, reports up.
 
 With ``worker.options`` all that the control plane imports of ``worker``. It holds data, their encoding and the HMAC
-envelope; it imports no Django, no Celery and opens nothing. ``docs/protocols.md`` (*Orders and reports*) explains the exchange.
+envelope; it imports no Django, no Celery and opens nothing. ``docs/protocols.md`` (*Orders and reports*) explains the
+exchange.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def test_an_artifact_vllm_cannot_serve_is_refused(artifact: dict[str, str]) -> N
             "one request of full length",
         ),
         ("User-specified max_model_len (9999) is greater than the derived max_model_len", "max_model_len 9999"),
+        ("ValueError: This model does not support `--runner pooling`.", "leave out the option task"),
         ("HFValidationError: Repo id must be in the form 'repo_name'", "no usable config.json"),
         ("Model architectures ['FooForCausalLM'] are not supported for now", "['FooForCausalLM']"),
         ("ModuleNotFoundError: No module named 'numba'", "numba"),

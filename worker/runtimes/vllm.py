@@ -233,6 +233,10 @@ EXITS = (
         "vLLM refuses the value of {what} ({why}): correct the revision's options.",
     ),
     _exit(
+        r"This model does not support `--runner pooling`",
+        "The model can be no embedding model or reranker: leave out the option task.",
+    ),
+    _exit(
         r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
         "The accelerator's memory is full: free it, use more accelerators, or lower max_model_len or "
         "gpu_memory_utilization.",
