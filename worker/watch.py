@@ -20,6 +20,7 @@ from worker.words import error_words
 PERIOD_S = 1.0
 STARTING_PERIOD_S = 0.2
 ANSWER_LIMIT_S = 2.0
+NO_ROUTE = (404, 405, 501)
 KV_INFO = ("vllm:cache_config_info", "kv_cache_size_tokens")
 """Info metric and label that tell the KV cache's size; engines without it tell nothing."""
 
@@ -151,6 +152,9 @@ class EngineWatcher:
             ) as answer:
                 body = await answer.read()
                 view.warm_up_error = "" if answer.status == 200 else f"answered {answer.status}: {_error_text(body)}"
+                if answer.status in NO_ROUTE:
+                    asked = f"{method} {readiness.warm_up_path}"
+                    view.warm_up_error += f". It has no {asked}: correct the option task, speaks or probe"
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             view.warm_up_error = _words(error)
         if view.warm_up_error:

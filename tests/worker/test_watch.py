@@ -33,6 +33,8 @@ class Engine:
             return web.Response(text="vllm:num_requests_running 1\n")
         if request.path == "/v1/models":
             return web.json_response(self.models)
+        if request.path == "/gone":
+            return web.Response(status=404, text="Not Found")
         if request.path == "/x":
             return web.Response(status=500, body=b'{"error": {"message": "\xff"}}')
         return web.Response(text=self.version)
@@ -104,6 +106,20 @@ async def test_an_error_in_no_encoding_is_an_error(engine: Engine, monkeypatch: 
         watcher.warm_up()
         await until(lambda: watcher.view.warm_up == "failed")
         assert watcher.view.warm_up_error.startswith("answered 500")
+        watcher.cancel()
+
+
+async def test_an_engine_of_another_kind_is_told_by_its_missing_route(engine: Engine) -> None:
+    plan = engine.plan()
+    readiness = msgspec.structs.replace(plan.readiness, warm_up_path="/gone")
+    async with aiohttp.ClientSession() as session:
+        gone = msgspec.structs.replace(plan, readiness=readiness)
+        watcher = EngineWatcher(session, gone, lambda _: METRICS, lambda: 1.0, lambda: None)
+        watcher.warm_up()
+        await until(lambda: watcher.view.warm_up == "failed")
+        assert watcher.view.warm_up_error == (
+            "answered 404: Not Found. It has no POST /gone: correct the option task, speaks or probe"
+        )
         watcher.cancel()
 
 
