@@ -8,13 +8,14 @@ from typing import Any, Self
 from uuid import UUID
 
 from django.db.models import Q, QuerySet, Sum
-from django.utils.dateparse import parse_datetime
 
 from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
 from capacity.selectors import reservations_running, usage_rows, used_mu_per_min
 from penstock.web import figures
+from penstock.web.moments import read_place
 from penstock.web.series import Line, Range, bucket_starts, sold_line
 from serving.models import Deployment, Revision
+from serving.options import spoken
 from serving.selectors import current_revisions
 from tenants.models import ApiKey, Limit, Tenant, User
 
@@ -62,12 +63,8 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """What ``str`` gave, from a URL; None when it is absent or malformed."""
-        moment, _, identifier = text.partition("_")
-        try:
-            ended_at, request_id = parse_datetime(moment.replace(" ", "+")), UUID(identifier)
-        except ValueError:
-            return None
-        return cls(ended_at, request_id) if ended_at is not None and ended_at.tzinfo is not None else None
+        found = read_place(text)
+        return cls(*found) if found else None
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A served model that the tenant may use."""
+    """A served model that the tenant may use. ``speaks`` is what it can be asked, as ``worker.options.Speak`` says."""
 
     name: str
     pool: Pool
     engine: str
     is_simulated: bool
+    speaks: tuple[str, ...] = ()
+
+    @property
+    def can_chat(self) -> bool:
+        return "generate" in self.speaks
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,12 @@ def begins(chosen: Range, now: datetime) -> datetime:
     return first + (EPOCH - first) % period
 
 
+def pick_model(models: Sequence[ModelChoice], asked: str | None) -> ModelChoice | None:
+    """The one of that name; else the first that can chat, or the first of all."""
+    named = next((row for row in models if row.name == asked), None)
+    return named or next((row for row in models if row.can_chat), models[0] if models else None)
+
+
 def usable_models(tenant: Tenant) -> list[ModelChoice]:
     """Models the tenant may send requests to, by name."""
     deployments = list(
@@ -182,6 +190,7 @@ def usable_models(tenant: Tenant) -> list[ModelChoice]:
                 pool=row.pool,
                 engine=revision.get_runtime_display() if revision else "",
                 is_simulated=revision is not None and revision.runtime == Revision.Runtime.SIMULATED,
+                speaks=spoken(revision.runtime, revision.options) if revision else (),
             )
         )
     return choices

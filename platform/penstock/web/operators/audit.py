@@ -12,9 +12,9 @@ from uuid import UUID
 from django.db.models import Q, QuerySet
 from django.http import HttpResponse
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from penstock.web.access import UserRequest
+from penstock.web.moments import read_moment, read_place
 from penstock.web.operators.frame import read_page, show
 from penstock.web.operators.lists import text_of
 from tenants.models import AuditEntry, Tenant
@@ -52,12 +52,8 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> Place | None:
         """What ``str`` gave, from an address; None when it is absent or malformed."""
-        moment, _, identifier = text.partition("_")
-        try:
-            at, entry_id = parse_datetime(moment.replace(" ", "+")), UUID(identifier)
-        except ValueError:
-            return None
-        return cls(at, entry_id) if at is not None and at.tzinfo is not None else None
+        found = read_place(text)
+        return cls(*found) if found else None
 
 
 @read_page
@@ -98,9 +94,10 @@ def entries(given: Mapping[str, str]) -> tuple[QuerySet[AuditEntry], dict[str, s
     for name, lookup in (("since", "at__gte"), ("until", "at__lt")):
         if not given[name]:
             continue
-        moment = _moment(given[name])
+        # A browser's field for a moment knows no zone; the label says that it is UTC.
+        moment = read_moment(given[name])
         if moment is None:
-            errors[name] = "Write a day and a time, e.g. 2026-05-31T08:00."
+            errors[name] = "Write a day and a time since 1970, e.g. 2026-05-31T08:00."
         else:
             rows = rows.filter(**{lookup: moment})
     return rows, errors
@@ -128,14 +125,3 @@ def _told(values: Mapping[str, Any], name: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _moment(text: str) -> datetime.datetime | None:
-    try:
-        moment = parse_datetime(text) or parse_datetime(f"{text}T00:00")
-        if moment is None:
-            return None
-        # A browser's field for a moment knows no zone; the label says that it is UTC.
-        return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-    except (ValueError, OverflowError):
-        return None
