@@ -66,6 +66,7 @@ def test_nothing_of_what_runs_it_is_told(world: World, open_to_all: Deployment, 
         "name": "open",
         "pool": open_to_all.pool.slug,
         "label": "simulated",
+        "speaks": ["generate"],
         "context_tokens": None,
         "is_ready": False,
     }

@@ -164,6 +164,38 @@ def test_snippets_parse_in_their_languages(model: str) -> None:
     assert json.dumps(model) in javascript.code
 
 
+@pytest.mark.parametrize("model", ["m", "it's", 'a "quoted" model', "org/name"])
+@pytest.mark.parametrize(
+    ("speaks", "path", "member"),
+    [
+        (("embed", "score"), "/v1/embeddings", "input"),
+        (("score",), "/v1/rerank", "documents"),
+        (("invocations",), "/invocations/", "inputs"),
+        (("http",), "/invocations/", "inputs"),
+        (("embed", "generate"), "/v1/chat/completions", "messages"),
+    ],
+)
+def test_snippets_ask_what_the_model_can_be_asked(speaks: tuple[str, ...], path: str, member: str, model: str) -> None:
+    import ast
+    import json
+    import shlex
+    from urllib.parse import unquote, urlsplit
+
+    for snippet in snippets("http://127.0.0.1:8080/v1", model, speaks):
+        if snippet.id == "python":
+            constants = [node.value for node in ast.walk(ast.parse(snippet.code)) if isinstance(node, ast.Constant)]
+            assert model in constants or any(model in unquote(str(value)) for value in constants)
+        if snippet.id != "curl":
+            assert snippet.install
+            continue
+        words = shlex.split(snippet.code.replace("\\\n", " "))
+        address = urlsplit(next(word for word in words if word.startswith("http")))
+        body = json.loads(words[words.index("-d") + 1])
+        assert member in body
+        assert unquote(address.path) == path + (model if path.endswith("/") else "")
+        assert body.get("model", model) == model
+
+
 def test_the_oracle_of_percentiles_agrees_on_a_known_list() -> None:
     values = [float(value) for value in range(1, 101)]
     assert figures.percentile(values, 0.95) == 95.0

@@ -12,6 +12,7 @@ from html import unescape
 import pytest
 from django.conf import settings
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from capacity.models import HardwareType, Model, Pool, UsageRecord, UsageRollup
@@ -419,3 +420,20 @@ def test_a_fresh_tenants_pages_say_what_to_do_next(owner: Client) -> None:
     assert "No request yet" in shown(owner.get("/t/northwind/usage/"))
     assert "No model to talk to" in shown(owner.get("/t/northwind/playground/"))
     assert "No model is open" in shown(owner.get("/t/northwind/quick-start"))
+
+
+def test_each_model_is_offered_for_what_it_can_be_asked(owner: Client, tenant: Tenant, sold: Pool) -> None:
+    hardware = HardwareType.objects.get()
+    model = Model.objects.create(slug="e", name="E", artifact_kind="tiny", artifact_value="embed")
+    vectors = pool("vectors", model, hardware, calibrated=False, now=timezone.now())
+    made = Deployment.objects.create(pool=vectors, name="a-vectors")
+    Revision.objects.create(deployment=made, number=1, runtime="vllm", options={"task": "embed"}, target_concurrency=8)
+    start = reverse("tenant-quickstart", args=[tenant.slug])
+    page = shown(owner.get(start))
+    assert "chat/completions" in page, "a model that chats is offered first"
+    page = shown(owner.get(f"{start}?model=a-vectors"))
+    assert "client.embeddings.create" in page
+    assert "chat/completions" not in page
+    page = shown(owner.get(reverse("tenant-playground", args=[tenant.slug])))
+    assert 'value="chat-32b"' in page
+    assert "a-vectors" not in page

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 from capacity.models import Pool
 from penstock.web import figures
 from penstock.web.access import UserRequest, signed_in, tenant_or_404
-from penstock.web.dashboard_data import TENANT_RANGES, Dashboard, Place, gather_dashboard, usage_series
+from penstock.web.dashboard_data import TENANT_RANGES, Dashboard, Place, gather_dashboard, pick_model, usage_series
 from penstock.web.series import pick
 from penstock.web.shell import page, tenants_of
 from penstock.web.snippets import snippets
@@ -57,8 +57,8 @@ def tenant(request: UserRequest, slug: str) -> HttpResponse:
     only_failed = request.GET.get("outcome") == "failed"
     before = Place.parse(request.GET.get("before", ""))
     data = gather_dashboard(owner, chosen, timezone.now(), before, only_failed)
-    model = next((row.name for row in data.models if row.name == request.GET.get("model")), None)
-    model = model or (data.models[0].name if data.models else MODEL_PLACEHOLDER)
+    choice = pick_model(data.models, request.GET.get("model"))
+    model, speaks = (choice.name, choice.speaks) if choice else (MODEL_PLACEHOLDER, ())
     pools = list({row.pool.slug: row.pool for row in data.models}.values())
     pool = next((row for row in pools if row.slug == request.GET.get("pool")), pools[0] if pools else None)
     context = {
@@ -71,7 +71,7 @@ def tenant(request: UserRequest, slug: str) -> HttpResponse:
         "pool": pool,
         "pool_mu": data.mu_by_pool.get(pool.pk, 0.0) if pool else 0.0,
         "model": model,
-        "snippets": snippets(settings.PENSTOCK_API_URL.rstrip("/"), model),
+        "snippets": snippets(settings.PENSTOCK_API_URL.rstrip("/"), model, speaks),
         "base_url": settings.PENSTOCK_API_URL,
         "only_failed": only_failed,
         "is_paged": before is not None,

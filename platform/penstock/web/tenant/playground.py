@@ -27,7 +27,7 @@ STARTERS = (
 @require_GET
 @in_tenant(Action.INFERENCE_USE)
 def playground(request: UserRequest, place: Place) -> HttpResponse:
-    models = usable_models(place.tenant)
+    models = [row for row in usable_models(place.tenant) if row.can_chat]
     asked = request.GET.get("model")
     model = next((row for row in models if row.name == asked), models[0] if models else None)
     held = {row.reservation.pool_id: row for row in held_now(place.tenant, timezone.now())}

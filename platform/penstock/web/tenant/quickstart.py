@@ -12,7 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from penstock.web.access import UserRequest
-from penstock.web.dashboard_data import usable_models
+from penstock.web.dashboard_data import pick_model, usable_models
 from penstock.web.snippets import snippets
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
 from tenants.models import ApiKey
@@ -20,8 +20,6 @@ from tenants.policy.roles import Action
 from tenants.services import api_key_create
 
 MODEL_PLACEHOLDER = "MODEL"
-INSTALL = {"python": "pip install openai", "javascript": "npm install openai"}
-"""What a language needs first, by the snippet's id."""
 _KEYS_SHOWN = 50
 
 
@@ -31,16 +29,14 @@ _KEYS_SHOWN = 50
 def quickstart(request: UserRequest, place: Place) -> HttpResponse:
     """The lines for the model and key that the URL names. A POST makes a key; its text is in that answer alone."""
     models = usable_models(place.tenant)
-    asked = request.GET.get("model")
-    model = next((row for row in models if row.name == asked), models[0] if models else None)
+    model = pick_model(models, request.GET.get("model"))
+    api = settings.PENSTOCK_API_URL.rstrip("/")
+    made = snippets(api, model.name, model.speaks) if model else snippets(api, MODEL_PLACEHOLDER)
     context: dict[str, Any] = {
         "models": models,
         "model": model,
-        "base_url": settings.PENSTOCK_API_URL.rstrip("/"),
-        "snippets": [
-            (snippet, INSTALL.get(snippet.id, ""))
-            for snippet in snippets(settings.PENSTOCK_API_URL.rstrip("/"), model.name if model else MODEL_PLACEHOLDER)
-        ],
+        "base_url": api,
+        "snippets": [(snippet, snippet.install) for snippet in made],
     }
     if request.method == "POST":
         context |= _made(request, place)
