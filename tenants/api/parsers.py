@@ -11,7 +11,7 @@ from rest_framework.parsers import JSONParser
 
 DEEPEST = 100
 """Levels of nesting. Python gives up at about 1,000 of its own, and so does whoever writes the body down."""
-_TOO_DEEP = f"Nest the JSON document at most {DEEPEST} levels deep."
+TOO_DEEP = f"Nest the JSON document at most {DEEPEST} levels deep."
 TORN = "A text holds half of a surrogate pair (U+D800 to U+DFFF): send whole characters."
 
 
@@ -24,9 +24,9 @@ class BoundedJSONParser(JSONParser):
         try:
             found: dict[str, Any] = super().parse(stream, media_type, parser_context)
         except RecursionError:
-            raise exceptions.ParseError(_TOO_DEEP) from None
-        if _is_deeper(found):
-            raise exceptions.ParseError(_TOO_DEEP)
+            raise exceptions.ParseError(TOO_DEEP) from None
+        if is_too_deep(found):
+            raise exceptions.ParseError(TOO_DEEP)
         if is_torn(json.dumps(found, ensure_ascii=False)):
             raise exceptions.ParseError(TORN)
         return found
@@ -41,7 +41,8 @@ def is_torn(text: str) -> bool:
     return False
 
 
-def _is_deeper(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
+    """Whether objects and lists stand in each other more than ``DEEPEST`` levels deep."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _within(outer) if isinstance(inner, dict | list)]

@@ -121,6 +121,35 @@ def test_a_new_revision_is_current_and_one_can_go_back(as_operator: Client, plat
     assert "is the current one" in text(again)
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("[" * 100_000, "at most 100 levels deep"),
+        ('{"a":' * 100_000, "at most 100 levels deep"),
+        ('{"a":' * 150 + "1" + "}" * 150, "at most 100 levels deep"),
+        ('{"a": 1e400}', "infinite numbers"),
+        (r'{"a": "\u0000"}', "NUL characters"),
+        (r'{"a": "\ud800"}', "surrogate pair"),
+        (r'{"\udc00": 1}', "surrogate pair"),
+        ('{"a": Infinity}', "no number in JSON"),
+    ],
+)
+def test_options_that_no_database_takes_stand_at_their_field(
+    as_operator: Client, platform: Seeded, options: str, why: str
+) -> None:
+    path = f"/console/deployments/{platform.chat.pk}/revisions"
+    answer = as_operator.post(path, {"runtime": "vllm", "target_concurrency": "24", "options": options})
+    assert answer.status_code == 400
+    assert why in text(answer)
+    assert Revision.objects.filter(deployment=platform.chat).count() == 1
+
+
+def test_a_backslash_before_u0000_is_text(as_operator: Client, platform: Seeded) -> None:
+    path = f"/console/deployments/{platform.chat.pk}/revisions"
+    given = {"runtime": "simulated", "target_concurrency": "24", "options": r'{"labelled": "\\u0000"}'}
+    assert "Leave out NUL" not in text(as_operator.post(path, given, follow=True))
+
+
 def test_a_revision_of_another_deployment_is_none_of_it(as_operator: Client, platform: Seeded) -> None:
     other = platform.sim.revisions.get()
     path = f"/console/deployments/{platform.chat.pk}/revisions/{other.pk}/restore"

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from django import forms
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
+from tenants.api.fields import UNSTORABLE, is_storable
+from tenants.api.parsers import TOO_DEEP, TORN, is_too_deep, is_torn
+
 T = TypeVar("T")
 _LONGEST_NAME, _LONGEST_VALUE = 100, 200
 """Of labels, in characters: as the REST API has it."""
@@ -73,7 +76,7 @@ class LabelsField(forms.CharField):
 
 
 class JsonObjectField(forms.CharField):
-    """A JSON object. Empty: none of its values."""
+    """A JSON object that the REST API would take too. Empty: none of its values."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("widget", forms.Textarea(attrs={"rows": 4, "spellcheck": "false", "class": "in mono"}))
@@ -85,14 +88,20 @@ class JsonObjectField(forms.CharField):
             return {}
         try:
             found = json.loads(text, parse_constant=_no_constant)
+        except RecursionError:
+            raise ValidationError(TOO_DEEP) from None
         except ValueError as error:
             raise ValidationError(
                 f'This is not JSON ({error}). Write an object, e.g. {{"max_model_len": 8192}}.'
             ) from None
         if not isinstance(found, dict):
             raise ValidationError('Write a JSON object, e.g. {"max_model_len": 8192}.')
-        if "\\u0000" in json.dumps(found):
-            raise ValidationError("Leave out NUL characters.")
+        if is_too_deep(found):
+            raise ValidationError(TOO_DEEP)
+        if not is_storable(found):
+            raise ValidationError(UNSTORABLE)
+        if is_torn(json.dumps(found, ensure_ascii=False)):
+            raise ValidationError(TORN)
         return found
 
     def prepare_value(self, value: Any) -> Any:
