@@ -23,6 +23,11 @@ SECRET_LENGTH = 43
 
 SCOPES = ("inference", "usage", "manage")
 """``inference``: send requests; ``usage``: read the tenant's usage; ``manage``: the tenant's part of the REST API."""
+MOST_MODELS, MOST_NETWORKS = 200, 100
+"""Each gateway keeps the lists of every key."""
+LONGEST_MODEL = 200
+"""Of a served model's name, in characters."""
+NO_NUL = "Leave out NUL characters."
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -75,6 +80,8 @@ def scope_errors(scopes: object) -> list[str]:
     """What is wrong with a key's list of scopes, for people."""
     if not isinstance(scopes, list) or not scopes:
         return ["A key needs at least one scope."]
+    if len(scopes) > len(SCOPES):
+        return [f"Name each scope once: there are {len(SCOPES)}."]
     unknown = [str(scope) for scope in scopes if scope not in SCOPES]
     return [f"Unknown scope {scope!r}: use {', '.join(SCOPES)}." for scope in unknown]
 
@@ -83,6 +90,10 @@ def name_errors(names: object) -> list[str]:
     """What is wrong with a key's list of served model names."""
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         return ["Give a list of served model names; an empty list means all."]
+    if len(names) > MOST_MODELS:
+        return [f"A key names at most {MOST_MODELS} models; these are {len(names)}."]
+    if any(len(name) > LONGEST_MODEL or "\0" in name for name in names):
+        return [f"A served model's name has at most {LONGEST_MODEL} characters, and no NUL among them."]
     return []
 
 
@@ -90,6 +101,8 @@ def network_errors(networks: object) -> list[str]:
     """What is wrong with a key's list of networks."""
     if not isinstance(networks, list):
         return ["Give a list of networks in CIDR form; an empty list means all."]
+    if len(networks) > MOST_NETWORKS:
+        return [f"A key names at most {MOST_NETWORKS} networks; these are {len(networks)}."]
     found = []
     for network in networks:
         try:

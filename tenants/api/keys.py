@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import TenantViewSet
-from tenants.keys import SCOPES
+from tenants.keys import LONGEST_MODEL, MOST_MODELS, MOST_NETWORKS, SCOPES
 from tenants.models import ApiKey
 from tenants.policy.keys import Reach, beyond
 from tenants.policy.members import key_refusal
@@ -23,9 +23,6 @@ from tenants.policy.roles import Action, scopes_beyond
 from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update
 
 _MAX_OVERLAP_S = 90 * 86_400
-# Each gateway keeps the lists of every key.
-_MOST_MODELS = 200
-_MOST_NETWORKS = 100
 
 
 class KeyFields(serializers.Serializer[ApiKey]):
@@ -39,14 +36,14 @@ class KeyFields(serializers.Serializer[ApiKey]):
         help_text="What the key may do.",
     )
     models_allowed = serializers.ListField(
-        child=serializers.CharField(max_length=200),
-        max_length=_MOST_MODELS,
+        child=serializers.CharField(max_length=LONGEST_MODEL),
+        max_length=MOST_MODELS,
         default=[],
         help_text="Served model names; empty means all.",
     )
     allowed_ips = serializers.ListField(
         child=serializers.CharField(max_length=50),
-        max_length=_MOST_NETWORKS,
+        max_length=MOST_NETWORKS,
         default=[],
         help_text="Networks in CIDR form; empty means all.",
     )

@@ -4,7 +4,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
 
-from tenants.keys import name_errors, network_errors, scope_errors
+from tenants.keys import NO_NUL, name_errors, network_errors, scope_errors
 from tenants.models.base import Identified, uuid7
 from tenants.models.people import Tenant, User
 
@@ -69,8 +69,9 @@ class ApiKey(Identified):
         return f"{self.name} (mu_{self.public_id}_…)"
 
     def clean(self) -> None:
-        """Scopes are known, networks are networks. Raises ValidationError by field."""
+        """Scopes are known, networks are networks, lists are as short as gateways want them. Raises ValidationError."""
         errors = {
+            "name": [NO_NUL] if "\0" in self.name else [],
             "scopes": scope_errors(self.scopes),
             "models_allowed": name_errors(self.models_allowed),
             "allowed_ips": network_errors(self.allowed_ips),
@@ -117,6 +118,11 @@ class AccessToken(Identified):
 
     def __str__(self) -> str:
         return f"{self.name} (pst_{self.public_id}_…)"
+
+    def clean(self) -> None:
+        """Raises ValidationError by field."""
+        if "\0" in self.name:
+            raise ValidationError({"name": NO_NUL})
 
     @property
     def is_usable(self) -> bool:

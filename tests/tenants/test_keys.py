@@ -61,3 +61,17 @@ def test_bad_lists_say_what_to_do() -> None:
     ]
     assert name_errors("demo")
     assert name_errors(["demo"]) == []
+
+
+def test_lists_are_bounded_as_each_gateway_keeps_them() -> None:
+    networks = [f"2001:db8:{number:x}::/48" for number in range(101)]
+    assert network_errors(networks[:100]) == []
+    assert network_errors(networks) == ["A key names at most 100 networks; these are 101."]
+    models = [f"model-{number}" for number in range(201)]
+    assert name_errors(models[:200]) == []
+    assert name_errors(models) == ["A key names at most 200 models; these are 201."]
+    assert name_errors(["x" * 200]) == []
+    assert "at most 200 characters" in name_errors(["x" * 201])[0]
+    assert "no NUL" in name_errors(["demo\0"])[0]
+    assert scope_errors(["inference", "usage", "manage"]) == []
+    assert scope_errors(["inference"] * 4) == ["Name each scope once: there are 3."]

@@ -44,7 +44,8 @@ def sign_in(request: HttpRequest) -> HttpResponse:
         return redirect(target)
     if request.method != "POST":
         return render(request, "signin/form.html", {"next": wanted or ""})
-    email, password = request.POST.get("email", "").strip(), request.POST.get("password", "")
+    # No database holds a NUL, and PostgreSQL cannot be asked for one.
+    email, password = request.POST.get("email", "").replace("\0", "").strip(), request.POST.get("password", "")
     if not email or not password:
         message = "Enter your e-mail address and your password."
         return render(request, "signin/form.html", {"next": wanted or "", "email": email, "error": message}, status=422)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from penstock.web.dashboard_data import usable_models
 from penstock.web.tenant.forms import PageForm
 from penstock.web.tenant.place import Place
-from tenants.keys import SCOPES, network_errors
+from tenants.keys import MOST_NETWORKS, SCOPES, network_errors
 from tenants.models import ApiKey
 from tenants.policy.roles import scopes_beyond
 
@@ -52,7 +52,7 @@ class _KeyForm(PageForm):
     allowed_ips = forms.CharField(
         label="Allowed networks",
         required=False,
-        max_length=4000,
+        max_length=MOST_NETWORKS * 50,
         widget=forms.Textarea(attrs={"rows": 3, "placeholder": "192.0.2.0/24\n2001:db8::/32"}),
         help_text="In CIDR form, one a line. Empty: from everywhere.",
     )
