@@ -13,11 +13,12 @@ from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
 from capacity.selectors import reservations_running, usage_rows, used_mu_per_min
 from penstock.web import figures
 from penstock.web.moments import read_place
+from penstock.web.people import playground_names
 from penstock.web.series import Line, Range, bucket_starts, sold_line
 from serving.models import Deployment, Revision
 from serving.options import spoken
 from serving.selectors import current_revisions
-from tenants.models import ApiKey, Limit, Tenant, User
+from tenants.models import ApiKey, Limit, Tenant
 
 LATEST_ROWS = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -211,8 +212,7 @@ def gather_dashboard(
     callers = {row["key_id"] for row in grouped} | {record.key_id for record in records}
     key_names = {key.pk: key.name for key in keys}
     # Who asks from the playground has no key: their own id stands there.
-    people = User.objects.filter(pk__in=[pk for pk in callers if pk not in key_names])
-    key_names |= dict(people.values_list("pk", "email"))
+    key_names |= playground_names(tenant, [pk for pk in callers if pk not in key_names])
     return Dashboard(
         at=now,
         total=summed("Total", "", grouped),

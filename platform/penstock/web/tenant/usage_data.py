@@ -16,9 +16,10 @@ from capacity.models import OUTCOMES, Pool, UsageRecord, UsageRollup
 from capacity.selectors import usage_rows
 from capacity.usage.reads import cost_of_record, price_of_record
 from penstock.web.dashboard_data import SUMS, Place, Row, Usage, begins, period_for, summed
+from penstock.web.people import playground_names
 from penstock.web.series import Range, bucket_starts
 from serving.models import Deployment
-from tenants.models import ApiKey, Tenant, User
+from tenants.models import ApiKey, Tenant
 
 ROWS = 25
 ALL, FAILED = "", "failed"
@@ -32,7 +33,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent requests: an API key, or a member in the playground."""
+    """Who sent requests: an API key, or a person in the playground."""
 
     id: UUID
     name: str
@@ -43,8 +44,8 @@ def callers(tenant: Tenant, ids: Collection[UUID]) -> dict[UUID, Caller]:
     """The tenant's keys, and of ``ids`` the people whose requests came from the playground."""
     keys = ApiKey.objects.filter(tenant=tenant).order_by("name").values_list("pk", "name")
     found = {pk: Caller(pk, name, "key") for pk, name in keys}
-    people = User.objects.filter(pk__in=[pk for pk in ids if pk not in found]).order_by("email")
-    return found | {row.pk: Caller(row.pk, row.email, "playground") for row in people}
+    people = playground_names(tenant, [pk for pk in ids if pk not in found])
+    return found | {pk: Caller(pk, name, "playground") for pk, name in people.items()}
 
 
 @dataclass(frozen=True)
