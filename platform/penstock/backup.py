@@ -17,11 +17,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from penstock.secrets import VARIABLES, secrets_path
 
@@ -44,7 +47,7 @@ class Manifest:
     made_at: str
     database: str
     migrations: tuple[str, ...]
-    files: Mapping[str, str]
+    files: dict[str, str]
     """SHA-256 by name."""
 
 
@@ -58,7 +61,8 @@ def make(data: Path, database: Mapping[str, Any], target: Path) -> Manifest:
         raise BackupError(f"{target} is there already: name another file")
     with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".penstock-backup-") as folder:
         work = Path(folder)
-        _copy(data / "journal", work / "journal", "*.jsonl")
+        # Also what was set aside for a person to look at.
+        _copy(data / "journal", work / "journal", "*.jsonl*")
         if secrets_path(data).is_file():
             _copy_file(secrets_path(data), work / "secrets.json")
         elif missing := [name for name in VARIABLES if not (os.environ.get(name) or os.environ.get(f"{name}_FILE"))]:
@@ -101,7 +105,10 @@ def read(source: Path) -> Manifest:
         raise BackupError(
             f"{source} is of format {told['format']}, this version reads {FORMAT}: install a newer Penstock"
         )
-    return Manifest(**{**told, "migrations": tuple(told["migrations"])})
+    try:
+        return msgspec.convert(told, Manifest)
+    except msgspec.ValidationError as error:
+        raise BackupError(f"{source} is damaged: {error}") from None
 
 
 def restore(source: Path, data: Path, database: Mapping[str, Any], known: Sequence[str]) -> Manifest:
@@ -125,7 +132,19 @@ def restore(source: Path, data: Path, database: Mapping[str, Any], known: Sequen
         raise BackupError(f"the backup is of {manifest.database}: {wanted}")
     place = Path(str(database["NAME"])) if is_sqlite else None
     _require_empty(data, place)
+    is_new = not data.exists()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        _fill(source, manifest, data, database, place)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # not empty: something of it is there already
+                data.rmdir()
+        raise
+    return manifest
+
+
+def _fill(source: Path, manifest: Manifest, data: Path, database: Mapping[str, Any], place: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=data, prefix=".restore-") as folder:
         work = Path(folder)
         _unpack(source, manifest, work)
@@ -137,7 +156,6 @@ def restore(source: Path, data: Path, database: Mapping[str, Any], known: Sequen
             shutil.move(work / _SQLITE, place)
         for path in work.iterdir():
             shutil.move(path, data / path.name)
-    return manifest
 
 
 def _require_empty(data: Path, database: Path | None) -> None:

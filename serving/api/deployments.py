@@ -49,6 +49,7 @@ class NewDeployment(RevisionFields, DeploymentFields):
 
     pool = serializers.CharField(max_length=80, help_text="Slug or id of the pool.")
     name = serializers.CharField(max_length=200, help_text="What clients send as model. It cannot be changed.")
+    is_enabled = serializers.BooleanField(default=True, help_text="Serve at once; false: when it is enabled.")
 
     def validate_pool(self, text: str) -> Pool:
         try:

@@ -43,6 +43,7 @@ def deployment_create(
     max_replicas: int = 1,
     pinned_replicas: int | None = None,
     cold_start_s: float = 60.0,
+    is_enabled: bool = True,
 ) -> Deployment:
     """Serve ``pool`` under ``name``, with a first revision. Raises ValidationError by field.
 
@@ -56,6 +57,7 @@ def deployment_create(
         pinned_replicas=pinned_replicas,
         desired_replicas=min_replicas if pinned_replicas is None else pinned_replicas,
         cold_start_s=cold_start_s,
+        is_enabled=is_enabled,
     )
     deployment.full_clean()
     deployment.save(force_insert=True)

@@ -123,8 +123,8 @@ deployments: [{name: chat, target_concurrency: 9, max_replicas: 3, is_enabled: t
     # An owner must be there before another steps down.
     code, _, err = shell("apply", "-f", "-", stdin=changed)
     assert code == 1
-    assert "tenants[0].members[0]: member acme/owner@example.org is left as it was" in err
-    assert "Apply the file again" in err
+    assert "tenants[0].members[0]: member acme/owner@example.org is changed in part or not at all" in err
+    assert "Apply it again" in err
     swapped = changed.replace(
         "{email: owner@example.org, role: admin}, {email: operator@example.org, role: owner}",
         "{email: operator@example.org, role: owner}, {email: owner@example.org, role: admin}",
@@ -178,6 +178,34 @@ def test_what_is_exported_is_what_is_there(shell: Shell, people: People, manifes
         again[section] = [row for row in again[section] if row["slug"] != "old"]
     assert again == document
     assert json.loads(shell("export", "hosts", "--json")[1]) == {"hosts": document["hosts"]}
+
+
+def test_options_that_the_model_brings_stay_and_applying_again_changes_nothing(
+    shell: Shell, people: People, host: Host
+) -> None:
+    sign_in(shell, people, "operator")
+    manifest = f"""
+models: [{{slug: emb, name: Emb, artifact_kind: tiny, artifact_value: embed}}]
+pools: [{{slug: emb, model: emb, hardware_type: {host.hardware_type.slug}}}]
+deployments: [{{name: emb, pool: emb, options: {{max_model_len: 64}}, is_enabled: false}}]
+"""
+    assert shell("apply", "-f", "-", stdin=manifest)[0] == 0
+    assert not Deployment.objects.get().is_enabled
+    assert Revision.objects.get().options == {"task": "embed", "max_model_len": 64}
+    assert shell("apply", "-f", "-", stdin=manifest)[1] == ""
+    assert Revision.objects.count() == 1
+    bad = manifest.replace("64}, is_enabled: false", "32}, min_replicas: 2, max_replicas: 1")
+    code, _, err = shell("apply", "-f", "-", stdin=bad)
+    assert code == 1
+    assert "deployments[0]: deployment emb is changed in part or not at all" in err
+    assert Revision.objects.count() == 1, "what is refused comes first"
+    changed = manifest.replace("64}", "32, dtype: float32}")
+    assert shell("apply", "-f", "-", stdin=changed)[0] == 0
+    newest = Revision.objects.get(is_current=True)
+    assert (newest.number, newest.options) == (2, {"task": "embed", "max_model_len": 32, "dtype": "float32"})
+    code, _, err = shell("deploy", "emb", "--options", '{"max_model_len": 32}', "--no-wait")
+    assert code == 0, err
+    assert Revision.objects.count() == 2
 
 
 def test_members_export_and_apply_what_is_theirs(shell: Shell, people: People) -> None:

@@ -79,6 +79,16 @@ def test_containers_run_what_there_is() -> None:
         assert set(needed) <= set(COMPOSE["services"])
 
 
+def test_the_image_holds_no_secret_and_the_tools_of_its_database() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".data", ".git", ".venv", "deploy/.env", "deploy/compose.env", "deploy/tls"} <= set(ignored)
+    kept = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert {"deploy/.env", "deploy/compose.env", "deploy/tls/"} <= set(kept)
+    # Debian 13 has the client programs of PostgreSQL 17; older ones refuse to back a newer server up.
+    assert "-slim-trixie" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert COMPOSE["services"]["database"]["image"] == "postgres:17"
+
+
 @pytest.mark.parametrize("name", ["penstock.conf", "compose.conf"])
 def test_the_proxy_sends_the_gateways_what_is_theirs(name: str) -> None:
     text = (DEPLOY / "nginx" / name).read_text(encoding="utf-8")

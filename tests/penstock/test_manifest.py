@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def wrong(document: Any) -> list[str]:
 
 
 def test_everything_is_made_in_an_order_that_works() -> None:
-    steps = difference(read(WHOLE), {}, NOTHING)
+    steps = difference(read(WHOLE), {}, {"hardware-types": {"cpu"}})
     assert [str(step.entry) for step in steps] == [
         "tenant acme",
         "member acme/a@acme.example",
@@ -61,6 +62,29 @@ def test_of_a_price_only_the_named_coefficients_count() -> None:
     assert step.after == {"price": {"beta": 0.3}}
 
 
+def test_of_options_only_the_named_ones_count_and_null_takes_one_away() -> None:
+    there = {("deployments", "", "chat"): {"options": {"task": "embed", "max_model_len": 64}, "runtime": "vllm"}}
+
+    def steps(**fields: Any) -> list[Any]:
+        entries = read({"deployments": [{"name": "chat", **fields}]})
+        return [step.after for step in difference(entries, there, NOTHING)]
+
+    assert steps(options={"max_model_len": 64}) == steps(options={}) == steps(options={"gone": None}) == []
+    assert steps(options={"max_model_len": 32}) == [{"options": {"max_model_len": 32}}]
+    assert steps(options={"task": None}) == [{"options": {"task": None}}]
+    assert steps(options={}, runtime="simulated") == [{"options": {}, "runtime": "simulated"}]
+
+
+def test_who_is_invited_with_another_role_is_told_before_anything_is_done() -> None:
+    entries = read({"tenants": [{"slug": "acme", "members": [{"email": "New@Acme.example", "role": "admin"}]}]})
+    invited = {"role": "viewer", "is_invited": True}
+    there = {("tenants", "", "acme"): {}, ("members", "acme", "new@acme.example"): invited}
+    with pytest.raises(ManifestError, match=r"invited as viewer: penstock invitations revoke new@acme\.example"):
+        difference(entries, there, NOTHING)
+    same = read({"tenants": [{"slug": "acme", "members": [{"email": "new@acme.example", "role": "viewer"}]}]})
+    assert difference(same, there, NOTHING) == []
+
+
 def test_a_keys_end_is_told_once() -> None:
     entries = read({"tenants": [{"slug": "acme", "keys": [{"name": "ci", "expires_at": "2030-01-01T00:00:00Z"}]}]})
     there = {("tenants", "", "acme"): {}, ("keys", "acme", "ci"): {"expires_at": None}}
@@ -85,6 +109,12 @@ def test_a_keys_end_is_told_once() -> None:
         ),
         ({"models": [{"slug": "x", "name": None}]}, "models[0].name: it is a text"),
         ({"deployments": [{"name": "x", "options": []}]}, "deployments[0].options: it is values by name"),
+        ({"deployments": [{"name": "x", "options": {"a": float("nan")}}]}, "numbers are finite"),
+        ({"deployments": [{"name": "x", "options": {"a": [datetime.date(2030, 1, 1)]}}]}, "a date cannot be sent"),
+        ({"deployments": [{"name": "x", "options": {1: 2}}]}, "names are texts"),
+        ({"pools": [{"slug": "x", "price": {"alpha": "abc"}}]}, "pools[0].price: alpha: it is a number"),
+        ({"pools": [{"slug": "x", "price": {"delta": 1}}]}, "delta: no such part; there are base, alpha"),
+        ({"pools": [{"slug": "x y"}]}, "pools[0].slug: letters, digits"),
         ({"deployments": [{"name": "x", "is_enabled": "no"}]}, "deployments[0].is_enabled: it is true or false"),
     ],
 )
@@ -108,6 +138,11 @@ def test_the_document_that_is_read_stays_as_it_was() -> None:
     [
         ({"hosts": [{"name": "rack-1"}]}, {}, "hosts enrol themselves"),
         ({"pools": [{"slug": "x", "model": "m"}]}, {}, "pools[0].hardware_type: a new pool needs it"),
+        (
+            {"pools": [{"slug": "x", "model": "m", "hardware_type": "none"}]},
+            {},
+            "pools[0].hardware_type: no hardware type is called 'none'",
+        ),
         ({"deployments": [{"name": "c", "pool": "gone"}]}, {}, "deployments[0].pool: no pool is called 'gone'"),
         (
             {"deployments": [{"name": "c", "pool": "m"}]},

@@ -49,28 +49,33 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 def _carry_out(steps: Sequence[Step], builder: Builder, total: int, *, as_json: bool) -> int:
     done: list[dict[str, Any]] = []
-    for step in steps:
-        try:
-            secret = builder.do(step)
-        except ApiError as error:
-            if as_json:
-                output.as_json(done)
-            print(output.clean(f"penstock: {step.entry.where}: {step.entry} is left as it was"), file=sys.stderr)
-            left = len(steps) - len(done)
-            rest = f"{len(done)} done, {left} left. Apply the file again when it is put right: what is done stays done."
-            error.hint = f"{error.hint}\n  {rest}" if error.hint else rest
-            raise
-        done.append(_as_row(step) | ({"secret": secret} if secret else {}))
-        if not as_json:
-            print("\n".join(_lines(step)))
-            if secret:
-                print("shown this once, keep it:", file=sys.stderr)
-                print(secret)
-    if as_json:
-        output.as_json(done)
-    else:
+    try:
+        for step in steps:
+            done.append(_take(step, builder, done, len(steps), is_quiet=as_json))
+    finally:
+        # However it ends: what was made has secrets that are told this once.
+        if as_json:
+            output.as_json(done)
+    if not as_json:
         print(f"{_count(steps)}, {total - len(steps)} as they were", file=sys.stderr)
     return 0
+
+
+def _take(step: Step, builder: Builder, done: Sequence[Any], total: int, *, is_quiet: bool) -> dict[str, Any]:
+    try:
+        secret = builder.do(step)
+    except ApiError as error:
+        word = "is not made" if step.act == "create" else "is changed in part or not at all"
+        print(output.clean(f"penstock: {step.entry.where}: {step.entry} {word}"), file=sys.stderr)
+        rest = f"{len(done)} done, {total - len(done)} left. Apply it again when that is put right: done stays done."
+        error.hint = f"{error.hint}\n  {rest}" if error.hint else rest
+        raise
+    if not is_quiet:
+        print("\n".join(_lines(step)))
+        if secret:
+            print("shown this once, keep it:", file=sys.stderr)
+            print(secret)
+    return _as_row(step) | ({"secret": secret} if secret else {})
 
 
 def _show(steps: Sequence[Step], total: int, *, as_json: bool) -> None:
@@ -166,7 +171,8 @@ def _exported_part(stock: Stock, tenant: str, part: str) -> dict[str, Any]:
         return {}
     names = PARTS[part].names
     found = [
-        {name: called for name, called in zip(names, key[2:], strict=True) if called} | _without_empty(fields)
+        {name: called for name, called in zip(names, key[2:], strict=True) if called}
+        | _without_empty({name: value for name, value in fields.items() if name in PARTS[part].fields})
         for key, fields in rows.items()
     ]
     return {part: found} if found else {}

@@ -13,6 +13,7 @@ from penstock.cli.remote import output
 from penstock.cli.remote.api import Api, ApiError
 from penstock.cli.remote.nouns import Refused, told
 from penstock.cli.remote.profile import load
+from penstock.cli.remote.stock import next_revision
 
 _LOOK_S = 1.0
 _OVER = ("stopped", "failed")
@@ -54,13 +55,9 @@ def _revise(api: Api, row: dict[str, Any], pool: Mapping[str, Any], arguments: a
     if row["pool"] != pool["slug"]:
         raise Refused(f"{name} serves the pool {row['pool']}, not {pool['slug']}: give another --name")
     current = row["revision"] or {}
-    wanted = _given(arguments, *_REVISION)
-    if any(current.get(field) != value for field, value in wanted.items()):
-        kept = {field: current[field] for field in _REVISION if field in current}
-        if wanted.get("runtime", kept.get("runtime")) != kept.get("runtime"):
-            # Another runtime knows other options.
-            kept.pop("options", None)
-        made = api.post(f"{path}/revisions", kept | wanted)
+    following = next_revision(current, _given(arguments, *_REVISION))
+    if any(current.get(field) != value for field, value in following.items()):
+        made = api.post(f"{path}/revisions", following)
         _say(f"{name}: revision {made['number']} takes over from revision {current.get('number', 0)}")
         _tell_runtime(made)
     bounds = {field: value for field, value in _given(arguments, *_BOUNDS).items() if row[field] != value}

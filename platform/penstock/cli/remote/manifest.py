@@ -6,11 +6,15 @@ it names.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Shape = Literal["text", "whole", "number", "switch", "texts", "names", "prices"]
+Shape = Literal["text", "whole", "number", "switch", "texts", "names", "prices", "tiers"]
+INVITED = "is_invited"
+"""Marks the member who has not come yet, in what there is."""
 Key = tuple[str, ...]
 """Kind, tenant (empty where it belongs to none), and the object's own names."""
 
@@ -108,8 +112,23 @@ SECTIONS: Mapping[str, Kind] = {
 """In the order in which they are made."""
 PARTS: Mapping[str, Kind] = {"members": MEMBERS, "keys": KEYS, "limits": LIMITS}
 """What stands within a tenant."""
+PRICE: Mapping[str, Shape] = {
+    **dict.fromkeys(("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "replica_mu_per_min"), "number"),
+    "modalities": "names",
+    "long_input_tiers": "tiers",
+    "calibrated": "switch",
+}
+"""What a price is made of."""
+MERGED = ("price", "options")
+"""Of these, only what is named counts and is changed; of options, null takes one away."""
 _ALL = {**SECTIONS, **PARTS}
-_REFERENCES = (("pools", "model", "models"), ("deployments", "pool", "pools"), ("pools", "tenants", "tenants"))
+_REFERENCES = (
+    ("pools", "model", "models", "model"),
+    ("pools", "hardware_type", "hardware-types", "hardware type"),
+    ("pools", "tenants", "tenants", "tenant"),
+    ("deployments", "pool", "pools", "pool"),
+)
+_SLUG = re.compile(r"[-a-zA-Z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -208,8 +227,13 @@ def difference(
         after = {
             name: value
             for name, value in entry.fields.items()
-            if name not in kind.first and not _is_same(value, there.get(name), name in kind.sets)
+            if name not in kind.first and not _is_same(name, value, there, kind, entry.fields)
         }
+        if after and there.get(INVITED):
+            called = f"{entry.names[0]} --tenant {entry.tenant}"
+            problems.append(
+                f"{entry.where}.role: invited as {there.get('role')}: penstock invitations revoke {called}, then apply"
+            )
         problems += [
             f"{entry.where}.{name}: it is {there.get(name)!r} and cannot be changed; make another {kind.one}"
             for name in kind.fixed
@@ -224,7 +248,7 @@ def difference(
 
 
 def _dangling(entries: Sequence[Entry], known: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    for section, name, target in _REFERENCES:
+    for section, name, target, one in _REFERENCES:
         there = {*known.get(target, ()), *(entry.names[0] for entry in entries if entry.section == target)}
         for entry in entries:
             if entry.section != section or name not in entry.fields:
@@ -232,16 +256,24 @@ def _dangling(entries: Sequence[Entry], known: Mapping[str, Iterable[str]]) -> I
             value = entry.fields[name]
             for called in value if isinstance(value, list) else [value]:
                 if called not in there:
-                    yield f"{entry.where}.{name}: no {_ALL[target].one} is called {called!r}"
+                    yield f"{entry.where}.{name}: no {one} is called {called!r}"
 
 
-def _is_same(wanted: Any, there: Any, is_set: bool) -> bool:
-    if isinstance(wanted, dict) and isinstance(there, dict) and "alpha" in there:
-        # Of a price, only what is named counts; the rest stays as it is.
-        return all(there.get(name) == value for name, value in wanted.items())
-    if is_set and isinstance(wanted, list) and isinstance(there, list):
-        return sorted(wanted) == sorted(there)
-    return bool(wanted == there)
+def merged(there: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """``there`` with what is named in it changed; what is named null is left out."""
+    kept = {**there, **named} if isinstance(there, dict) else dict(named)
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def _is_same(name: str, wanted: Any, there: Mapping[str, Any], kind: Kind, fields: Mapping[str, Any]) -> bool:
+    stands = there.get(name)
+    if name == "options" and fields.get("runtime", there.get("runtime")) != there.get("runtime"):
+        return False  # Those of another runtime mean other things.
+    if name in MERGED and isinstance(wanted, dict):
+        return merged(stands, wanted) == (stands or {})
+    if name in kind.sets and isinstance(wanted, list) and isinstance(stands, list):
+        return sorted(wanted) == sorted(stands)
+    return bool(wanted == stands)
 
 
 def _rows(value: Any, where: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -260,11 +292,15 @@ def _rows(value: Any, where: str, problems: list[str]) -> Iterator[tuple[str, di
 def _entry(section: str, tenant: str, row: dict[str, Any], where: str, problems: list[str]) -> Entry | None:
     kind = _ALL[section]
     names = tuple(row.pop(name, "" if name in kind.optional_names else None) for name in kind.names)
+    if section == "members":  # Addresses differ by more than the case of their letters.
+        names = tuple(name.lower() if isinstance(name, str) else name for name in names)
     wrong = [
         f"{where}.{name}: {'say how it is called' if called is None else 'it is a text'}"
         for name, called in zip(kind.names, names, strict=True)
         if not isinstance(called, str) or (not called and name not in kind.optional_names)
     ]
+    if kind.names == ("slug",) and isinstance(names[0], str) and names[0] and not _SLUG.fullmatch(names[0]):
+        wrong.append(f"{where}.slug: letters, digits, - and _ alone")
     for name, value in row.items():
         if name not in kind.fields:
             known = ", ".join((*kind.names, *kind.fields, *(PARTS if section == "tenants" else ())))
@@ -277,6 +313,8 @@ def _entry(section: str, tenant: str, row: dict[str, Any], where: str, problems:
 
 def _misfit(shape: Shape, value: Any) -> str:
     """Why ``value`` has not this shape; empty if it has."""
+    if why := _unwritable(value):
+        return why
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits: dict[Shape, tuple[bool, str]] = {
         "text": (isinstance(value, str), "it is a text (in quotes, if it looks like a number or a time)"),
@@ -284,8 +322,28 @@ def _misfit(shape: Shape, value: Any) -> str:
         "number": (is_number, "it is a number"),
         "switch": (isinstance(value, bool), "it is true or false"),
         "texts": (isinstance(value, list) and all(isinstance(one, str) for one in value), "it is a list of texts"),
-        "names": (isinstance(value, dict) and all(isinstance(one, str) for one in value), "it is values by name"),
-        "prices": (isinstance(value, dict) and all(isinstance(one, str) for one in value), "it is numbers by name"),
+        "names": (isinstance(value, dict), "it is values by name"),
+        "prices": (isinstance(value, dict), "it is numbers by name"),
+        "tiers": (isinstance(value, list), "it is a list of pairs [from input tokens, factor]"),
     }
     is_fit, why = fits[shape]
+    if is_fit and shape == "prices":
+        wrong = [f"{name}: {_misfit(PRICE[name], one)}" for name, one in value.items() if name in PRICE]
+        wrong += [f"{name}: no such part; there are {', '.join(PRICE)}" for name in value if name not in PRICE]
+        return "; ".join(one for one in wrong if not one.endswith(": "))
     return "" if is_fit else why
+
+
+def _unwritable(value: Any) -> str:
+    """Why JSON cannot hold ``value``; empty if it can."""
+    if isinstance(value, dict):
+        if any(not isinstance(name, str) for name in value):
+            return "names are texts: put them in quotes"
+        return next((why for one in value.values() if (why := _unwritable(one))), "")
+    if isinstance(value, list):
+        return next((why for one in value if (why := _unwritable(one))), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "numbers are finite"
+    if value is None or isinstance(value, str | int | float):
+        return ""
+    return f"a {type(value).__name__} cannot be sent: put it in quotes"

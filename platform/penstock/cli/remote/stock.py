@@ -6,14 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from penstock.cli.remote.api import Api, ApiError
-from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, Key, Step
+from penstock.cli.remote.api import Api
+from penstock.cli.remote.manifest import INVITED, PARTS, PRICE, SECTIONS, Entry, Key, Step, merged
 
 _REVISION = ("runtime", "options", "target_concurrency")
-_PRICE = (
-    *("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "modalities", "long_input_tiers", "calibrated"),
-    "replica_mu_per_min",
-)
 Rows = dict[Key, dict[str, Any]]
 
 
@@ -44,7 +40,9 @@ class Stock:
         for row in self._api.every(f"/tenants/{quote(tenant)}/{part}"):
             if part == "keys" and not row["is_usable"]:
                 continue
-            names = (row["user"]["email"],) if part == "members" else tuple(row[name] for name in PARTS[part].names)
+            names = (
+                (row["user"]["email"].lower(),) if part == "members" else tuple(row[name] for name in PARTS[part].names)
+            )
             key = (part, tenant, *names)
             if key in found:
                 continue  # Keys may share a name; the newest comes first.
@@ -52,7 +50,7 @@ class Stock:
             self.ids[key] = row["id"]
         if part == "members":
             for row in self._api.every(f"/tenants/{quote(tenant)}/invitations", {"state": "open"}):
-                found.setdefault((part, tenant, row["email"]), {"role": row["role"]})
+                found.setdefault((part, tenant, row["email"].lower()), {"role": row["role"], INVITED: True})
         return found
 
 
@@ -68,7 +66,7 @@ def _pool(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:
         newest = next((one for one in versions if one["version"] == in_force["version"]), None)
         if newest is not None:
             fields["hardware_type"] = newest["hardware_type"]
-            fields["price"] = {name: newest[name] for name in _PRICE}
+            fields["price"] = {name: newest[name] for name in PRICE}
     return fields
 
 
@@ -145,11 +143,6 @@ class Builder:
             return str(
                 self._api.post(f"/tenants/{tenant}/invitations", {"email": entry.names[0], **step.after})["accept_url"]
             )
-        if entry.key not in self._stock.ids:
-            raise ApiError(
-                f"{entry.names[0]} is invited as {step.before['role']} and has not come yet",
-                hint=f"Revoke it first: penstock invitations revoke {entry.names[0]} --tenant {entry.tenant}",
-            )
         self._api.patch(f"/tenants/{tenant}/members/{self._stock.ids[entry.key]}", step.after)
         return ""
 
@@ -191,21 +184,33 @@ class Builder:
 
     def _deployment(self, step: Step) -> str:
         fields = dict(step.after)
-        is_enabled = fields.pop("is_enabled", None)
         if step.act == "create":
+            if "options" in fields:
+                fields["options"] = merged({}, fields["options"])
             self._make_or_change(step, "/deployments", fields)
-        else:
-            path = f"/deployments/{self._stock.ids[step.entry.key]}"
-            revision = {name: fields.pop(name) for name in _REVISION if name in fields}
-            if revision:
-                kept = {name: step.entry.fields[name] for name in _REVISION if name in step.entry.fields}
-                there = self._api.get(path)["revision"] or {}
-                self._api.post(f"{path}/revisions", {n: there[n] for n in _REVISION if n in there} | kept)
-            self._make_or_change(step, "/deployments", fields)
-        if is_enabled is not None and not (step.act == "create" and is_enabled):
-            path = f"/deployments/{self._stock.ids[step.entry.key]}"
-            self._api.post(f"{path}/{'enable' if is_enabled else 'disable'}")
+            return ""
+        path = f"/deployments/{self._stock.ids[step.entry.key]}"
+        is_enabled = fields.pop("is_enabled", None)
+        revision = {name: fields.pop(name) for name in _REVISION if name in fields}
+        # What is refused most easily comes first, and nothing starts that is to stop.
+        self._make_or_change(step, "/deployments", fields)
+        if is_enabled is False:
+            self._api.post(f"{path}/disable")
+        if revision:
+            self._api.post(f"{path}/revisions", next_revision(self._api.get(path)["revision"] or {}, revision))
+        if is_enabled:
+            self._api.post(f"{path}/enable")
         return ""
+
+
+def next_revision(current: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The revision that follows ``current`` with what is named changed. Options of another runtime do not pass on."""
+    kept = {name: current[name] for name in _REVISION if name in current}
+    if named.get("runtime", kept.get("runtime")) != kept.get("runtime"):
+        kept.pop("options", None)
+    return (
+        kept | dict(named) | ({"options": merged(kept.get("options"), named["options"])} if "options" in named else {})
+    )
 
 
 def known_names(current: Rows, api: Api, entries: Iterable[Entry]) -> dict[str, set[str]]:
@@ -216,4 +221,6 @@ def known_names(current: Rows, api: Api, entries: Iterable[Entry]) -> dict[str, 
         if section in named and needs not in named:
             name = SECTIONS[needs].names[0]
             found[needs] |= {row[name] for row in api.every(SECTIONS_AT[needs])}
+    if "pools" in named:
+        found["hardware-types"] = {row["slug"] for row in api.every("/hardware-types")}
     return found
