@@ -75,6 +75,13 @@ def _gib(count: float) -> str:
     return f"{size:.0f} GiB" if size >= 10 else f"{size:.1f} GiB"
 
 
+def accelerators_needed(kind: HardwareView, *, weights_bytes: float, needs_accelerator: bool) -> int:
+    """Accelerators of this kind that one replica takes, whether or not any host has them; 0: the CPU."""
+    if kind.is_cpu or not needs_accelerator:
+        return 0
+    return _needed(kind, weights_bytes)
+
+
 def _needed(kind: HardwareView, weights_bytes: float) -> int:
     """Accelerators that hold the weights: a power of two, as tensor parallelism wants it."""
     if not weights_bytes or not kind.memory_bytes:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy.proposal import HardwareView, propose_hardware
+from serving.policy.proposal import HardwareView, accelerators_needed, propose_hardware
 
 GIB = 1 << 30
 CPU = HardwareView("cpu", "CPU", True, 0, hosts=2)
@@ -63,3 +63,12 @@ def test_a_full_house_is_told() -> None:
     assert reason.endswith(
         "1 of 8 accelerators of 1 host with NVIDIA H100 are free, so the first replica waits for room"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs_accelerator", "count"), [(CPU, True, 0), (L4, False, 0), (L4, True, 2), (H100, True, 1)]
+)
+def test_a_kind_that_no_host_has_now_is_counted_all_the_same(
+    kind: HardwareView, needs_accelerator: bool, count: int
+) -> None:
+    assert accelerators_needed(kind, weights_bytes=40 * GIB, needs_accelerator=needs_accelerator) == count

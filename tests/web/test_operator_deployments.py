@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,13 @@ def test_large_models_get_tensor_parallelism(as_operator: Client) -> None:
     assert Deployment.objects.get(name="llama-3.1-70b").revisions.get().options == {"tensor_parallel_size": 2}
     as_operator.post("/console/deployments/new", {"model": "meta-llama/Llama-3.1-70B", "hardware_type": "cpu"})
     assert Deployment.objects.get(name="llama-3.1-70b-2").revisions.get().options == {}
+
+
+def test_with_all_hosts_silent_the_plan_says_so_and_counts_right(as_operator: Client) -> None:
+    Host.objects.update(last_report_at=timezone.now() - timedelta(minutes=5))
+    plan = text(as_operator.get("/console/deployments/new", {"model": "meta-llama/Llama-3.1-70B"}))
+    assert "NVIDIA H200, 2 accelerators per replica" in plan
+    assert "no host takes replicas yet" in plan
 
 
 def test_what_was_chosen_can_be_changed(as_operator: Client, platform: Seeded) -> None:

@@ -24,7 +24,7 @@ from penstock.web.operators.hosts import HOLDING
 from serving.artifacts import look_at
 from serving.models import Deployment, Replica, Revision
 from serving.policy.model_size import parameters_from_name
-from serving.policy.proposal import HardwareView, Proposal, propose_hardware
+from serving.policy.proposal import HardwareView, Proposal, accelerators_needed, propose_hardware
 from serving.policy.runtime import Choice, choose
 
 BUILT_IN = {
@@ -228,9 +228,9 @@ def _accelerators(source: Source, proposal: Proposal, kinds: list[HardwareView],
     """Of one replica, on the hardware that was chosen, which need not be the one that was proposed."""
     if hardware is None or hardware.slug == proposal.slug:
         return proposal.accelerators
-    own = [kind for kind in kinds if kind.slug == hardware.slug]
+    own = next(kind for kind in kinds if kind.slug == hardware.slug)
     size = weights_bytes(source.parameters)
-    return propose_hardware(own, weights_bytes=size, needs_accelerator=source.needs_accelerator).accelerators
+    return accelerators_needed(own, weights_bytes=size, needs_accelerator=source.needs_accelerator)
 
 
 def _any_hardware() -> HardwareType | None:
