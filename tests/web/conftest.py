@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from asgiref.sync import sync_to_async
+from django.db import connections
 from django.test import Client
 
+from tests.web.playground import Gateway, Place
 from tests.web.seed import Seeded, seed
 
 if TYPE_CHECKING:
@@ -62,3 +65,25 @@ def page(site: Site) -> Iterator[Page]:
 
     with strict_browser() as made:
         yield made
+
+
+@pytest.fixture
+async def no_connection_is_left() -> AsyncIterator[None]:
+    """Queries ran in a thread of asgiref's; PostgreSQL drops no database that is in use."""
+    yield
+    await sync_to_async(connections.close_all)()
+
+
+@pytest.fixture
+async def gateway(settings: Any) -> AsyncIterator[Gateway]:
+    """What the playground asks."""
+    made = Gateway()
+    async with made.listening() as address:
+        settings.PENSTOCK_GATEWAY_URL = address
+        yield made
+
+
+@pytest.fixture
+def place(transactional_db: None) -> Place:
+    """Who opens the playground, and where."""
+    return Place()

@@ -10,8 +10,6 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -19,153 +17,16 @@ from aiohttp import web
 from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.conf import settings as django_settings
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
-from django.contrib.sessions.backends.db import SessionStore
-from django.db import connections
-from django.utils import timezone
 
-from capacity.models import HardwareType, Model, UsageRecord
+from capacity.models import UsageRecord
 from penstock.web import socket_urls
 from penstock.web.tenant import answers, playground_socket
 from tenants.member_credentials import unseal
-from tenants.models import Membership, Tenant, User
-from tests.web.seed import people, pool, usage_record
+from tenants.models import Tenant
+from tests.web.playground import ASK, HEADERS, REQUEST_ID, SECRET, Gateway, Place, ended, opened, scope
+from tests.web.seed import usage_record
 
-pytestmark = pytest.mark.django_db(transaction=True)
-SECRET = "the prompt that no log may hold"
-ASK = {"type": "ask", "id": 1, "model": "chat-32b", "turns": [{"role": "user", "text": SECRET}]}
-REQUEST_ID = "0199aa00-0000-7000-8000-000000000001"
-HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "x-penstock-request-id": REQUEST_ID,
-    "x-penstock-class": "best_effort",
-    "x-penstock-replica": "replica-1",
-    "x-penstock-mu-estimated": "0.25",
-}
-
-
-class Gateway:
-    """Streams ``pieces``, then usage and the end; or holds on after the first piece until the client leaves."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[dict[str, str], dict[str, Any]]] = []
-        self.holds = False
-        self.left = asyncio.Event()
-        self.answer: Callable[[web.Request], web.StreamResponse] | None = None
-
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append((dict(request.headers), await request.json()))
-        if self.answer is not None:
-            return self.answer(request)
-        response = web.StreamResponse(headers=HEADERS)
-        await response.prepare(request)
-        try:
-            for text in ("Hel", "lo"):
-                await self.event(response, {"choices": [{"delta": {"content": text}}]})
-                while self.holds:
-                    await asyncio.sleep(0.02)
-                    if request.transport is None or request.transport.is_closing():
-                        raise ConnectionResetError
-        except (ConnectionResetError, asyncio.CancelledError):
-            self.left.set()
-            raise
-        await self.event(response, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
-        usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
-        await self.event(response, {"choices": [], "usage": usage})
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-    async def event(self, response: web.StreamResponse, event: dict[str, Any]) -> None:
-        await response.write(f"data: {json.dumps(event)}\n\n".encode())
-
-
-@pytest.fixture(autouse=True)
-async def _no_connection_is_left() -> AsyncIterator[None]:
-    """Queries ran in a thread of asgiref's; PostgreSQL drops no database that is in use."""
-    yield
-    await sync_to_async(connections.close_all)()
-
-
-@pytest.fixture
-async def gateway(settings: Any) -> AsyncIterator[Gateway]:
-    made = Gateway()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", made.serve)
-    runner = web.AppRunner(app, shutdown_timeout=0.5)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    settings.PENSTOCK_GATEWAY_URL = f"http://127.0.0.1:{port}/v1"
-    yield made
-    await runner.cleanup()
-
-
-def session_of(user: User) -> str:
-    session = SessionStore()
-    session[SESSION_KEY] = str(user.pk)
-    session[BACKEND_SESSION_KEY] = django_settings.AUTHENTICATION_BACKENDS[0]
-    session[HASH_SESSION_KEY] = user.get_session_auth_hash()
-    session.save()
-    return str(session.session_key)
-
-
-class Place:
-    """Two tenants, their people and their sessions."""
-
-    def __init__(self) -> None:
-        self.operator, self.owner, self.viewer, self.stranger, self.tenant, _ = people()
-        self.developer = User.objects.create_user("developer@northwind.example")
-        Membership.objects.create(tenant=self.tenant, user=self.developer, role="developer")
-        hardware = HardwareType.objects.create(slug="cpu", name="CPU", is_cpu=True)
-        model = Model.objects.create(slug="m", name="M", artifact_kind="none")
-        self.pool = pool("chat-32b", model, hardware, calibrated=True, now=timezone.now())
-        names = ("operator", "owner", "viewer", "stranger", "developer")
-        self.sessions = {name: session_of(getattr(self, name)) for name in names}
-
-
-@pytest.fixture
-def place(transactional_db: None) -> Place:
-    return Place()
-
-
-def scope(session: str | None, slug: str = "northwind", origin: str = "http://localhost:8000") -> dict[str, Any]:
-    headers = [(b"host", b"localhost:8000")]
-    headers += [(b"origin", origin.encode())] if origin else []
-    headers += [(b"cookie", f"sessionid={session}".encode())] if session else []
-    path = f"/t/{slug}/playground/socket"
-    return {"type": "websocket", "path": path, "scheme": "ws", "query_string": b"", "headers": headers}
-
-
-class Page:
-    def __init__(self, communicator: ApplicationCommunicator) -> None:
-        self.communicator = communicator
-
-    async def say(self, message: dict[str, Any] | str) -> None:
-        text = message if isinstance(message, str) else json.dumps(message)
-        await self.communicator.send_input({"type": "websocket.receive", "text": text})
-
-    async def hear(self) -> dict[str, Any]:
-        event = await self.communicator.receive_output(5)
-        assert event["type"] == "websocket.send", event
-        return json.loads(event["text"])  # type: ignore[no-any-return]
-
-    async def hear_until(self, kind: str) -> list[dict[str, Any]]:
-        heard = [await self.hear()]
-        while heard[-1]["type"] != kind:
-            heard.append(await self.hear())
-        return heard
-
-
-@asynccontextmanager
-async def opened(session: str | None, **where: str) -> AsyncIterator[Page]:
-    communicator = ApplicationCommunicator(socket_urls.application, scope(session, **where))
-    await communicator.send_input({"type": "websocket.connect"})
-    event = await communicator.receive_output(5)
-    assert event["type"] == "websocket.accept", event
-    yield Page(communicator)
-    await communicator.send_input({"type": "websocket.disconnect", "code": 1001})
-    await communicator.wait(5)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("no_connection_is_left")]
 
 
 async def turned_away(**made: Any) -> bool:
@@ -333,56 +194,7 @@ async def test_what_is_no_message_is_rejected_and_the_page_goes_on(place: Place,
         await page.hear_until("done")
 
 
-# ------------------------------------------------------------------------------ rights that end
-async def ended(page: Page, code: int) -> None:
-    message = (await page.hear_until("ended"))[-1]
-    assert message["code"] == code
-    event = await page.communicator.receive_output(5)
-    assert (event["type"], event["code"]) == ("websocket.close", code)
-
-
-async def test_a_membership_that_has_ended_ends_the_page(place: Place, gateway: Gateway) -> None:
-    async with opened(place.sessions["developer"]) as page:
-        await Membership.objects.filter(user=place.developer).adelete()
-        await page.say(ASK)
-        await ended(page, 4403)
-    assert gateway.asked == []
-
-
-async def test_a_role_that_is_too_small_now_ends_the_page(place: Place, gateway: Gateway) -> None:
-    async with opened(place.sessions["developer"]) as page:
-        await Membership.objects.filter(user=place.developer).aupdate(role="viewer")
-        await page.say(ASK)
-        await ended(page, 4403)
-
-
-async def test_who_has_signed_out_is_out(place: Place, gateway: Gateway) -> None:
-    async with opened(place.sessions["developer"]) as page:
-        await sync_to_async(SessionStore(place.sessions["developer"]).delete)()
-        await page.say(ASK)
-        await ended(page, 4401)
-
-
-async def test_a_new_password_ends_other_sessions_sockets(place: Place, gateway: Gateway) -> None:
-    async with opened(place.sessions["developer"]) as page:
-        await User.objects.filter(pk=place.developer.pk).aupdate(password="another-hash")
-        await page.say(ASK)
-        await ended(page, 4401)
-
-
-async def test_an_answer_ends_soon_after_the_membership(
-    place: Place, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(playground_socket, "RECHECK_S", 0.1)
-    gateway.holds = True
-    async with opened(place.sessions["developer"]) as page:
-        await page.say(ASK)
-        await page.hear_until("delta")
-        await Membership.objects.filter(user=place.developer).adelete()
-        await ended(page, 4403)
-    await asyncio.wait_for(gateway.left.wait(), 5)
-
-
+# ------------------------------------------------------------------------------ bounds
 async def test_a_person_opens_so_many_at_most(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playground_socket, "MOST_OPEN", 1)
     async with opened(place.sessions["developer"]):

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 RECHECK_S = 15.0
 """While an answer comes: a session or membership that has ended ends it within so long."""
+LAST_WORD_S = 2.0
+"""A page that takes nothing for so long is closed without hearing why."""
 MOST_OPEN = 20
 """Sockets of one person at one web process."""
 MOST_SETTLING = 32
@@ -87,6 +89,10 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
         except PolicyViolation as error:
             await self._end(error.code, str(error))
             return
+        except Exception as error:
+            logger.warning("playground: rights could not be asked for (%s)", type(error).__name__)
+            await self._tell({"type": "rejected", "message": "The console could not look up your rights. Try again."})
+            return
         self.answer_id = ask.id
         self.answering = asyncio.create_task(self._answer(ask, asker))
 
@@ -100,7 +106,7 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
                     await self._tell(told | {"id": ask.id})
         except asyncio.CancelledError:
             with suppress(Exception):  # the page may be gone
-                await self._tell({"type": "stopped", "id": ask.id})
+                await self._tell_at_last({"type": "stopped", "id": ask.id})
             raise
         except Exception:
             logger.exception("playground: an answer failed")
@@ -127,6 +133,9 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
             except PolicyViolation as error:
                 await self._end(error.code, str(error))
                 return
+            except Exception as error:
+                # Whoever it is may still be allowed: asked again next time. No more than the kind: it may hold a row.
+                logger.warning("playground: rights could not be asked for (%s); asked again", type(error).__name__)
 
     async def _stop(self) -> None:
         """End the answer that comes, and with it the request to the gateway."""
@@ -143,8 +152,14 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
         return await asker_of(self.scope, slug)
 
     async def _end(self, code: int, message: str) -> None:
-        await self._tell({"type": "ended", "code": code, "message": message})
+        with suppress(TimeoutError):
+            await self._tell_at_last({"type": "ended", "code": code, "message": message})
         await self.close(code)
+
+    async def _tell_at_last(self, message: Told) -> None:
+        """Raises TimeoutError. A page that has stalled holds the turn to speak: what ends must end all the same."""
+        async with asyncio.timeout(LAST_WORD_S):
+            await self._tell(message)
 
     async def _tell(self, message: Told) -> None:
         # Two tasks may speak, and a message is awaited until the page takes it.
