@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from capacity.models import Host
 from serving.models import Replica
-from serving.options import engine_options
+from serving.options import PLACEMENT_OPTIONS
 from worker.spec import HostOrders, Intent, ReplicaOrder, seal
 
 _INTENTS: dict[str, Intent] = {
@@ -58,7 +58,7 @@ def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
             "value": model.artifact_value,
             "revision": model.artifact_revision,
         },
-        options=engine_options(replica.revision.options),
+        options={name: value for name, value in replica.revision.options.items() if name not in PLACEMENT_OPTIONS},
         target_concurrency=replica.revision.target_concurrency,
         accelerators=tuple(replica.accelerators),
         kill=replica.kill,
