@@ -84,7 +84,7 @@ def test_the_engine_tells_what_it_is(house: AgentUnderTest, engine: ReplicaRepor
     assert engine.kv_tokens is not None
     assert engine.kv_tokens >= 4096
     environments = {each.name: each.state for each in wait_for("a report", house.reports)[-1].environments}
-    assert environments == {"vllm-cpu": "ready"}
+    assert environments["vllm-cpu"] == "ready"
     process = psutil.Process(engine.pid)
     kin = [process, *process.children(recursive=True)]
     listening = {c.laddr.ip for each in kin for c in each.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
