@@ -28,9 +28,10 @@ LONGEST_REQUEST_S = 10.0
 INVOCATIONS_PATH = "/invocations"
 RESERVED_ARGS = (
     "--host", "--port", "--model", "--served-model-name", "--uds", "--api-key", "--scheduling-policy", "--runner",
-    "--max-num-seqs", "--enable-prompt-tokens-details", "--enable-server-load-tracking", "--root-path",
+    "--max-num-seqs", "--enable-prompt-tokens-details", "--enable-server-load-tracking", "--root-path", "--config",
 )  # fmt: skip
-"""vLLM's arguments that Penstock relies on, and so decides itself."""
+"""vLLM's arguments that Penstock relies on, and so decides itself. A file of ``--config`` could hold any of them."""
+_MOST_TOKENS = 2**31 - 1
 PLACEHOLDERS = ("host", "port", "model", "name")
 """What ``{...}`` may stand for in a command's arguments and environment."""
 _PLACEHOLDER = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
@@ -129,12 +130,22 @@ def read_vllm(raw: Mapping[str, Any]) -> VllmOptions:
     """Raises OptionError that names the option."""
     options = _read("vLLM", VllmOptions, raw)
     for argument in options.extra_args:
-        name = argument.split("=", 1)[0]
-        if name in RESERVED_ARGS:
+        if name := _reserved(argument):
             what = "follows from the option task" if name == "--runner" else "is decided by Penstock"
-            raise OptionError(f"vLLM option extra_args: {name} {what}; remove it.")
-    if options.images_per_request is not None and options.images_per_request < 0:
-        raise OptionError("vLLM option images_per_request: give a number from 0, or leave it out.")
+            raise OptionError(f"vLLM option extra_args: {name} {what}; remove {argument.split('=', 1)[0]}.")
+    _require_seconds("vLLM", start_limit_s=options.start_limit_s)
+    for name, least in (
+        ("max_model_len", 1),
+        ("max_num_batched_tokens", 1),
+        ("omp_threads", 1),
+        ("images_per_request", 0),
+        ("max_lora_rank", 1),
+    ):
+        value = getattr(options, name)
+        if value is not None and not least <= value <= _MOST_TOKENS:
+            raise OptionError(f"vLLM option {name}: give a number from {least} to {_MOST_TOKENS}, or leave it out.")
+    if options.gpu_memory_utilization is not None and not 0 < options.gpu_memory_utilization <= 1:
+        raise OptionError("vLLM option gpu_memory_utilization: give a share above 0, at most 1, or leave it out.")
     for name, folder in options.adapters.items():
         if not re.fullmatch(r"[A-Za-z0-9._:/-]{1,200}", name):
             raise OptionError(f"vLLM option adapters: {name[:60]!r} is no name: letters, digits and . _ : / - only.")
@@ -142,13 +153,24 @@ def read_vllm(raw: Mapping[str, Any]) -> VllmOptions:
             raise OptionError(f"vLLM option adapters: give {name!r} as the absolute path of a folder on the host.")
     if options.adapters and options.task != "generate":
         raise OptionError(f"vLLM option adapters: a model of task {options.task} takes none; remove it.")
-    if options.max_lora_rank is not None and options.max_lora_rank < 1:
-        raise OptionError("vLLM option max_lora_rank: give a number from 1, or leave it out.")
     if options.task != "generate":
         idle = [n for n in ("tool_call_parser", "reasoning_parser", "chat_template") if getattr(options, n)]
         if idle:
             raise OptionError(f"vLLM option {idle[0]}: a model of task {options.task} generates nothing; remove it.")
     return options
+
+
+def _reserved(argument: str) -> str:
+    """Which of ``RESERVED_ARGS`` vLLM's parser would take the argument for; empty if none.
+
+    To it ``_`` is ``-``, what follows a dot is a member of the value, ``--no-`` turns a switch off, and the beginning
+    of a name is as good as the whole.
+    """
+    if not argument.startswith("--"):
+        return ""
+    name = argument.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+    names = {name, name.replace("--no-", "--", 1)} - {"--"}
+    return next((one for one in RESERVED_ARGS if any(one.startswith(each) for each in names)), "")
 
 
 def read_mlflow(raw: Mapping[str, Any]) -> MlflowOptions:

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.options import PLACEHOLDERS, fill, probe_request, read_command, speaks
+from worker.options import (
+    PLACEHOLDERS,
+    RESERVED_ARGS,
+    OptionError,
+    fill,
+    probe_request,
+    read_command,
+    read_vllm,
+    speaks,
+)
 
 ONE_TOKEN = {"prompt": "1", "max_tokens": 1, "temperature": 0}
 COMMAND = {"argv": ["server", "--port", "{port}"]}
@@ -82,3 +91,55 @@ def test_text_without_placeholders_stays_as_it_is(text: str) -> None:
 def test_other_braces_are_text(argument: str) -> None:
     assert fill(argument, {}) == argument
     assert read_command({"argv": ["s", argument]}).argv[1] == argument
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("--api-key", "--api-key"),
+        ("--api_key=x", "--api-key"),
+        ("--served_model_name=x", "--served-model-name"),
+        ("--max_num-seqs=9", "--max-num-seqs"),
+        ("--api-ke=x", "--api-key"),
+        ("--api_key.a=x", "--api-key"),
+        ("--no_enable_prompt_tokens_details", "--enable-prompt-tokens-details"),
+        ("--runner", "--runner"),
+        ("--config=/tmp/arguments.yaml", "--config"),
+    ],
+)
+def test_what_penstock_decides_is_refused_however_vllm_lets_it_be_written(argument: str, name: str) -> None:
+    assert name in RESERVED_ARGS
+    with pytest.raises(OptionError, match=f"extra_args: {name} "):
+        read_vllm({"extra_args": [argument]})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config-format", "mistral", "--tokenizer-mode", "mistral", "--load-format", "mistral"],
+        ["--max-num-partial-prefills=2", "--model-impl", "auto", "--no-enable-chunked-prefill"],
+        ["-O3", "--hf-overrides", '{"api_key": 1}', "/a/path"],
+    ],
+)
+def test_other_arguments_pass(arguments: list[str]) -> None:
+    assert read_vllm({"extra_args": arguments}).extra_args == tuple(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("start_limit_s", (0, -1, 86_401, 1e300), (1, 0.5, 86_400)),
+        ("max_model_len", (0, -5, 2**31), (1, 131_072)),
+        ("max_num_batched_tokens", (0, 2**40), (1, 8192)),
+        ("omp_threads", (0, -1), (1, 64)),
+        ("images_per_request", (-1,), (0, 8)),
+        ("max_lora_rank", (0,), (1, 64)),
+        ("gpu_memory_utilization", (0, -0.1, 1.01, 90), (0.01, 0.9, 1)),
+    ],
+)
+def test_numbers_for_vllm_have_bounds(name: str, wrong: tuple[float, ...], right: tuple[float, ...]) -> None:
+    for value in wrong:
+        with pytest.raises(OptionError, match=f"vLLM option {name}: give "):
+            read_vllm({name: value})
+    for value in right:
+        assert getattr(read_vllm({name: value}), name) == value
