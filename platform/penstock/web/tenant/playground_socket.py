@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.db import Error as DatabaseError
 
 from penstock.web.sockets import PolicyViolation, asker_of, is_own_origin
 from penstock.web.tenant.answers import Asker, Told, answer, settled
@@ -89,7 +90,7 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
         except PolicyViolation as error:
             await self._end(error.code, str(error))
             return
-        except Exception as error:
+        except DatabaseError as error:
             logger.warning("playground: rights could not be asked for (%s)", type(error).__name__)
             await self._tell({"type": "rejected", "message": "The console could not look up your rights. Try again."})
             return
@@ -133,7 +134,7 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
             except PolicyViolation as error:
                 await self._end(error.code, str(error))
                 return
-            except Exception as error:
+            except DatabaseError as error:
                 # Whoever it is may still be allowed: asked again next time. No more than the kind: it may hold a row.
                 logger.warning("playground: rights could not be asked for (%s); asked again", type(error).__name__)
 
