@@ -22,7 +22,8 @@ from django.views.decorators.http import require_http_methods, require_POST
 from penstock.web.access import UserRequest
 from penstock.web.tenant.forms import PageForm
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
-from tenants.models import Invitation, Membership
+from tenants.models import Invitation, Membership, User
+from tenants.permissions import role_in
 from tenants.policy.members import role_refusal
 from tenants.policy.roles import Action
 from tenants.services import invitation_create, invitation_revoke, membership_change, membership_remove
@@ -96,7 +97,7 @@ def member_role(request: UserRequest, place: Place, member_id: UUID) -> HttpResp
         messages.error(request, "Choose one of the roles.")
         return redirect("tenant-members", place.tenant.slug)
     with transaction.atomic():
-        stored = _in_turn(place, member_id)
+        place, stored = _in_turn(place), _member(place, member_id)
         if refusal := role_refusal(place.may, stored.role, role):
             raise PermissionDenied(refusal)
         try:
@@ -114,7 +115,7 @@ def member_role(request: UserRequest, place: Place, member_id: UUID) -> HttpResp
 def member_remove(request: UserRequest, place: Place, member_id: UUID) -> HttpResponse:
     """End a membership. Everybody may end their own."""
     with transaction.atomic():
-        stored = _in_turn(place, member_id)
+        place, stored = _in_turn(place), _member(place, member_id)
         is_own = stored.user_id == request.user.pk
         if not is_own and (refusal := role_refusal(place.may, stored.role)):
             raise PermissionDenied(refusal)
@@ -135,12 +136,15 @@ def member_remove(request: UserRequest, place: Place, member_id: UUID) -> HttpRe
 @in_tenant(Action.MEMBER_MANAGE)
 def invitation_end(request: UserRequest, place: Place, invitation_id: UUID) -> HttpResponse:
     """Make the link of an open invitation stop working."""
-    found = Invitation.objects.select_related("tenant").filter(tenant=place.tenant, pk=invitation_id).first()
-    if found is None:
-        raise Http404("The tenant has no such invitation.")
-    if refusal := role_refusal(place.may, found.role):
-        raise PermissionDenied(refusal)
-    if invitation_revoke(invitation=found, actor=request.user):
+    with transaction.atomic():
+        place = _in_turn(place)
+        found = Invitation.objects.select_related("tenant").filter(tenant=place.tenant, pk=invitation_id).first()
+        if found is None:
+            raise Http404("The tenant has no such invitation.")
+        if refusal := role_refusal(place.may, found.role):
+            raise PermissionDenied(refusal)
+        is_revoked = invitation_revoke(invitation=found, actor=request.user)
+    if is_revoked:
         messages.success(request, f"The invitation of {found.email} is revoked: its link works no more.")
     else:
         messages.info(request, f"The invitation of {found.email} was accepted or revoked before.")
@@ -149,19 +153,20 @@ def invitation_end(request: UserRequest, place: Place, invitation_id: UUID) -> H
 
 def _invited(request: UserRequest, place: Place, form: InviteForm) -> dict[str, Any]:
     given = form.cleaned_data
-    if refusal := role_refusal(place.may, given["role"]):
-        raise PermissionDenied(refusal)
-    try:
-        invitation, token = invitation_create(
-            tenant=place.tenant,
-            email=given["email"],
-            role=given["role"],
-            actor=request.user,
-            valid_for=datetime.timedelta(days=int(given["days"])),
-        )
-    except ValidationError as error:
-        form.refused(error)
-        return {}
+    with transaction.atomic():
+        if refusal := role_refusal(_in_turn(place).may, given["role"]):
+            raise PermissionDenied(refusal)
+        try:
+            invitation, token = invitation_create(
+                tenant=place.tenant,
+                email=given["email"],
+                role=given["role"],
+                actor=request.user,
+                valid_for=datetime.timedelta(days=int(given["days"])),
+            )
+        except ValidationError as error:
+            form.refused(error)
+            return {}
     return {"fresh": invitation, "link": request.build_absolute_uri(reverse("invitation", args=[token]))}
 
 
@@ -172,11 +177,16 @@ def _choices(place: Place, member: Membership) -> list[tuple[str, str]]:
     return [(role, label) for role, label in Membership.Role.choices if not role_refusal(place.may, member.role, role)]
 
 
-def _in_turn(place: Place, member_id: UUID) -> Membership:
-    """As it is stored until the transaction ends: what may be done depends on the role it has now."""
+def _in_turn(place: Place) -> Place:
+    """With the role that holds until the transaction ends: whoever loses theirs acts before that, or not at all."""
     place.tenant.take_turn()
-    rows = Membership.objects.select_related("tenant", "user")
-    stored = rows.filter(tenant=place.tenant, pk=member_id).first()
+    user = User.objects.get(pk=place.user.pk)
+    return Place(place.tenant, user, role_in(user, place.tenant) or "")
+
+
+def _member(place: Place, member_id: UUID) -> Membership:
+    """As it is stored: what may be done depends on the role it has now."""
+    stored = Membership.objects.select_related("tenant", "user").filter(tenant=place.tenant, pk=member_id).first()
     if stored is None:
         raise Http404("The membership has ended.")
     return stored
