@@ -184,7 +184,7 @@
     }));
   };
   const over = (exchange, word) => {
-    render(exchange.box.querySelector(".answer"), exchange.text);
+    render(exchange.box.querySelector(".answer"), exchange.text.trimStart());
     exchange.box.removeAttribute("aria-busy");
     receipt(exchange, "state", word);
     if (current === exchange) current = null;
@@ -215,7 +215,7 @@
         box.hidden = false;
         box.querySelector(".txt").append(told.thinking);
       }
-      if (told.text) exchange.box.querySelector(".answer").append(told.text);
+      if (told.text) exchange.box.querySelector(".answer").append(exchange.text === told.text ? told.text.trimStart() : told.text);
       receipt(exchange, "ttft", number(told.ttft_ms));
     } else if (told.type === "done") {
       if (told.tokens) tokens(exchange, told.tokens);
