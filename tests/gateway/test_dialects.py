@@ -14,6 +14,7 @@ from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Token
 from serving.gateway.errors import OPENAI, ApiError
 
 USER = {"role": "user", "content": "hi"}
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 def parse(dialect: Dialect, **fields: Any) -> Any:
@@ -126,6 +127,58 @@ class TestChat:
         assert (error.status, error.code) == (400, "remote_media_not_allowed")
         error = refusal(Tokenize(), messages=[{"role": "user", "content": [part]}])
         assert error.code == "remote_media_not_allowed"
+
+    @pytest.mark.parametrize(
+        ("part", "member"),
+        [
+            # vLLM takes a part's uuid for its picture's hash: whoever names another tenant's would be told of it.
+            ({"type": "image_url", "image_url": None, "uuid": "theirs"}, "uuid"),
+            ({"type": "image_url", "image_url": {"url": PIXEL}, "uuid": "theirs"}, "uuid"),
+            ({"type": "text", "text": "x", "uuid": "theirs"}, "uuid"),
+            ({"image_url": None, "uuid": "theirs"}, "uuid"),
+            ({"image_pil": None}, "image_pil"),
+            ({"image_embeds": "AAAA"}, "image_embeds"),
+            ({"audio_embeds": "AAAA"}, "audio_embeds"),
+            ({"prompt_embeds": "x", "data": "AAAA"}, "prompt_embeds"),
+            ({"type": "text", "text": "x", "image_url": {"url": PIXEL}}, "image_url"),
+            ({"type": "image_url", "image_url": {"url": PIXEL}, "text": "x"}, "text"),
+            ({"type": "image_url"}, "image_url"),
+            ({"type": "input_audio", "input_audio": None}, "input_audio"),
+            ({"text": "x"}, "text"),
+            ({}, "type"),
+        ],
+    )
+    def test_parts_hold_what_their_type_says_and_nothing_else(self, part: dict[str, Any], member: str) -> None:
+        for dialect in (Chat(), Tokenize()):
+            error = refusal(
+                dialect, messages=[USER, {"role": "user", "content": [{"type": "text", "text": "a"}, part]}]
+            )
+            assert (error.status, error.param) == (400, f"messages[1].content[1].{member}")
+            assert f"'{error.param}'" in error.message
+
+    def test_an_escaped_name_of_a_member_is_refused_too(self) -> None:
+        part = r'{"type": "image_url", "image_url": null, "\u0075uid": "theirs"}'
+        with pytest.raises(ApiError) as caught:
+            Chat().parse(b'{"model": "m", "messages": [{"role": "user", "content": [%b]}]}' % part.encode())
+        assert caught.value.param == "messages[0].content[0].uuid"
+
+    @pytest.mark.parametrize(
+        "part",
+        [
+            "plain",
+            {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}},
+            {"type": "output_text", "text": "a", "annotations": [], "logprobs": []},
+            {"type": "refusal", "refusal": "no", "text": None},
+            {"type": "thinking", "thinking": "hm", "closed": True},
+            {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}},
+            {"image_url": PIXEL},
+            {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        ],
+    )
+    def test_parts_of_every_type_go_out_as_they_came(self, part: Any) -> None:
+        messages = [{"role": "user", "content": [part]}]
+        assert engine(Chat(), messages=messages)["messages"] == messages
+        assert engine(Tokenize(), messages=messages)["messages"] == messages
 
     def test_embeddings_in_place_of_media_are_refused(self) -> None:
         part = {"type": "image_embeds", "image_embeds": "AAAA"}

@@ -115,6 +115,15 @@ def test_blocks_become_parts_calls_and_results() -> None:
     ]
 
 
+def test_no_member_of_a_block_reaches_the_engine_that_is_not_translated() -> None:
+    image = {"type": "image", "source": PIXEL | {"uuid": "theirs"}, "uuid": "theirs", "image_embeds": "AAAA"}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [image], "uuid": "theirs"}
+    sent = json.dumps(chat([{"role": "user", "content": [image, result]}]))
+    assert PIXEL_URL in sent
+    assert "theirs" not in sent
+    assert "embeds" not in sent
+
+
 def test_instructions_come_first_and_without_billing_lines() -> None:
     blocks = [
         {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc"},

@@ -73,6 +73,19 @@ def test_only_listed_fields_reach_the_engine() -> None:
             },
             "input[0].output[0]",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": PIXEL, "uuid": "theirs"}]}]},
+            "input[0].content[0].uuid",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "output": [{"type": "input_image", "uuid": "theirs"}]}]},
+            "input[0].output[0].uuid",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "image_embeds": "AAAA"}]}]},
+            "input[0].content[0].image_embeds",
+        ),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
         ({"priority": -1}, "priority"),

@@ -203,8 +203,16 @@ def _invalid(message: str) -> errors.ApiError:
         return errors.bad_request(
             f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
         )
+    if unknown := re.search(r"contains unknown field `(.*)`", text, re.DOTALL):
+        return unknown_member(f"{param}.{unknown[1][:60]}" if param else unknown[1][:60])
     where = f" for '{param}'" if param else ""
     return errors.bad_request(f"Invalid value{where}: {text}.", param=param or None, code="invalid_type")
+
+
+def unknown_member(param: str) -> errors.ApiError:
+    return errors.bad_request(
+        f"'{param}' is not supported here. Leave it out.", param=param, code="unsupported_parameter"
+    )
 
 
 def require_range(name: str, value: int | None, low: int, high: int | None = None) -> None:

@@ -27,26 +27,48 @@ _ALLOWED = base.SAMPLING | {
     "continue_final_message",
     "chat_template_kwargs",
 }
-_PART_TYPES = frozenset(
-    {"", "text", "input_text", "output_text", "refusal", "thinking", "image_url", "input_audio"}
-) | {
-    "audio_url",
-    "video_url",
+_HOLDS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+    "image_url": "image_url",
+    "audio_url": "audio_url",
+    "video_url": "video_url",
+    "input_audio": "input_audio",
 }
+"""The member that holds what a part of each type says."""
+_MEDIA = ("image_url", "audio_url", "video_url", "input_audio")
+_CONTENTS = tuple(dict.fromkeys(_HOLDS.values()))
 
 
 class Link(msgspec.Struct):
     url: str
 
 
-class Part(msgspec.Struct):
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A piece of a message's content, with the members of all types.
+
+    Messages go to the engine as they were written, so that no member may be in them that is not listed here. Engines
+    know some that reach past a tenant: vLLM's ``uuid`` names a picture of its cache, whoever sent it, and takes the
+    place of the picture's own hash. Others hand over tensors (``image_embeds``, ``prompt_embeds``, ...).
+    """
+
     type: str = ""
     text: str | None = None
     refusal: str | None = None
+    thinking: str | None = None
     image_url: str | Link | None = None
     audio_url: str | Link | None = None
     video_url: str | Link | None = None
-    input_audio: msgspec.Raw | None = None
+    input_audio: dict[str, msgspec.Raw] | None = None
+    detail: str | None = None
+    closed: bool | None = None
+    annotations: msgspec.Raw = msgspec.Raw()
+    logprobs: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw = msgspec.Raw()
+    prompt_cache_breakpoint: msgspec.Raw = msgspec.Raw()
 
 
 class Message(msgspec.Struct):
@@ -128,19 +150,33 @@ def measure(message: Message, number: int) -> tuple[int, int]:
     media = 0
     if isinstance(message.content, str):
         return size + utf8_length(message.content), 0
-    for part in message.content or ():
+    for index, part in enumerate(message.content or ()):
         if isinstance(part, str):
             size += utf8_length(part)
             continue
-        param = f"messages[{number}].content"
-        if part.type not in _PART_TYPES:
-            raise errors.bad_request(
-                f"Content parts of type '{part.type[:40]}' are not supported.", param=param, code="invalid_value"
-            )
-        size += utf8_length(part.text or "") + utf8_length(part.refusal or "")
+        size += utf8_length(part.text or "") + utf8_length(part.refusal or "") + utf8_length(part.thinking or "")
         for link in (part.image_url, part.audio_url, part.video_url):
             if link is not None:
-                base.require_inline(link if isinstance(link, str) else link.url, param)
+                base.require_inline(link if isinstance(link, str) else link.url, f"messages[{number}].content")
                 media += 1
         media += part.input_audio is not None
+        _require_contents(part, f"messages[{number}].content", index)
     return size, media
+
+
+def _require_contents(part: Part, param: str, index: int) -> None:
+    """Raises ApiError 400 for a part that holds something else than its type says, or no picture or sound."""
+    # Engines take a picture or sound without a type, too.
+    holds = _HOLDS.get(part.type) if part.type else next((n for n in _MEDIA if getattr(part, n) is not None), "type")
+    if holds is None:
+        raise errors.bad_request(
+            f"Content parts of type '{part.type[:40]}' are not supported.", param=param, code="invalid_value"
+        )
+    for name in _CONTENTS:
+        if name != holds and getattr(part, name) is not None:
+            raise base.unknown_member(f"{param}[{index}].{name}")
+    if holds == "type" or (holds in _MEDIA and getattr(part, holds) is None):
+        missing = f"{param}[{index}].{holds}"
+        raise errors.bad_request(
+            f"Missing required parameter: '{missing}'.", param=missing, code="missing_required_parameter"
+        )

@@ -56,14 +56,21 @@ _ITEMS = frozenset({"message", "reasoning", "function_call", "function_call_outp
 _PARTS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text", "input_image"})
 
 
-class Part(msgspec.Struct):
-    """A piece of an item's content, with the fields of all kinds."""
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A piece of an item's content, with the members of all kinds. None may be in one that is not listed here: see
+    ``chat.Part``."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
     file_id: str | None = None
+    detail: str | None = None
+    annotations: msgspec.Raw = msgspec.Raw()
+    logprobs: msgspec.Raw = msgspec.Raw()
+    parsed: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw = msgspec.Raw()
+    prompt_cache_breakpoint: msgspec.Raw = msgspec.Raw()
 
 
 class Item(msgspec.Struct):
@@ -193,6 +200,11 @@ def _measure(item: Item, at: str) -> tuple[int, int]:
             if part.image_url is not None:
                 base.require_inline(part.image_url, where)
                 media += 1
+            elif part.type == "input_image":
+                param = f"{where}.image_url"
+                raise errors.bad_request(
+                    f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+                )
             size += utf8_length(part.text or "") + utf8_length(part.refusal or "")
     return size, media
 
