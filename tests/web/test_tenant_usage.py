@@ -1,0 +1,143 @@
+"""The tenant's usage: sums, filters, chart, receipts and files, of its own requests alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import uuid
+from datetime import timedelta
+from html import unescape
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from capacity.models import Pool, UsageRecord, UsageRollup
+from serving.models import Deployment
+from tenants.models import Tenant, User
+from tests.web.open_pool import open_pool
+from tests.web.seed import api_key, people, usage_record
+
+
+@pytest.fixture
+def tenant(db: None) -> Tenant:
+    return people()[4]
+
+
+@pytest.fixture
+def sold(tenant: Tenant) -> Pool:
+    return open_pool()
+
+
+@pytest.fixture
+def owner(client: Client, tenant: Tenant) -> Client:
+    client.force_login(User.objects.get(email="owner@northwind.example"))
+    return client
+
+
+def shown(answer: object) -> str:
+    return unescape(answer.content.decode())  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def used(tenant: Tenant, sold: Pool) -> UsageRecord:
+    """One request of Northwind's key, one of a member's in the playground, and one of Alder."""
+    key = api_key(tenant, "core")
+    viewer = User.objects.get(email="viewer@northwind.example")
+    alder = Tenant.objects.get(slug="alder")
+    record = usage_record(tenant, key.pk, sold, client_request_id="order-77")
+    usage_record(
+        tenant, viewer.pk, sold, model="other", outcome="engine_lost", status=502, error="secret of the engine"
+    )
+    usage_record(alder, api_key(alder, "theirs").pk, sold, model="alders")
+    deployment = Deployment.objects.get()
+    minute = timezone.now().replace(second=0, microsecond=0) - timedelta(minutes=1)
+    for owner_id, key_id, requests in ((tenant.pk, key.pk, 3), (tenant.pk, viewer.pk, 2), (alder.pk, uuid.uuid4(), 50)):
+        UsageRollup.objects.create(
+            period="minute",
+            starts_at=minute,
+            tenant_id=owner_id,
+            key_id=key_id,
+            pool_id=sold.pk,
+            deployment_id=deployment.pk,
+            service_class="best_effort",
+            requests=requests,
+            mu=requests * 6.0,
+            input_tokens=requests * 100,
+            output_tokens=requests * 10,
+        )
+    return record
+
+
+def test_usage_shows_ones_own_with_who_sent_it(owner: Client, used: UsageRecord) -> None:
+    page = shown(owner.get("/t/northwind/usage/"))
+    assert "5 requests and 550 tokens" in page
+    assert "30 MU of chat-32b" in page
+    assert "viewer@northwind.example" in page
+    assert "alders" not in page
+    assert "secret of the engine" not in page
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", 2),
+        ("?outcome=failed", 1),
+        ("?outcome=completed", 1),
+        ("?outcome=timeout", 0),
+        ("?model=other", 1),
+        ("?model=alders", 0),
+        ("?q=order-77", 1),
+        ("?q=nothing", 0),
+        ("?key=nonsense&outcome=nonsense&range=nonsense&before=nonsense&metric=nonsense", 2),
+    ],
+)
+def test_filters_leave_what_they_say(owner: Client, used: UsageRecord, query: str, found: int) -> None:
+    page = shown(owner.get(f"/t/northwind/usage/{query}"))
+    assert len(re.findall(r'title="Receipt of ', page)) == found
+    rows = list(csv.reader(io.StringIO(b"".join(owner.get(f"/t/northwind/usage/export{query}")).decode())))
+    assert len(rows) == found + 1
+
+
+def test_filters_by_key_and_by_member(owner: Client, used: UsageRecord) -> None:
+    viewer = User.objects.get(email="viewer@northwind.example")
+    for caller, requests in ((used.key_id, 3), (viewer.pk, 2)):
+        page = shown(owner.get(f"/t/northwind/usage/?key={caller}"))
+        assert f"{requests} requests" in page
+        assert len(re.findall(r'title="Receipt of ', page)) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "column", "total"),
+    [("mu", "mu", 30.0), ("tokens", "input_tokens", 500.0), ("requests", "requests", 5.0)],
+)
+def test_the_chart_adds_up_to_what_was_used(
+    owner: Client, used: UsageRecord, metric: str, column: str, total: float
+) -> None:
+    lines = owner.get(f"/t/northwind/usage/series.json?range=1h&metric={metric}&pool=chat-32b").json()
+    assert sum(lines[column]) == pytest.approx(total)  # buckets of one minute, in units per minute
+    assert owner.get("/t/northwind/usage/series.json?metric=odd").status_code == 404
+    assert owner.get("/t/northwind/usage/series.json?pool=nobodys").status_code == 404
+
+
+def test_a_private_pool_of_others_has_no_chart(owner: Client, sold: Pool) -> None:
+    sold.is_public = False
+    sold.save()
+    sold.tenants.add(Tenant.objects.get(slug="alder"))
+    assert owner.get("/t/northwind/usage/series.json?pool=chat-32b").status_code == 404
+
+
+def test_a_receipt_explains_what_a_request_cost(owner: Client, used: UsageRecord) -> None:
+    page = shown(owner.get(f"/t/northwind/usage/{used.pk}"))
+    # 600 × 0.00002 + 500 × 0.0006 MU, and the cached 400 at the price of the profile.
+    assert "600 input tokens that were not cached" in page
+    assert "0.0120" in page
+    assert "0.3000" in page
+    assert "order-77" in page
+    assert "gw-1" not in page
+    failed = UsageRecord.objects.get(outcome="engine_lost")
+    assert "secret of the engine" not in shown(owner.get(f"/t/northwind/usage/{failed.pk}"))
+    operator = Client()
+    operator.force_login(User.objects.get(email="operator@penstock.example"))
+    assert "secret of the engine" in shown(operator.get(f"/t/northwind/usage/{failed.pk}"))
