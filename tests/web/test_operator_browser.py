@@ -42,12 +42,11 @@ def test_a_join_command_is_made_and_the_page_tells_who_came(page: Page, site: Si
     expect(page.locator(".head p")).to_contain_text("3 hosts with 4 accelerators")
     page.get_by_role("link", name="Add a host").click()
     page.get_by_role("button", name="Make a join command").click()
-    command = page.locator("#command").inner_text()
-    token = re.search(r"pse_\w+", command)
-    assert token is not None
-    assert f"./penstock join {site.url}" in command
+    assert page.locator("#command").inner_text() == f"./penstock join {site.url}"
+    token = page.locator("#token").inner_text()
+    assert re.fullmatch(r"pse_\w+", token)
     expect(page.get_by_text("Waiting for the machine to join")).to_be_visible()
-    in_the_site(COMES_IN, token[0])
+    in_the_site(COMES_IN, token)
     expect(page.get_by_text("rack-1 has joined and reports.")).to_be_visible(timeout=15_000)
     page.get_by_role("link", name="Open", exact=True).click()
     expect(page).to_have_url(f"{site.url}/console/hosts/rack-1/")

@@ -120,21 +120,24 @@ def test_a_new_secret_is_asked_about_and_shown_once(as_operator: Client) -> None
     assert acts("host.renew_secret") == ["host.renew_secret"]
 
 
-def test_a_join_command_carries_a_fresh_token_that_lets_a_host_in(as_operator: Client, settings: Any) -> None:
+def test_a_join_command_comes_with_a_fresh_token_that_lets_a_host_in(as_operator: Client, settings: Any) -> None:
     settings.PENSTOCK_AGENT_REDIS_URL = "rediss://agent:pw@state.example.org:6380/0"
     form = as_operator.get("/console/hosts/new")
     assert "No other machine can join yet" not in text(form)
     given = {"name": "row 7", "uses": "2", "hours": "1", "labels": "zone=a"}
     answer = as_operator.post("/console/hosts/new", given)
-    command = re.search(r"PENSTOCK_ENROLMENT_TOKEN=(pse_\w+) ./penstock join (\S+?)<", text(answer))
+    command = re.search(r">([^<>]*penstock join[^<>]*)</pre>", text(answer))
     assert command is not None
-    assert command[2] == "http://testserver"
-    token = enrolment_token_find(command[1])
+    assert command[1] == "./penstock join http://testserver", "a shell keeps what is typed: no token"
+    shown = re.search(r">(pse_\w+)</pre>", text(answer))
+    assert shown is not None
+    assert text(answer).count(shown[1]) == 1
+    token = enrolment_token_find(shown[1])
     assert token is not None
     assert (token.name, token.uses_left, token.labels) == ("row 7", 2, {"zone": "a"})
     assert token.expires_at < timezone.now() + timedelta(hours=1, seconds=5)
     again = text(as_operator.get("/console/hosts/new"))
-    assert command[1] not in again
+    assert shown[1] not in again
     assert f"pse_{token.public_id}_…" in again
     arrivals = f"/console/hosts/tokens/{token.pk}/arrivals"
     assert "Waiting for the machine" in text(as_operator.get(arrivals))

@@ -1,4 +1,4 @@
-"""Another machine comes in: a join command that carries a fresh enrolment token, shown once, and who came with it."""
+"""Another machine comes in: a join command, the fresh token it asks for, shown once, and who came with it."""
 
 from __future__ import annotations
 
