@@ -154,6 +154,9 @@ def measure(message: Message, number: int) -> tuple[int, int]:
         if isinstance(part, str):
             size += utf8_length(part)
             continue
+        if part.type == "text" and part.text is not None and _holds_text_alone(part):
+            size += utf8_length(part.text)
+            continue
         size += utf8_length(part.text or "") + utf8_length(part.refusal or "") + utf8_length(part.thinking or "")
         for link in (part.image_url, part.audio_url, part.video_url):
             if link is not None:
@@ -162,6 +165,18 @@ def measure(message: Message, number: int) -> tuple[int, int]:
         media += part.input_audio is not None
         _require_contents(part, f"messages[{number}].content", index)
     return size, media
+
+
+def _holds_text_alone(part: Part) -> bool:
+    """Written out, since most parts are such."""
+    return (
+        part.image_url is None
+        and part.audio_url is None
+        and part.video_url is None
+        and part.input_audio is None
+        and part.refusal is None
+        and part.thinking is None
+    )
 
 
 def _require_contents(part: Part, param: str, index: int) -> None:
