@@ -202,6 +202,13 @@ def test_both_kinds_of_credential(shared: Shared) -> None:
         ("mu_acme1_secret", {"model": "secret"}, 404, "not_found_error", anthropic.NotFoundError),
         ("mu_acme1_secret", {"model": "vectors"}, 404, "not_found_error", anthropic.NotFoundError),
         ("mu_acme1_secret", {"tool_choice": {"type": "x"}}, 400, "invalid_request_error", anthropic.BadRequestError),
+        (
+            "mu_acme1_secret",
+            {"messages": [{"role": "user", "content": []}]},
+            400,
+            "invalid_request_error",
+            anthropic.BadRequestError,
+        ),
         ("mu_acme1_secret", {"model": "bare"}, 503, "overloaded_error", anthropic.InternalServerError),
     ],
 )

@@ -108,10 +108,9 @@ def test_blocks_become_parts_calls_and_results() -> None:
         {"role": "user", "content": [{"type": "text", "text": "look"}, image]},
         {"role": "assistant", "reasoning": "hm", "tool_calls": [call], "content": "calling"},
         {"role": "tool", "tool_call_id": "t1", "content": "noon"},
-        {"role": "user", "content": [image]},
-        {"role": "tool", "tool_call_id": "t2", "content": "twelve"},
+        {"role": "tool", "tool_call_id": "t2", "content": "Error: twelve"},
         {"role": "tool", "tool_call_id": "t3", "content": ""},
-        {"role": "user", "content": [{"type": "text", "text": "so?"}, {"type": "text", "text": "paper"}]},
+        {"role": "user", "content": [image, {"type": "text", "text": "so?"}, {"type": "text", "text": "paper"}]},
     ]
 
 
@@ -124,14 +123,47 @@ def test_no_member_of_a_block_reaches_the_engine_that_is_not_translated() -> Non
     assert "embeds" not in sent
 
 
+def test_images_of_several_results_follow_all_of_them() -> None:
+    image = {"type": "image", "source": PIXEL}
+    results = [{"type": "tool_result", "tool_use_id": name, "content": [image]} for name in ("t1", "t2")]
+    sent = chat([{"role": "user", "content": results}])
+    assert [message["role"] for message in sent] == ["tool", "tool", "user"]
+    assert sent[-1]["content"] == [{"type": "image_url", "image_url": {"url": PIXEL_URL}}] * 2
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"content": "no such file", "is_error": True}, "Error: no such file"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "is_error": True}, "Error: a\nb"),
+        ({"is_error": True}, "Error"),
+        ({"content": "fine", "is_error": False}, "fine"),
+        ({"content": "fine", "is_error": None}, "fine"),
+    ],
+)
+def test_the_model_sees_that_a_tool_failed(result: dict[str, Any], text: str) -> None:
+    sent = chat([{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", **result}]}])
+    assert sent == [{"role": "tool", "tool_call_id": "t1", "content": text}]
+
+
+BILLING = "x-anthropic-billing-header: cc_version=1; cch=abc"
+
+
 def test_instructions_come_first_and_without_billing_lines() -> None:
     blocks = [
-        {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=abc"},
+        {"type": "text", "text": BILLING},
         {"type": "text", "text": "One. "},
         {"type": "text", "text": "Two."},
     ]
-    later = {"role": "system", "content": " Three."}
-    assert chat([USER, later], system=blocks) == [{"role": "system", "content": "One. Two. Three."}, USER]
+    later = {"role": "system", "content": "Three."}
+    assert chat([USER, later], system=blocks) == [{"role": "system", "content": "One. Two.\n\nThree."}, USER]
+    assert chat([USER], system=BILLING) == [USER]
+
+
+def test_no_more_than_the_billing_line_is_left_out() -> None:
+    said = [{"role": "system", "content": "You are terse.\nAlways."}, USER]
+    assert chat([USER], system=f"{BILLING}\nYou are terse.\nAlways.") == said
+    assert chat([USER], system=[{"type": "text", "text": f"{BILLING}\nYou are terse.\nAlways."}]) == said
 
 
 def test_an_answer_that_is_begun_is_gone_on_with() -> None:
@@ -165,6 +197,10 @@ def test_tools_and_which_to_use(choice: dict[str, Any], expected: dict[str, Any]
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [USER, {"role": "user", "content": [{"type": "text", "text": ""}]}]}, "messages[1].content"),
+        ({"messages": [{"role": "assistant", "content": []}]}, "messages"),
+        ({"messages": [{"role": "system", "content": ""}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "messages[0].content[0]"),

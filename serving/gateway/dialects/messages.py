@@ -19,8 +19,10 @@ from serving.policy.admission import Ask
 
 MAX_MESSAGES = 4096
 _BILLING = "x-anthropic-billing-header"
-"""A line that Anthropic's own tools put in front of each prompt, another one each time: nothing after it would be
-found in the prefix cache."""
+"""Begins a line that Anthropic's own tools put in front of each prompt, another one each time: nothing after it would
+be found in the prefix cache."""
+
+_FAILED = "Error"
 
 
 class Source(msgspec.Struct):
@@ -42,6 +44,7 @@ class Block(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw()
     tool_use_id: str = ""
     content: str | list[Block] | None = None
+    is_error: bool | None = None
 
 
 class Message(msgspec.Struct):
@@ -211,7 +214,9 @@ class _Chat:
             self._message(message, f"messages[{number}].content")
         if self.instructions:
             # Also those of later messages: many chat templates allow no other place.
-            self.messages.insert(0, {"role": "system", "content": "".join(self.instructions)})
+            self.messages.insert(0, {"role": "system", "content": "\n\n".join(self.instructions)})
+        if not self.messages:
+            raise errors.bad_request("'messages' say nothing.", param="messages", code="empty_array")
         self.members: dict[str, Any] = {"model": fields.model, "messages": self.messages}
         if fields.tools:
             tools = self.members["tools"] = [_tool(tool, number) for number, tool in enumerate(fields.tools)]
@@ -246,9 +251,10 @@ class _Chat:
 
     def _system(self, content: str | list[Block], param: str) -> None:
         texts = [content] if isinstance(content, str) else [_text(block, param) for block in content]
-        kept = [text for text in texts if text and not text.startswith(_BILLING)]
-        self.text_bytes += sum(map(utf8_length, kept))
-        self.instructions += kept
+        text = "".join(text.partition("\n")[2] if text.startswith(_BILLING) else text for text in texts)
+        self.text_bytes += utf8_length(text)
+        if text:
+            self.instructions.append(text)
 
     def _message(self, message: Message, param: str) -> None:
         if message.role == "system":
@@ -262,13 +268,18 @@ class _Chat:
             self._assistant(message.content, param)
 
     def _user(self, blocks: list[Block], param: str) -> None:
+        """Results of tools first, each a message of its own that follows the calls; then what the user says."""
         parts: list[dict[str, Any]] = []
+        is_answer = False
         for number, block in enumerate(blocks):
             at = f"{param}[{number}]"
             if block.type == "tool_result":
-                self._tool_result(block, at)
+                parts.extend(self._tool_result(block, at))
+                is_answer = True
             else:
                 parts.extend(self._part(block, at))
+        if not (parts or is_answer):
+            raise errors.bad_request(f"'{param}' must not be empty.", param=param, code="empty_array")
         self._put("user", parts)
 
     def _put(self, role: str, parts: list[dict[str, Any]], **more: Any) -> None:
@@ -287,8 +298,8 @@ class _Chat:
         self.text_bytes += utf8_length(text)
         return [{"type": "text", "text": text}] if text else []
 
-    def _tool_result(self, block: Block, at: str) -> None:
-        """A message of the tool's own; images, which such a message cannot hold, follow as the user's."""
+    def _tool_result(self, block: Block, at: str) -> list[dict[str, Any]]:
+        """Puts a message of the tool's own. Returns the images, which such a message cannot hold."""
         parts: list[dict[str, Any]] = []
         if isinstance(block.content, str):
             self.text_bytes += utf8_length(block.content)
@@ -296,9 +307,12 @@ class _Chat:
         for number, each in enumerate(block.content or () if not isinstance(block.content, str) else ()):
             parts.extend(self._part(each, f"{at}.content[{number}]"))
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        if block.is_error:
+            # A chat has no field for it.
+            text = f"{_FAILED}: {text}" if text else _FAILED
+            self.text_bytes += len(_FAILED)
         self.messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
-        if images := [part for part in parts if part["type"] != "text"]:
-            self.messages.append({"role": "user", "content": images})
+        return [part for part in parts if part["type"] != "text"]
 
     def _assistant(self, blocks: list[Block], param: str) -> None:
         parts: list[dict[str, Any]] = []
