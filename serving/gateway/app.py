@@ -22,6 +22,7 @@ from serving.gateway.request import ClientGone, Message, Receive, Request, Send
 from serving.gateway.services import Services
 from serving.gateway.state import StateUnavailable
 from serving.gateway.upstream import UpstreamError
+from serving.gateway.usage import UNREADABLE
 from serving.policy import admission
 
 SERVICE_CLASS = "best_effort"
@@ -100,7 +101,7 @@ class Gateway:
         config = services.config
         principal = await self._authenticate(request)
         body = await request.body(config.max_body, config.body_s)
-        parsed = dialect.parse(body)
+        parsed = dialect.read(body)
         access = self.accesses.find(services.store.view, principal, parsed.model)
         deployment = access.deployment
         dialect.require(parsed, deployment)
@@ -234,7 +235,7 @@ class Gateway:
             )
         try:
             answer = dialect.read_answer(parsed, answer, request.id).body
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(
                 502, "The engine failed on this request.", code="engine_error", type=errors.SERVER
             ) from error

@@ -21,6 +21,7 @@ from serving.gateway.records import Outcome
 from serving.gateway.relay import RelayError, error_message
 from serving.gateway.request import JSON, Message, Request
 from serving.gateway.upstream import AnswerTooLarge, Connection, ConnectionBroken, UpstreamError
+from serving.gateway.usage import UNREADABLE
 from serving.policy.routing import Load
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Exchange:
         self._keep(connection)
         try:
             body, books.usage, books.finish_reason = books.dialect.read_answer(self.parsed, body, self.request.id)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise EngineRefused(200, "the engine's answer is not what its API sends") from error
         self.books.first_byte()
         self.books.settle("completed", 200)
@@ -383,7 +384,7 @@ def _client_mistake(status: int, body: bytes) -> ApiError:
         message = error_message(members)
         inner = msgspec.json.decode(members.get("error", members.get("param", b"null")))
         param = inner.get("param") if isinstance(inner, dict) else inner
-    except msgspec.DecodeError:
+    except UNREADABLE:
         message = ""
     text = message or "The engine refused the request."
     is_length = "maximum context length" in text or "max_model_len" in text or param == "input_tokens"

@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,10 +95,38 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, Any] = {"logger": record.name}
+        message = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
-            fields["error"] = repr(record.exc_info[1])[:500]
-            fields["trace"] = logging.Formatter().formatException(record.exc_info)[-4000:]
-        self._logger.log(record.levelno, record.getMessage(), **fields)
+            # What asyncio adds in further lines holds the exception once more, with its data.
+            message = message.partition("\n")[0]
+            fields["error"] = describe(record.exc_info[1])[:500]
+            fields["trace"] = _trace(record.exc_info[1])[-4000:]
+        self._logger.log(record.levelno, message, **fields)
+
+
+def describe(error: BaseException) -> str:
+    """The kind of ``error``, and its words where these cannot be what a client or an engine sent.
+
+    What a value error, a type error or a lookup says often is the value: those of a request must not reach a log.
+    """
+    if isinstance(error, UnicodeError):
+        place = f" at {error.start}" if isinstance(error, (UnicodeDecodeError, UnicodeEncodeError)) else ""
+        return f"{type(error).__name__}{place}"
+    if isinstance(error, (ValueError, TypeError, LookupError, AttributeError)):
+        return type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
+def _trace(error: BaseException) -> str:
+    """Where ``error`` came from and what was its cause, the innermost first."""
+    found: list[str] = []
+    seen: set[int] = set()
+    step: BaseException | None = error
+    while step is not None and id(step) not in seen:
+        seen.add(id(step))
+        found.append("".join(traceback.format_tb(step.__traceback__)) + describe(step))
+        step = step.__cause__ or (None if step.__suppress_context__ else step.__context__)
+    return "\n\n".join(reversed(found))
 
 
 def _serialise(value: Any, **_: Any) -> bytes:

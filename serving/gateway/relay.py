@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from serving.gateway.records import Usage
-from serving.gateway.usage import EngineUsage, decode_answer, decode_usage
+from serving.gateway.usage import UNREADABLE, EngineUsage, decode_answer, decode_usage
 
 MAX_EVENT = 8 * 1024 * 1024
 """Bytes of one event beyond which the engine is considered broken."""
@@ -174,7 +174,7 @@ class StreamRelay(EventRelay):
         if at > 0 and self._is_single and event.startswith(b'data: {"id"') and event.endswith(b"}"):
             try:
                 usage = decode_usage(event[at + len(_USAGE) : -1])
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 return self._slowly(event, separator)
             return self._counted(event, at, usage, separator)
         if at < 0 and self._is_single and event.startswith(b'data: {"id"') and b'"choices":[{' in event:
@@ -216,7 +216,7 @@ class StreamRelay(EventRelay):
         try:
             members = _decode_object(payload)
             answer = decode_answer(payload)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RelayError("an event of the engine is not what OpenAI's API sends") from error
         if "choices" not in members and ("error" in members or bytes(members.get("object", b"")) == b'"error"'):
             self.error = error_message(members)
@@ -259,5 +259,5 @@ def error_message(members: dict[str, msgspec.Raw]) -> str:
         if isinstance(inner, str):
             return inner[:500]
         return str(msgspec.json.decode(members["message"]))[:500] if "message" in members else ""
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ""

@@ -6,6 +6,9 @@ import msgspec
 
 from serving.gateway.records import Usage
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are not what was expected. Bytes that are no UTF-8 get an error of their own,
+which holds them: it must never reach a log."""
 MAX_TOKENS = 2**53
 """What the books and a float hold exactly; an engine that says more is broken, and its price must not overflow."""
 

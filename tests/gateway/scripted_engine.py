@@ -1,9 +1,9 @@
 """An engine that does what the request tells it to: OpenAI's shapes as vLLM sends them, and its ways to fail.
 
 Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` field may hold a JSON script
-``{"delay_ms", "first_ms", "fail", "at", "pad", "say", "finish", "stop_reason", "cached"}``; ``POST /control`` sets the
-default for all. ``say`` is a chat's message (whole) or the list of its pieces (stream). ``GET /log`` tells every
-request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
+``{"delay_ms", "first_ms", "fail", "at", "pad", "say", "finish", "stop_reason", "cached", "bytes"}``; ``POST /control``
+sets the default for all. ``say`` is a chat's message (whole) or the list of its pieces (stream). ``GET /log`` tells
+every request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
 message. ``scripted_tasks`` has the routes of other tasks.
 """
 
@@ -99,6 +99,9 @@ async def misfortune(request: web.Request, script: dict[str, Any], prompts: list
         return error(400, text, param="input_tokens")
     if fail == "status":
         return error(int(script.get("status", 500)), "EngineCore encountered an issue")
+    if fail == "bytes":
+        kind = script.get("kind", "application/json")
+        return web.Response(body=script["bytes"].encode("latin-1"), content_type=kind, status=script.get("status", 200))
     if fail == "garbage":
         return web.Response(text="<html>", content_type="application/json")
     if fail == "hang":

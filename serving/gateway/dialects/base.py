@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import msgspec
 
 from serving.gateway import errors
+from serving.gateway.dialects.structure import require_readable
 from serving.gateway.errors import ErrorShape
 from serving.gateway.records import DeploymentRecord, Usage
 from serving.gateway.relay import Relay, StreamRelay
@@ -20,6 +21,13 @@ MAX_CHOICES = 128
 """Sequences that one request may generate: n × prompts, or best_of × prompts."""
 MAX_OUTPUT_TOKENS = 2**31 - 1
 """Beyond every context; more would overflow what is estimated and kept of a request."""
+MAX_VALUES = 100_000
+"""Fields and list items of one body. Reading a body of as many takes well below 100 ms (``docs/performance.md``)."""
+MAX_LISTED = 1_000_000
+"""The same where lists of numbers are sent, token ids or rows, of which each costs far less."""
+MAX_PARTS = 4096
+"""Content parts of one message."""
+MAX_TOOLS = 1024
 MAX_INPUTS = 2048
 """Texts that one request may have embedded or ranked."""
 MAX_BYTES_PER_TOKEN = 128
@@ -86,6 +94,8 @@ class Parsed(msgspec.Struct, kw_only=True):
     model: str
     ask: Ask
     members: dict[str, Any]
+    raw: bytes = b""
+    """The body itself, of dialects that pass it on as it is."""
     is_stream: bool = False
     show_usage: bool = False
     show_continuous: bool = False
@@ -120,10 +130,17 @@ class Dialect(ABC):
     input_field: ClassVar[str] = "prompt"
     """What to shorten when the input is too long."""
     shape: ClassVar[ErrorShape] = errors.OPENAI
+    max_values: ClassVar[int] = MAX_VALUES
+    """See ``structure.require_readable``."""
+
+    def read(self, body: bytes) -> Parsed:
+        """A request as it came, of any bytes. Raises ApiError 400."""
+        require_readable(body, self.max_values)
+        return self.parse(body)
 
     @abstractmethod
     def parse(self, body: bytes) -> Parsed:
-        """Raises ApiError 400."""
+        """What ``read`` has found to be of bearable size. Raises ApiError 400."""
 
     def require(self, parsed: Parsed, deployment: DeploymentRecord) -> None:
         """Raises ApiError for what this deployment cannot be asked, whatever its engine would say."""
@@ -141,7 +158,7 @@ class Dialect(ABC):
         """The request for the engine. ``priority``: lower is sooner. ``cache_salt`` keeps tenants' prefixes apart."""
 
     def read_answer(self, parsed: Parsed, body: bytes, request_id: str) -> Answer:
-        """A complete answer. Raises msgspec.DecodeError for what is not one."""
+        """A complete answer. Raises one of ``usage.UNREADABLE`` for what is not one."""
         answer = decode_answer(body)
         finish = next((c.finish_reason for c in reversed(answer.choices) if c.finish_reason), "")
         return Answer(body, answer.usage.record() if answer.usage is not None else None, finish)
@@ -196,6 +213,8 @@ def read_fields(decoder: msgspec.json.Decoder[S], body: bytes) -> S:
 def _invalid(message: str) -> errors.ApiError:
     """Put msgspec's ``message - at `$.a[...].b``` into OpenAI's words, with ``param`` ``a[0].b``."""
     match = _PATH.fullmatch(message)
+    if match is None and message.startswith("Expected `object`"):
+        return errors.bad_request("The body must be a JSON object.", code="invalid_json")
     param = match[2] if match else ""
     text = match[1] if match else message
     if missing := re.search(r"missing required field `(\w+)`", text):
@@ -231,6 +250,16 @@ def require_inputs(count: int, field: str) -> None:
         raise errors.bad_request(
             f"'{field}' holds {count} texts; at most {MAX_INPUTS} are allowed in one request. Send several requests.",
             param=field,
+            code="invalid_value",
+        )
+
+
+def require_few(count: int, most: int, param: str) -> None:
+    """Raises ApiError 400 when a list of the request is longer than anybody needs it."""
+    if count > most:
+        raise errors.bad_request(
+            f"'{param}' holds {count} items; at most {most} are allowed. Leave some out, or join them.",
+            param=param,
             code="invalid_value",
         )
 
@@ -298,7 +327,9 @@ def measure_prompt(prompt: Prompt, field: str) -> tuple[int, int, int]:
         return 1, utf8_length(prompt), 0
     if not prompt:
         raise errors.bad_request(f"'{field}' must not be empty.", param=field, code="empty_array")
-    kinds = {type(part) for part in prompt}
+    if not isinstance(prompt[0], int):
+        require_inputs(len(prompt), field)
+    kinds = set(map(type, prompt))
     if len(kinds) > 1:
         raise errors.bad_request(
             f"'{field}' must be a text, a list of texts, a list of token ids, or a list of such lists.",

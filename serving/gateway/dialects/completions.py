@@ -35,6 +35,7 @@ _decoder = msgspec.json.Decoder(Fields)
 class Completions(Dialect):
     name = "completions"
     engine_path = b"/v1/completions"
+    max_values = base.MAX_LISTED
 
     def parse(self, body: bytes) -> Parsed:
         members = base.read_members(body, _ALLOWED)

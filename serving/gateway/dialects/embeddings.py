@@ -41,6 +41,7 @@ _decoder = msgspec.json.Decoder(Fields)
 class Embeddings(Dialect):
     name = "embeddings"
     engine_path = b"/v1/embeddings"
+    max_values = base.MAX_LISTED
     speaks = ("embed",)
     input_field = "input"
 

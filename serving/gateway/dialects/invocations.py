@@ -7,8 +7,6 @@ path the body's ``model`` says it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from capacity.policy.cost import invocation_units
@@ -16,10 +14,15 @@ from serving.gateway import errors
 from serving.gateway.dialects import base
 from serving.gateway.dialects.base import Answer, Dialect, Parsed
 from serving.gateway.records import DeploymentRecord, Usage
+from serving.gateway.usage import UNREADABLE
 from serving.policy.admission import Ask
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-_ALLOWED = frozenset({*_FORMS, "params"})
+_ALLOWED = (*_FORMS, "params")
+
+
+MAX_ROWS = 100_000
+"""Rows of one request."""
 
 
 class Split(msgspec.Struct):
@@ -27,15 +30,18 @@ class Split(msgspec.Struct):
 
 
 class Fields(msgspec.Struct):
-    """The four forms of MLflow's input. What has another shape is for another server, or for MLflow to refuse."""
+    """MLflow's fields and the model's name. Others are not looked at: they may be many."""
 
-    dataframe_split: Split | None = None
-    dataframe_records: list[msgspec.Raw] | None = None
+    model: msgspec.Raw = msgspec.Raw()
+    dataframe_split: msgspec.Raw = msgspec.Raw()
+    dataframe_records: msgspec.Raw = msgspec.Raw()
     instances: msgspec.Raw = msgspec.Raw()
     inputs: msgspec.Raw = msgspec.Raw()
+    params: msgspec.Raw = msgspec.Raw()
 
 
-_decode_fields = msgspec.json.Decoder(Fields).decode
+_decoder = msgspec.json.Decoder(Fields)
+_decode_split = msgspec.json.Decoder(Split).decode
 _decode_name = msgspec.json.Decoder(str).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_columns = msgspec.json.Decoder(dict[str, list[msgspec.Raw]]).decode
@@ -49,27 +55,35 @@ class Invocations(Dialect):
     speaks = ("invocations", "http")
     input_field = "inputs"
     keeps_type = True
+    max_values = base.MAX_LISTED
 
     def __init__(self, model: str = "") -> None:
         self.model = model
 
     def parse(self, body: bytes) -> Parsed:
-        members: dict[str, Any] = dict(base.read_members(body))
+        fields = base.read_fields(_decoder, body)
         model = self.model
         if not model:
             try:
-                model = _decode_name(members.pop("model", b"null"))
-            except msgspec.DecodeError:
+                model = _decode_name(fields.model)
+            except UNREADABLE:
                 raise errors.bad_request(
                     "Name the model in the path, POST /invocations/<model>, or as 'model' in the body.",
                     param="model",
                     code="missing_required_parameter",
                 ) from None
-        rows = _count_rows(body)
+        rows = _count_rows(fields)
+        if rows > MAX_ROWS:
+            raise errors.bad_request(
+                f"The request holds {rows:,} rows; at most {MAX_ROWS:,} are allowed. Send several requests.",
+                param=next(form for form in _FORMS if getattr(fields, form)),
+                code="invalid_value",
+            )
         units = invocation_units(rows=rows, body_bytes=len(body))
         return Parsed(
             model=model,
-            members=members,
+            members={name: value for name in _ALLOWED if (value := getattr(fields, name))},
+            raw=body,
             ask=Ask(prompts=0, choices=0, text_bytes=0, max_output=0, units=units),
         )
 
@@ -85,35 +99,34 @@ class Invocations(Dialect):
                 param=given[1] if given else "inputs",
                 code="invalid_value" if given else "missing_required_parameter",
             )
-        parsed.members = {name: value for name, value in parsed.members.items() if name in _ALLOWED}
+        parsed.raw = msgspec.json.encode(parsed.members)
 
     def path_of(self, deployment: DeploymentRecord) -> bytes:
         return deployment.invocations_path.encode()
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
-        return msgspec.json.encode(parsed.members)
+        return parsed.raw
 
     def read_answer(self, parsed: Parsed, body: bytes, request_id: str) -> Answer:
         return Answer(body, Usage(units=dict(parsed.ask.units or {})))
 
 
-def _count_rows(body: bytes) -> int:
-    """Rows to predict; 0 where the body is in none of MLflow's forms."""
+def _count_rows(fields: Fields) -> int:
+    """Rows to predict; 0 where they are in none of MLflow's forms: for another server, or for MLflow to refuse."""
     try:
-        fields = _decode_fields(body)
-    except msgspec.DecodeError:
+        if fields.dataframe_split:
+            return len(_decode_split(fields.dataframe_split).data)
+        if fields.dataframe_records:
+            return len(_decode_list(fields.dataframe_records))
+    except UNREADABLE:
         return 0
-    if fields.dataframe_split is not None:
-        return len(fields.dataframe_split.data)
-    if fields.dataframe_records is not None:
-        return len(fields.dataframe_records)
-    tensor = bytes(fields.instances) or bytes(fields.inputs)
+    tensor = fields.instances or fields.inputs
     if not tensor:
         return 0
     for decode in (_decode_list, _decode_columns):
         try:
             found = decode(tensor)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
         return len(found) if isinstance(found, list) else max(map(len, found.values()), default=0)
     return 1

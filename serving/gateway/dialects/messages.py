@@ -15,6 +15,7 @@ from serving.gateway.dialects import base
 from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.gateway.dialects.messages_answer import MessagesRelay, message_of
 from serving.gateway.relay import Relay
+from serving.gateway.usage import UNREADABLE
 from serving.policy.admission import Ask
 
 MAX_MESSAGES = 4096
@@ -219,6 +220,7 @@ class _Chat:
             raise errors.bad_request("'messages' say nothing.", param="messages", code="empty_array")
         self.members: dict[str, Any] = {"model": fields.model, "messages": self.messages}
         if fields.tools:
+            base.require_few(len(fields.tools), base.MAX_TOOLS, "tools")
             tools = self.members["tools"] = [_tool(tool, number) for number, tool in enumerate(fields.tools)]
             self.text_bytes += len(msgspec.json.encode(tools))
             self.members["tool_choice"] = "auto"
@@ -271,6 +273,7 @@ class _Chat:
         """Results of tools first, each a message of its own that follows the calls; then what the user says."""
         parts: list[dict[str, Any]] = []
         is_answer = False
+        base.require_few(len(blocks), base.MAX_PARTS, param)
         for number, block in enumerate(blocks):
             at = f"{param}[{number}]"
             if block.type == "tool_result":
@@ -318,6 +321,7 @@ class _Chat:
         parts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
         thoughts: list[str] = []
+        base.require_few(len(blocks), base.MAX_PARTS, param)
         for number, block in enumerate(blocks):
             at = f"{param}[{number}]"
             if block.type == "thinking":
@@ -336,7 +340,7 @@ class _Chat:
         arguments = bytes(block.input) or b"{}"
         try:
             _decode_object(arguments)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise errors.bad_request(
                 f"'{at}.input' must be an object.", param=f"{at}.input", code="invalid_type"
             ) from None

@@ -9,7 +9,7 @@ import msgspec
 from serving.gateway.dialects.base import Answer
 from serving.gateway.records import Usage
 from serving.gateway.relay import EventRelay, RelayError, error_message, payload_of
-from serving.gateway.usage import EngineUsage
+from serving.gateway.usage import UNREADABLE, EngineUsage
 
 Kind = Literal["text", "thinking", "tool_use"]
 
@@ -137,7 +137,7 @@ class MessagesRelay(EventRelay):
             return b"".join(out)
         try:
             chat = _decode_chat(payload)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RelayError("an event of the engine is not what a chat sends") from error
         if chat.usage is not None:
             self._counts = chat.usage
@@ -258,7 +258,7 @@ def _stop(choice: Choice, arguments: str | None) -> tuple[str, str | None]:
 def _is_object(text: str) -> bool:
     try:
         _decode_object(text or "{}")
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
     return True
 
@@ -267,5 +267,5 @@ def _input(arguments: str) -> dict[str, Any]:
     """A tool's input. One that was cut off is no JSON: it is told as Anthropic suggests to tell such inputs."""
     try:
         return _decode_object(arguments or "{}")
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return {"INVALID_JSON": arguments}

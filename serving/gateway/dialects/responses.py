@@ -11,7 +11,7 @@ from serving.gateway.dialects import base
 from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.gateway.records import Usage
 from serving.gateway.relay import EventRelay, Relay, RelayError, error_message, payload_of
-from serving.gateway.usage import EngineUsage, PromptDetails
+from serving.gateway.usage import UNREADABLE, EngineUsage, PromptDetails
 from serving.policy.admission import Ask
 
 MAX_ITEMS = 4096
@@ -134,6 +134,7 @@ class Responses(Dialect):
                 raise errors.bad_request(words, param=name, code="unsupported_parameter")
         base.require_range("max_output_tokens", fields.max_output_tokens, 1, base.MAX_OUTPUT_TOKENS)
         base.refuse_template_internals(fields.chat_template_kwargs)
+        base.require_few(len(fields.tools or ()), base.MAX_TOOLS, "tools")
         for number, tool in enumerate(fields.tools or ()):
             if tool.type != "function":
                 raise errors.bad_request(
@@ -192,6 +193,7 @@ def _measure(item: Item, at: str) -> tuple[int, int]:
         if isinstance(content, str):
             size += utf8_length(content)
             continue
+        base.require_few(len(content or ()), base.MAX_PARTS, f"{at}.{name}")
         for number, part in enumerate(content or ()):
             where = f"{at}.{name}[{number}]"
             if part.type not in _PARTS or part.file_id is not None:
@@ -296,7 +298,7 @@ class ResponsesRelay(EventRelay):
             return event + separator
         try:
             told = _decode_event(payload)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             return self._unread(payload, error)
         if told.type == "error" or told.type == "response.failed":
             self.error = error_message(_decode_members(payload))
@@ -309,11 +311,11 @@ class ResponsesRelay(EventRelay):
             self._deltas += 1
         return event + separator
 
-    def _unread(self, payload: bytes, error: msgspec.DecodeError) -> bytes:
+    def _unread(self, payload: bytes, error: Exception) -> bytes:
         """An event without a type: an engine's error in the shape of its other APIs, or nothing that is understood."""
         try:
             members = _decode_members(payload)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             members = {}
         if "error" not in members:
             raise RelayError("an event of the engine is not what the Responses API sends") from error
