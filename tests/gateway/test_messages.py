@@ -145,6 +145,65 @@ def test_blocks_of_a_stream_follow_one_another(shared: Shared) -> None:
     assert events[1][0] == "ping"
 
 
+def said_by(shared: Shared, say: list[dict[str, Any]], **script: Any) -> list[Any]:
+    """The blocks of a stream's message, of which each is closed before the next begins."""
+    body = scripted(say=say, finish="tool_calls", **script)
+    with shared.claude.messages.stream(**body) as stream:
+        blocks = stream.get_final_message().content
+    marks = [kind for kind, _ in raw_events(shared, body) if kind in ("content_block_start", "content_block_stop")]
+    assert marks == ["content_block_start", "content_block_stop"] * len(blocks)
+    return [
+        (block.name, block.input)
+        if block.type == "tool_use"
+        else block.thinking
+        if block.type == "thinking"
+        else block.text  # type: ignore[union-attr]
+        for block in blocks
+    ]
+
+
+def test_thoughts_amid_a_tools_input_wait_for_its_end(shared: Shared) -> None:
+    say = [
+        begin(0, "now", '{"zone"'),
+        {"reasoning": "hm"},
+        {"reasoning": ", so"},
+        {"content": "text"},
+        arguments(0, ': "UTC"}'),
+    ]
+    assert said_by(shared, say) == [("now", {"zone": "UTC"}), "hm, so", "text"]
+
+
+def test_tools_whose_inputs_come_by_turns_are_told_one_after_the_other(shared: Shared) -> None:
+    say = [
+        begin(0, "now", '{"zone"'),
+        begin(1, "later", "{"),
+        {"content": "text"},
+        arguments(1, '"in": 5'),
+        begin(2, "never"),
+        arguments(0, ': "UTC"'),
+        arguments(1, "}"),
+        arguments(0, "}"),
+        arguments(0, " "),
+        arguments(2, "{}"),
+    ]
+    assert said_by(shared, say) == [("now", {"zone": "UTC"}), ("later", {"in": 5}), "text", ("never", {})]
+
+
+def test_tools_whose_input_never_becomes_whole_hold_the_next_to_the_end_only(shared: Shared) -> None:
+    assert said_by(shared, [begin(0, "now"), begin(1, "later", '{"in": 5}')]) == [("now", {}), ("later", {"in": 5})]
+
+
+def test_what_follows_a_whole_input_is_told_at_once(shared: Shared) -> None:
+    say = [begin(0, "now", "{}"), begin(1, "later", '{"in"'), arguments(1, ": 5}"), {"content": "so"}]
+    told = [data for kind, data in raw_events(shared, scripted(say=say)) if kind == "content_block_delta"]
+    assert [each["delta"].get("partial_json", each["delta"].get("text")) for each in told] == [
+        "{}",
+        '{"in"',
+        ": 5}",
+        "so",
+    ]
+
+
 def test_an_empty_stream_has_an_empty_block(shared: Shared) -> None:
     events = raw_events(shared, scripted(say=[{"content": ""}], finish="stop"))
     assert [kind for kind, _ in events] == [
@@ -159,7 +218,7 @@ def test_an_empty_stream_has_an_empty_block(shared: Shared) -> None:
 
 
 def test_a_stream_that_mixes_up_tools_is_an_error(shared: Shared) -> None:
-    say = [begin(0, "now", "{"), begin(1, "later", "{"), arguments(0, "}")]
+    say = [begin(0, "now", "{}"), begin(1, "later", "{"), arguments(0, "}")]
     with pytest.raises(anthropic.APIStatusError, match="engine failed"):
         list(shared.claude.messages.create(**scripted(say=say), stream=True))
 

@@ -87,14 +87,33 @@ def message_of(body: bytes, *, model: str, request_id: str) -> Answer:
     return Answer(msgspec.json.encode(message), usage, choice.finish_reason or "")
 
 
+class _Tool:
+    """A tool's use, as far as the stream has told of it."""
+
+    __slots__ = ("id", "is_ended", "name", "pieces")
+
+    def __init__(self, call_id: str, name: str) -> None:
+        self.id = call_id
+        self.name = name
+        self.pieces: list[str] = []
+        """Of the input."""
+        self.is_ended = False
+        """Its block was closed."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing but blanks can follow. Not known of an input that is empty so far."""
+        return bool(self.pieces) and self.pieces[-1].rstrip().endswith("}") and _is_object("".join(self.pieces))
+
+
 class MessagesRelay(EventRelay):
     """A chat's stream as ``message_start``, blocks of content, ``message_delta`` and ``message_stop``.
 
-    Blocks come one after the other. Text that comes between the pieces of a tool's input waits for the input's end.
+    Blocks come one after the other. Whatever else comes between the pieces of a tool's input, text, thoughts or other
+    tools, waits for the input's end.
     """
 
     __slots__ = (
-        "_arguments",
         "_choice",
         "_counts",
         "_held",
@@ -104,6 +123,7 @@ class MessagesRelay(EventRelay):
         "_model",
         "_request_id",
         "_tool",
+        "_tools",
     )
 
     def __init__(self, *, model: str, request_id: str) -> None:
@@ -116,9 +136,11 @@ class MessagesRelay(EventRelay):
         self._index = -1
         self._kind: Kind | None = None
         """Of the block that is open."""
-        self._tool = -1
-        self._arguments: list[str] | None = None
-        self._held: list[str] = []
+        self._tool: _Tool | None = None
+        """The last that was begun, open while the kind is ``tool_use``."""
+        self._tools: dict[int, _Tool] = {}
+        self._held: list[tuple[Kind, str] | _Tool] = []
+        """What follows the open tool, in the order in which it began. Empty while none is open."""
         self._choice = Choice()
 
     def usage(self) -> Usage | None:
@@ -166,35 +188,55 @@ class MessagesRelay(EventRelay):
 
     def _say(self, said: Said, out: list[bytes]) -> None:
         if said.thought:
-            self._open("thinking", {"thinking": "", "signature": ""}, out)
-            self._delta({"type": "thinking_delta", "thinking": said.thought}, out)
+            self._piece("thinking", said.thought, out)
         if said.content:
-            if self._kind == "tool_use":
-                self._held.append(said.content)
-            else:
-                self._text(said.content, out)
+            self._piece("text", said.content, out)
         for call in said.tool_calls or ():
             self._call(call, out)
 
-    def _text(self, text: str, out: list[bytes]) -> None:
-        self._open("text", {"text": ""}, out)
-        self._delta({"type": "text_delta", "text": text}, out)
+    def _piece(self, kind: Kind, text: str, out: list[bytes]) -> None:
+        if self._kind == "tool_use":
+            self._held.append((kind, text))
+            self._release(out)
+        elif kind == "thinking":
+            self._open(kind, {"thinking": "", "signature": ""}, out)
+            self._delta({"type": "thinking_delta", "thinking": text}, out)
+        else:
+            self._open(kind, {"text": ""}, out)
+            self._delta({"type": "text_delta", "text": text}, out)
 
     def _call(self, call: Call, out: list[bytes]) -> None:
         function = call.function or Function()
-        if call.index > self._tool:
-            self._tool = call.index
+        tool = self._tools.get(call.index)
+        if tool is None:
+            tool = self._tools[call.index] = _Tool(call.id or "", function.name or "")
+            if self._kind == "tool_use":
+                self._held.append(tool)
+            else:
+                self._begin(tool, out)
+        arguments = function.arguments or ""
+        if tool.is_ended:
+            if arguments.strip():
+                raise RelayError("the engine goes on with a tool's input that has ended")
+        elif arguments:
+            tool.pieces.append(arguments)
+            if tool is self._tool:
+                self._delta({"type": "input_json_delta", "partial_json": arguments}, out)
+        self._release(out)
+
+    def _begin(self, tool: _Tool, out: list[bytes]) -> None:
+        self._tool = tool
+        self._open("tool_use", {"id": tool.id, "name": tool.name, "input": {}}, out)
+        if tool.pieces:
+            self._delta({"type": "input_json_delta", "partial_json": "".join(tool.pieces)}, out)
+
+    def _release(self, out: list[bytes]) -> None:
+        """Go on to what waits for the open tool, once its input is whole."""
+        while self._held and self._tool is not None and self._tool.is_whole:
             self._close(out)
-            self._arguments = []
-            self._open("tool_use", {"id": call.id or "", "name": function.name or "", "input": {}}, out)
-        elif call.index < self._tool or self._kind != "tool_use":
-            raise RelayError("the engine goes on with a tool's input that has ended")
-        if function.arguments and self._arguments is not None:
-            self._arguments.append(function.arguments)
-            self._delta({"type": "input_json_delta", "partial_json": function.arguments}, out)
 
     def _open(self, kind: Kind, block: dict[str, Any], out: list[bytes]) -> None:
-        if self._kind == kind:
+        if self._kind == kind != "tool_use":
             return
         self._close(out)
         self._index += 1
@@ -207,18 +249,24 @@ class MessagesRelay(EventRelay):
     def _close(self, out: list[bytes]) -> None:
         if self._kind is None:
             return
+        if self._kind == "tool_use" and self._tool is not None:
+            self._tool.is_ended = True
         self._kind = None
         out.append(_told("content_block_stop", index=self._index))
-        if self._held:
-            held, self._held = "".join(self._held), []
-            self._text(held, out)
-            self._close(out)
+        held, self._held = self._held, []
+        for number, each in enumerate(held):
+            if isinstance(each, _Tool):
+                self._begin(each, out)
+                self._held = held[number + 1 :]
+                return
+            self._piece(*each, out)
 
     def _finish(self, out: list[bytes]) -> None:
         if self._index < 0:
             self._open("text", {"text": ""}, out)
-        self._close(out)
-        last = None if self._arguments is None else "".join(self._arguments)
+        while self._kind is not None:
+            self._close(out)
+        last = None if self._tool is None else "".join(self._tool.pieces)
         reason, sequence = _stop(self._choice, last)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         out.append(_told("message_delta", delta=delta, usage=_usage(self.usage() or Usage())))
