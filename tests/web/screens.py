@@ -307,7 +307,7 @@ def going_on(url: str, seeded: Seeded) -> Iterator[None]:
     from django.utils import timezone
 
     from capacity.models import Host
-    from tests.web.seed import MEAN_MU, offered, settle
+    from tests.web.traffic import MEAN_MU, offered, settle
 
     over = threading.Event()
 
