@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from capacity.models import CostProfile, Pool
 from capacity.selectors import profiles_in_force
@@ -23,6 +24,8 @@ from serving.gateway.records import (
 from serving.models import Deployment, Replica, Revision
 from serving.options import adapters_of, invocations_path, spoken
 from tenants.models import ApiKey, Limit, Tenant
+
+_Name = TypeVar("_Name", bound=str)
 
 _CHUNK = 500
 PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
@@ -128,9 +131,12 @@ def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Ite
         revisions = revisions.filter(deployment__in=ids)
     profiles = profiles_in_force(at=now)
     contexts = _contexts(ids)
+    ready = _ready_revisions(ids)
     for revision in revisions.order_by("deployment_id"):
         deployment = revision.deployment
         profile = profiles.get(deployment.pool_id)
+        # While a revision takes over, replicas of both answer: only what all of them can is asked of them.
+        serving = [(one.runtime, one.options) for one in ready.get(deployment.pk, [revision])]
         record = DeploymentRecord(
             id=str(deployment.pk),
             name=deployment.name,
@@ -141,11 +147,27 @@ def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Ite
             max_model_len=contexts.get(deployment.pk),
             created=int(deployment.created_at.timestamp()),
             replica_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
-            speaks=spoken(revision.runtime, revision.options),
-            invocations_path=invocations_path(revision.runtime, revision.options),
-            adapters=adapters_of(revision.runtime, revision.options),
+            speaks=_common([spoken(*one) for one in serving]),
+            invocations_path=invocations_path(*serving[0]),
+            adapters=_common([adapters_of(*one) for one in serving]),
         )
         yield deployment.pk, record.id, encode(record)
+
+
+def _ready_revisions(ids: Iterable[uuid.UUID] | None) -> dict[uuid.UUID, list[Revision]]:
+    """The revisions of each deployment's ready replicas, the oldest first."""
+    rows = Revision.objects.filter(replicas__state=Replica.State.READY).order_by("number").distinct()
+    if ids is not None:
+        rows = rows.filter(deployment__in=ids)
+    found: dict[uuid.UUID, list[Revision]] = {}
+    for revision in rows:
+        found.setdefault(revision.deployment_id, []).append(revision)
+    return found
+
+
+def _common(groups: Sequence[tuple[_Name, ...]]) -> tuple[_Name, ...]:
+    """What is in all of ``groups``, in the order of the first."""
+    return tuple(one for one in groups[0] if all(one in group for group in groups))
 
 
 def _contexts(ids: Iterable[uuid.UUID] | None) -> dict[uuid.UUID, int]:

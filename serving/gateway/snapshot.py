@@ -109,17 +109,22 @@ class Snapshot:
         if record is not None:
             table[record_id] = record
         if kind == "deployment":
-            # Another deployment may have taken a name over before this one let go of it.
-            for name in () if before is None else (before.name, *before.adapters):
-                if self.deployments_by_name.get(name) is before:
-                    del self.deployments_by_name[name]
-            if record is not None:
-                self.deployments_by_name[record.name] = record
-                for name in record.adapters:
-                    self.deployments_by_name.setdefault(name, record)
+            for name in {n for r in (before, record) if r is not None for n in (r.name, *r.adapters)}:
+                self._resolve(name)
         elif kind == "replica":
             for deployment in {r.deployment for r in (before, record) if r is not None}:
                 self._index_replicas(deployment, record_id, record)
+
+    def _resolve(self, name: str) -> None:
+        """Find whose ``name`` is, from all that there is: the same in every gateway, whatever came first.
+
+        Another deployment may take a name over before the first one lets go of it; its own name goes before adapters.
+        """
+        owners = [d for d in self.deployments.values() if d.name == name or name in d.adapters]
+        if owners:
+            self.deployments_by_name[name] = min(owners, key=lambda d: (d.name != name, d.id))
+        else:
+            self.deployments_by_name.pop(name, None)
 
     def _index_replicas(self, deployment: str, record_id: str, record: ReplicaRecord | None) -> None:
         others = [r for r in self.replicas_by_deployment.get(deployment, ()) if r.id != record_id]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
@@ -60,6 +60,9 @@ def deployment_create(
         is_enabled=is_enabled,
     )
     deployment.full_clean()
+    _take_names()
+    if owner := _owner_of_adapter(deployment.name):
+        raise ValidationError({"name": f"{deployment.name} is an adapter of {owner}. Choose another name."})
     deployment.save(force_insert=True)
     audit(actor=actor, action="deployment.create", target=deployment, after=state_of(deployment))
     revision_create(
@@ -166,11 +169,28 @@ def _revision_add(
     return revision
 
 
+def _take_names() -> None:
+    """Whoever gives out a name that clients send as model takes a turn until the transaction ends.
+
+    SQLite has one writer anyway.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("select pg_advisory_xact_lock(hashtext('serving.names'))")
+
+
+def _owner_of_adapter(name: str) -> str:
+    """Name of the deployment that serves an adapter of this name; empty where none does."""
+    current = Revision.objects.filter(is_current=True, options__has_key="adapters").select_related("deployment")
+    return next((r.deployment.name for r in current if name in adapters_of(r.runtime, r.options)), "")
+
+
 def _require_own_names(revision: Revision) -> None:
     """Clients find an adapter by its name alone. Raises ValidationError for one that means something else already."""
     names = set(adapters_of(revision.runtime, revision.options))
     if not names:
         return
+    _take_names()
     taken = set(Deployment.objects.filter(name__in=names).values_list("name", flat=True))
     others = Revision.objects.filter(is_current=True).exclude(deployment=revision.deployment_id)
     for other in others.filter(options__has_key="adapters"):

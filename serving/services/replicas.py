@@ -103,6 +103,9 @@ def replica_transition(
         after={"state": new, "reason": reason[:500], **fields},
     )
     record_change(kind="replica", object_id=replica.pk)
+    if Replica.State.READY in (old, new):
+        # What a deployment is asked for follows what its ready replicas serve.
+        record_change(kind="deployment", object_id=replica.deployment_id)
     return True
 
 

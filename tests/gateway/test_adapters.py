@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,3 +104,17 @@ def test_a_deployments_own_name_goes_before_an_adapters() -> None:
     assert {name: d.id for name, d in view.deployments_by_name.items()} == {"base": "a", "x": "b", "z": "a"}
     view.apply([("deployment", "a", None)])
     assert list(view.deployments_by_name) == ["x"]
+
+
+def test_whose_a_name_is_does_not_depend_on_the_order_of_the_news() -> None:
+    news = [record("a", "base", "x"), record("b", "other", "x"), record("c", "x")]
+    for order in itertools.permutations(news):
+        view = Snapshot()
+        view.apply(order)
+        assert view.deployments_by_name["x"].id == "c"
+        view.apply([("deployment", "c", None)])
+        assert view.deployments_by_name["x"].id == "a"
+        view.apply([("deployment", "a", None)])
+        assert view.deployments_by_name["x"].id == "b"
+        view.apply([record("b", "other")])
+        assert set(view.deployments_by_name) == {"other"}

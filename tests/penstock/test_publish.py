@@ -133,7 +133,10 @@ def test_everything_a_gateway_needs_is_published(state, served):
 def test_what_a_deployment_speaks_is_published(state, served, runtime, options, speaks):
     _, deployment, revision, _ = served
     Revision.objects.filter(pk=revision.pk).update(is_current=False)
-    Revision.objects.create(deployment=deployment, number=2, runtime=runtime, options=options, target_concurrency=7)
+    new = Revision.objects.create(
+        deployment=deployment, number=2, runtime=runtime, options=options, target_concurrency=7
+    )
+    Replica.objects.filter(deployment=deployment).update(revision=new)
     publish.publish_pending()
     check(state)
     record = published(state, "deployment")[str(deployment.pk)]
@@ -145,7 +148,10 @@ def test_where_a_server_of_its_own_is_asked_is_published(state, served):
     _, deployment, revision, _ = served
     Revision.objects.filter(pk=revision.pk).update(is_current=False)
     options = {"argv": ["s"], "speaks": ["http"], "invocations_path": "/v2/models/m/infer"}
-    Revision.objects.create(deployment=deployment, number=2, runtime="command", options=options, target_concurrency=7)
+    new = Revision.objects.create(
+        deployment=deployment, number=2, runtime="command", options=options, target_concurrency=7
+    )
+    Replica.objects.filter(deployment=deployment).update(revision=new)
     publish.publish_pending()
     check(state)
     assert published(state, "deployment")[str(deployment.pk)]["invocations_path"] == "/v2/models/m/infer"

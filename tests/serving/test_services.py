@@ -182,7 +182,7 @@ def test_a_transition_carries_its_facts() -> None:
     stored = Replica.objects.get(pk=replica.pk)
     assert (stored.state, stored.address, stored.pid) == ("ready", "http://h:1", 42)
     assert stored.state_since == replica.state_since
-    assert list(Change.objects.values_list("kind", flat=True)) == ["replica"]
+    assert list(Change.objects.values_list("kind", flat=True)) == ["replica", "deployment"]
 
 
 def test_no_ready_replica_without_address_and_none_running_without_host() -> None:
