@@ -110,12 +110,14 @@ class Books:
                 self.placement.ticket.first_token()
 
     def seen(self) -> Usage | None:
-        """The engine's counts so far; where it tells them at the end alone, what could be counted of its events."""
+        """The engine's counts so far; where it tells them at the end alone, what could be counted of its events, and
+        the estimate of the input."""
         if self.relay is None:
             return self.usage
         usage = self.relay.usage()
         if usage is not None and not self.relay.is_exact:
             usage.input_tokens = self.estimate.input_tokens
+            usage.cached_tokens = self.estimate.cached_tokens
         return usage
 
     def progress(self, now: float) -> None:
@@ -192,9 +194,14 @@ class Books:
         self._observe(outcome, status, usage, mu, replica, error)
 
     def _unseen(self, outcome: Outcome, was_placed: bool) -> tuple[Usage, bool]:
-        """(what is charged without the engine's counts, whether it is a lower bound)."""
+        """(what is charged without the engine's counts, whether it is not exact: input estimated, output the least)."""
         if was_placed and outcome in _UNMEASURED:
-            return Usage(input_tokens=self.estimate.input_tokens, units=dict(self.parsed.ask.units or {})), True
+            usage = Usage(
+                input_tokens=self.estimate.input_tokens,
+                cached_tokens=self.estimate.cached_tokens,
+                units=dict(self.parsed.ask.units or {}),
+            )
+            return usage, True
         return Usage(), False
 
     def _price(self, usage: Usage) -> float:

@@ -11,6 +11,7 @@ import pytest
 from serving.gateway.dialects import Responses
 from serving.gateway.errors import ApiError
 from tests.gateway.conftest import AUTH, Shared
+from tests.gateway.harness import key_record
 
 TOOL: Any = {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -158,10 +159,25 @@ def test_a_stream_that_breaks_raises_and_is_charged_for_what_was_seen(shared: Sh
     assert not {"response.failed", "response.completed"} & set(kinds)
     request_id = raw.headers["x-penstock-request-id"]
     end = shared.cluster.ended(request_id)
-    estimated = shared.cluster.journal()[request_id]["a"]["estimated"]["input_tokens"]
-    # The engine tells its counts at the end alone: what was seen is charged, and said to be a lower bound.
-    assert end["usage"] == {"input_tokens": estimated, "output_tokens": 2}
+    estimated = shared.cluster.journal()[request_id]["a"]["estimated"]
+    # The engine tells its counts at the end alone: what was seen is charged, and said not to be the engine's count.
+    assert end["usage"] == estimated | {"output_tokens": 2}
     assert (end["outcome"], end["lower_bound"]) == (outcome, True)
+
+
+def test_a_cut_stream_is_charged_for_cached_input_as_a_whole_one_would_be(shared: Shared) -> None:
+    shared.publish(("key", key_record("cached1", "acme")))
+    long = "abcd" * 100
+    cached = json.dumps({"cached": 200})
+    for _ in range(5):
+        body = {"model": "alpha", "messages": [{"role": "user", "content": long * 2}], "max_tokens": 1, "stream": True}
+        shared.books(shared.post("/v1/chat/completions", body | {"user": cached}, key="cached1"))
+    asked = {"model": "alpha", "input": long, "max_output_tokens": 5, "stream": True}
+    cut = shared.post("/v1/responses", asked | {"user": json.dumps({"fail": "drop", "at": 2})}, key="cached1")
+    admitted, end = shared.books(cut)
+    found, given = end["usage"]["cached_tokens"], end["usage"]["input_tokens"]
+    assert found == admitted["estimated"]["cached_tokens"] > 20
+    assert end["actual_mu"] == pytest.approx(0.5 + 0.01 * (given - found) + 0.001 * found + 0.2 * 2)
 
 
 def test_responses_are_not_kept(shared: Shared) -> None:
