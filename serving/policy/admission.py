@@ -32,6 +32,7 @@ class Ask(NamedTuple):
     """A request's size as parsed. ``choices``: sequences to generate; ``prompts``: prompts in the request.
 
     ``text_bytes`` UTF-8 bytes of all prompts, ``token_ids`` tokens given as ids, ``max_output`` per sequence.
+    ``cut_to``: tokens that the engine is asked to cut each prompt to; -1: to the model's length; None: it cuts none.
     ``units``: what the request is known to use of modalities (rows, KiB) before it is served.
     """
 
@@ -43,6 +44,7 @@ class Ask(NamedTuple):
     media: int = 0
     max_output: int | None = None
     echo: bool = False
+    cut_to: int | None = None
     units: Mapping[str, float] | None = None
 
 
@@ -114,7 +116,8 @@ class Learned:
             share = min(1.0, cached_tokens / input_tokens)
             habit.cached_share += _LEARN * (share - habit.cached_share)
         text_tokens = input_tokens - ask.token_ids - MESSAGE_TOKENS * ask.messages
-        if ask.media == 0 and ask.text_bytes >= 16 and text_tokens > 0:
+        # Of a prompt that was cut, the engine counts less than its bytes were.
+        if ask.media == 0 and ask.cut_to is None and ask.text_bytes >= 16 and text_tokens > 0:
             ratio = min(MAX_BYTES_PER_TOKEN, max(MIN_BYTES_PER_TOKEN, ask.text_bytes / text_tokens))
             habit.bytes_per_token = _mean_step(habit.bytes_per_token, ratio)
             self._bytes_per_token[deployment] = _mean_step(self._bytes_per_token.get(deployment, 0.0), ratio)
@@ -142,6 +145,8 @@ def estimate(
     ratio = (habit.bytes_per_token if habit is not None else 0.0) or learned.ratio(deployment)
     text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
     input_tokens = max(ask.prompts, math.ceil(text) + MEDIA_TOKENS * ask.media)
+    if ask.cut_to is not None and ask.cut_to >= 0:
+        input_tokens = min(input_tokens, max(1, ask.cut_to) * max(1, ask.prompts))
     most = ask.max_output
     ceiling: float = math.inf if most is None else most
     if max_model_len is not None:

@@ -41,6 +41,20 @@ def test_inputs_that_are_only_read_make_no_output_and_reserve_none() -> None:
     assert run(ask, learned).output_tokens == 0
 
 
+def test_a_prompt_that_is_cut_is_estimated_as_cut_and_teaches_no_ratio() -> None:
+    ask = Ask(prompts=3, choices=0, text_bytes=30_000, max_output=0, cut_to=8)
+    assert run(ask).input_tokens == run(ask).limit_tokens == 24
+    assert run(ask._replace(text_bytes=20)).input_tokens == 5
+    assert run(ask._replace(cut_to=0)).input_tokens == 3
+    to_context = ask._replace(cut_to=-1)
+    assert (run(to_context).input_tokens, run(to_context, context=512).input_tokens) == (7500, 1536)
+    learned = Learned()
+    for cut in (ask, to_context):
+        teach(learned, cut, inputs=24, cached=0, outputs=0)
+    assert not learned.knows("d")
+    assert run(ask._replace(cut_to=None), learned).input_tokens == 7500
+
+
 def test_rows_and_bytes_are_priced_before_they_are_served_and_are_work() -> None:
     profile = CostProfile(
         version=1, base=0.5, alpha=0.0, beta=0.0, gamma=0.0, epsilon=0.0, cached_factor=0.1,

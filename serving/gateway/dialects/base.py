@@ -101,8 +101,10 @@ class Parsed(msgspec.Struct, kw_only=True):
     show_continuous: bool = False
     workload: str = ""
     """The client's own word for requests that share a prefix (``prompt_cache_key``), where it gives one."""
+    longest: int = 0
+    """UTF-8 bytes of the longest pair, where texts are read in pairs."""
     is_cut: bool = False
-    """The engine is asked to cut the input to a length: it cannot be too long."""
+    """The engine is asked to cut the input to a length: it cannot be too long, but for what reading it would take."""
 
 
 class Answer(NamedTuple):

@@ -92,7 +92,8 @@ class Fields(msgspec.Struct):
     echo: bool | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
-    tools: msgspec.Raw = msgspec.Raw()
+    tools: list[msgspec.Raw] | None = None
+    truncate_prompt_tokens: int | None = None
     chat_template_kwargs: dict[str, msgspec.Raw] | None = None
 
 
@@ -115,7 +116,9 @@ class Chat(Dialect):
             raise errors.bad_request("'messages' must hold at least one message.", param="messages", code="empty_array")
         base.require_range("messages", len(fields.messages), 1, MAX_MESSAGES)
         base.refuse_template_internals(fields.chat_template_kwargs)
-        text_bytes, media = len(fields.tools), 0
+        base.require_few(len(fields.tools or ()), base.MAX_TOOLS, "tools")
+        base.require_range("truncate_prompt_tokens", fields.truncate_prompt_tokens, -1, base.MAX_OUTPUT_TOKENS)
+        text_bytes, media = len(members.get("tools", b"")), 0
         for number, message in enumerate(fields.messages):
             size, parts = measure(message, number)
             text_bytes += size
@@ -133,6 +136,7 @@ class Chat(Dialect):
                 media=media,
                 max_output=limits[0] if limits else None,
                 echo=bool(fields.echo),
+                cut_to=fields.truncate_prompt_tokens,
             ),
             is_stream=bool(fields.stream),
             show_usage=bool(options and options.include_usage),
@@ -150,6 +154,7 @@ def measure(message: Message, number: int) -> tuple[int, int]:
     media = 0
     if isinstance(message.content, str):
         return size + utf8_length(message.content), 0
+    base.require_few(len(message.content or ()), base.MAX_PARTS, f"messages[{number}].content")
     for index, part in enumerate(message.content or ()):
         if isinstance(part, str):
             size += utf8_length(part)

@@ -19,6 +19,7 @@ class Fields(msgspec.Struct):
     stream_options: StreamOptions | None = None
     n: int | None = None
     best_of: int | None = None
+    truncate_prompt_tokens: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -49,6 +50,7 @@ class Completions(Dialect):
             raise errors.bad_request(
                 "'best_of' above 'n' cannot be streamed.", param="best_of", code="unsupported_parameter"
             )
+        base.require_range("truncate_prompt_tokens", fields.truncate_prompt_tokens, -1, base.MAX_OUTPUT_TOKENS)
         prompts, text_bytes, token_ids = base.measure_prompt(fields.prompt, "prompt")
         base.require_choices(prompts * max(n, fields.best_of or 1), param="prompt" if prompts > 1 else "n")
         options = fields.stream_options
@@ -63,6 +65,7 @@ class Completions(Dialect):
                 # OpenAI's and vLLM's default.
                 max_output=16 if fields.max_tokens is None else fields.max_tokens,
                 echo=bool(fields.echo),
+                cut_to=fields.truncate_prompt_tokens,
             ),
             is_stream=bool(fields.stream),
             show_usage=bool(options and options.include_usage),

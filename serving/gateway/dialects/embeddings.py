@@ -52,13 +52,19 @@ class Embeddings(Dialect):
         base.require_range("truncate_prompt_tokens", fields.truncate_prompt_tokens, -1, base.MAX_OUTPUT_TOKENS)
         inputs, text_bytes, token_ids = base.measure_prompt(fields.input, "input")
         base.require_inputs(inputs, "input")
-        is_cut = fields.truncate_prompt_tokens is not None
         return Parsed(
             model=fields.model,
             members=members,
             # What the engine cuts to its length is not too long for it.
-            is_cut=is_cut,
-            ask=Ask(prompts=inputs, choices=0, text_bytes=text_bytes, token_ids=token_ids, max_output=0),
+            is_cut=fields.truncate_prompt_tokens is not None,
+            ask=Ask(
+                prompts=inputs,
+                choices=0,
+                text_bytes=text_bytes,
+                token_ids=token_ids,
+                max_output=0,
+                cut_to=fields.truncate_prompt_tokens,
+            ),
         )
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:

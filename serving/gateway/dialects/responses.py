@@ -163,6 +163,7 @@ class Responses(Dialect):
                 messages=items,
                 media=media,
                 max_output=fields.max_output_tokens,
+                cut_to=-1 if fields.truncation == "auto" else None,
             ),
             is_stream=bool(fields.stream),
             is_cut=fields.truncation == "auto",

@@ -7,6 +7,7 @@ import msgspec
 from serving.gateway import errors
 from serving.gateway.dialects import base
 from serving.gateway.dialects.base import Dialect, Parsed, utf8_length
+from serving.gateway.records import DeploymentRecord
 from serving.policy.admission import Ask
 
 _COMMON = frozenset(
@@ -25,6 +26,9 @@ _PAIRS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), 
 """What the two sides may be called. The first pair is the one to recommend."""
 _SCORE = _COMMON.union(*_PAIRS)
 _RERANK = _COMMON | {"query", "documents", "top_n"}
+
+MAX_PAIRED_BYTES = 32 * 1024 * 1024
+"""UTF-8 bytes of all pairs together: the engine reads a text once for each pair it is in, also if it then cuts it."""
 
 Texts = str | list[str]
 
@@ -53,7 +57,26 @@ _score_decoder = msgspec.json.Decoder(ScoreFields)
 _rerank_decoder = msgspec.json.Decoder(RerankFields)
 
 
-class Score(Dialect):
+class _Pairs(Dialect):
+    """Texts that are read in pairs."""
+
+    def require(self, parsed: Parsed, deployment: DeploymentRecord) -> None:
+        super().require(parsed, deployment)
+        context = deployment.max_model_len
+        if context is not None and parsed.longest > context * base.MAX_BYTES_PER_TOKEN:
+            cut = " Cut it before you send it: the engine must read all of it to cut it." if parsed.is_cut else ""
+            raise errors.bad_request(
+                f"This model's maximum context length is {context} tokens, but a pair of your texts has "
+                f"{parsed.longest} bytes. Shorten it.{cut}",
+                param=self.input_field,
+                code="context_length_exceeded",
+            )
+
+    def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
+        return base.pooling_body(parsed, priority=priority, cache_salt=cache_salt)
+
+
+class Score(_Pairs):
     name = "score"
     engine_path = b"/v1/score"
     speaks = ("score",)
@@ -76,13 +99,10 @@ class Score(Dialect):
             raise errors.bad_request(
                 f"'{names[0]}' must hold one text, or as many as '{names[1]}'.", param=names[0], code="invalid_value"
             )
-        return _parsed(fields.model, members, left, right, is_cut=fields.truncate_prompt_tokens is not None)
-
-    def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
-        return base.pooling_body(parsed, priority=priority, cache_salt=cache_salt)
+        return _parsed(fields, members, left, right, names)
 
 
-class Rerank(Dialect):
+class Rerank(_Pairs):
     name = "rerank"
     engine_path = b"/v1/rerank"
     speaks = ("score",)
@@ -93,11 +113,7 @@ class Rerank(Dialect):
         fields = base.read_fields(_rerank_decoder, body)
         base.require_range("top_n", fields.top_n, 0, base.MAX_OUTPUT_TOKENS)
         documents = _listed(fields.documents, "documents")
-        is_cut = fields.truncate_prompt_tokens is not None
-        return _parsed(fields.model, members, [fields.query], documents, is_cut=is_cut)
-
-    def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
-        return base.pooling_body(parsed, priority=priority, cache_salt=cache_salt)
+        return _parsed(fields, members, [fields.query], documents, ("query", "documents"))
 
 
 def _listed(texts: Texts, field: str) -> list[str]:
@@ -109,13 +125,27 @@ def _listed(texts: Texts, field: str) -> list[str]:
     return listed
 
 
-def _parsed(model: str, members: base.Members, left: list[str], right: list[str], *, is_cut: bool) -> Parsed:
-    """Each text of ``right`` is read with its partner of ``left``, or with the only one."""
-    pairs = len(right)
-    text_bytes = sum(map(utf8_length, right)) + sum(map(utf8_length, left)) * (pairs // len(left))
+def _parsed(
+    fields: ScoreFields | RerankFields, members: base.Members, left: list[str], right: list[str], names: tuple[str, str]
+) -> Parsed:
+    """Each text of ``right`` is read with its partner of ``left``, or with the only one. Raises ApiError 400."""
+    cut_to = fields.truncate_prompt_tokens
+    base.require_range("truncate_prompt_tokens", cut_to, -1, base.MAX_OUTPUT_TOKENS)
+    firsts, seconds = list(map(utf8_length, left)), list(map(utf8_length, right))
+    pairs = [second + firsts[index % len(firsts)] for index, second in enumerate(seconds)]
+    text_bytes = sum(pairs)
+    if text_bytes > MAX_PAIRED_BYTES:
+        raise errors.bad_request(
+            f"'{names[0]}' and '{names[1]}' make pairs of {text_bytes:,} bytes; at most {MAX_PAIRED_BYTES:,} are "
+            f"allowed in one request. Shorten '{names[0]}', which is read with each of '{names[1]}', or send several "
+            "requests.",
+            param=names[0],
+            code="invalid_value",
+        )
     return Parsed(
-        model=model,
+        model=fields.model,
         members=dict(members),
-        is_cut=is_cut,
-        ask=Ask(prompts=pairs, choices=0, text_bytes=text_bytes, max_output=0),
+        is_cut=cut_to is not None,
+        longest=max(pairs),
+        ask=Ask(prompts=len(pairs), choices=0, text_bytes=text_bytes, max_output=0, cut_to=cut_to),
     )

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.dialects import base, chat
-from serving.gateway.dialects.base import Answer, Dialect, Parsed
+from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.policy.admission import Ask
 
 _ALLOWED = frozenset(
@@ -45,9 +45,11 @@ class Tokenize(Dialect):
             raise errors.bad_request(
                 "Send either 'prompt' or 'messages'.", param="prompt", code="missing_required_parameter"
             )
-        for number, message in enumerate(fields.messages or ()):
-            chat.measure(message, number)
-        return Parsed(model=fields.model, members=members, ask=Ask(prompts=1, choices=0, text_bytes=len(body)))
+        text_bytes = utf8_length(fields.prompt or "") + len(members.get("tools", b""))
+        if fields.messages is not None:
+            base.require_range("messages", len(fields.messages), 1, chat.MAX_MESSAGES)
+            text_bytes += sum(chat.measure(message, number)[0] for number, message in enumerate(fields.messages))
+        return Parsed(model=fields.model, members=members, ask=Ask(prompts=1, choices=0, text_bytes=text_bytes))
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return msgspec.json.encode(parsed.members)
