@@ -11,16 +11,15 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
-from serving.gateway import errors
+from serving.gateway import errors, refusals
 from serving.gateway.books import Books
 from serving.gateway.dispatch import Busy, NoReplica, Placement
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
-from serving.gateway.relay import RelayError, error_message
+from serving.gateway.refusals import EngineFailed, EngineRefused
+from serving.gateway.relay import RelayError
 from serving.gateway.request import JSON, Message, Request
-from serving.gateway.upstream import AnswerTooLarge, Connection, ConnectionBroken, UpstreamError
+from serving.gateway.upstream import AnswerTooLarge, ConnectFailed, Connection, ConnectionBroken, UpstreamError
 from serving.gateway.usage import UNREADABLE
 from serving.policy.routing import Load
 
@@ -43,18 +42,6 @@ _EVENT_STREAM = (
 )
 
 
-class EngineRefused(UpstreamError):
-    """The replica answered, but not as a healthy engine with this model does; ``status`` is its own."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class EngineFailed(UpstreamError):
-    """The engine reported an error inside the stream, or what it sent is no stream."""
-
-
 class Exchange:
     """``run`` answers the client; nothing it raises is the client's to see."""
 
@@ -65,6 +52,7 @@ class Exchange:
         self.books = books
         self.deployment = books.deployment
         self.parsed = books.parsed
+        self.is_own = books.dialect.is_own(books.deployment)
         self.connection: Connection | None = None
         self.has_started = self.is_sending = self.is_over = False
         self.stopped: Stop | None = None
@@ -114,8 +102,9 @@ class Exchange:
                 is_alive = isinstance(error, (EngineRefused, EngineFailed))
                 self.books.leave("engine_error" if is_alive else "engine_lost")
                 self.services.dispatcher.suspect(placement.replica.id)
-                if self.has_started or len(self.books.attempts) >= MAX_ATTEMPTS:
-                    raise _failure(error) from error
+                may_have_run = self.is_own and not isinstance(error, ConnectFailed)
+                if self.has_started or may_have_run or len(self.books.attempts) >= MAX_ATTEMPTS:
+                    raise refusals.failure(error) from error
                 failure = error
             tried = (*tried, placement.replica.id)
             self.services.metrics.retries[self.deployment.name] += 1
@@ -125,7 +114,7 @@ class Exchange:
             placement = await self.services.dispatcher.place(self.deployment.id, load, tried)
         except NoReplica as error:
             if failure is not None:
-                raise _failure(failure) from error
+                raise refusals.failure(failure) from error
             self.services.loads.refused(self.deployment.id)
             raise errors.unavailable(
                 f"No replica of '{self.deployment.name}' is ready. Try again shortly.",
@@ -149,9 +138,13 @@ class Exchange:
             self.parsed, priority=0, cache_salt=self.services.cache_salt(self.books.principal.tenant.id)
         )
         connection = self.connection = await self.services.call_replica(
-            placement.replica, self.books.dialect.path_of(self.deployment), body, self.request.id
+            placement.replica,
+            self.books.dialect.path_of(self.deployment),
+            body,
+            self.request.id,
+            once=self.is_own,
         )
-        if connection.status != 200:
+        if connection.status != 200 and not (self.is_own and connection.status // 100 in (2, 4)):
             await self._refused(connection)
         elif self.parsed.is_stream and connection.content_type.startswith(b"text/event-stream"):
             await self._stream(connection, placement)
@@ -163,16 +156,16 @@ class Exchange:
         status = connection.status
         body = await connection.read_all(1024 * 1024)
         self._keep(connection)
-        if _is_no_route(status, body):
+        if refusals.is_no_route(status, body):
             self.books.leave("refused", ok=True)
             raise errors.not_served(self.deployment.name, self.request.path)
         if status not in (400, 413, 422):
             raise EngineRefused(status, f"the engine answered {status}")
         self.books.leave("refused", ok=True)
-        raise _client_mistake(status, body)
+        raise refusals.client_mistake(status, body)
 
     async def _whole(self, connection: Connection) -> None:
-        books = self.books
+        books, status = self.books, connection.status
         limit = self.services.config.max_answer
         try:
             body = await connection.read_all(limit)
@@ -187,13 +180,23 @@ class Exchange:
             ) from None
         kind = (JSON[0], connection.content_type or JSON[1]) if books.dialect.keeps_type else JSON
         self._keep(connection)
+        if status >= 400:
+            books.leave("refused", ok=True)
+            books.settle("refused", status)
+            await self._answer_whole(status, kind, body)
+            return
         try:
             body, books.usage, books.finish_reason = books.dialect.read_answer(self.parsed, body, self.request.id)
         except UNREADABLE as error:
             raise EngineRefused(200, "the engine's answer is not what its API sends") from error
-        self.books.first_byte()
-        self.books.settle("completed", 200)
-        await self._start(200, [kind, (b"content-length", str(len(body)).encode())])
+        books.first_byte()
+        books.settle("completed", status)
+        await self._answer_whole(status, kind, body)
+
+    async def _answer_whole(self, status: int, kind: Header, body: bytes) -> None:
+        # An answer without content (204) has no header that speaks of any.
+        headers = [] if status == 204 else [kind, (b"content-length", str(len(body)).encode())]
+        await self._start(status, headers)
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _stream(self, connection: Connection, placement: Placement) -> None:
@@ -360,37 +363,3 @@ def _outcome_of(error: ApiError) -> Outcome:
     if error.code in ("no_ready_replica", "capacity_exceeded") or error.status in (400, 404, 413):
         return "refused"
     return "engine_lost" if error.code == "engine_lost" else "engine_error"
-
-
-def _is_no_route(status: int, body: bytes) -> bool:
-    """Whether the engine has no such route. One that does not know its own model is broken instead."""
-    return status in (405, 501) or (status == 404 and b"model" not in body[:4096].lower())
-
-
-def _failure(error: Exception) -> ApiError:
-    """What the client hears of a replica's failure; the engine's own words stay inside."""
-    if isinstance(error, EngineRefused) and error.status in (429, 503):
-        return errors.unavailable("The engine is busy. Try again shortly.", code="engine_busy", retry_after_s=1.0)
-    if isinstance(error, (EngineRefused, EngineFailed)):
-        return ApiError(502, "The engine failed on this request.", code="engine_error", type=errors.SERVER)
-    return ApiError(502, "The connection to the engine was lost.", code="engine_lost", type=errors.SERVER)
-
-
-def _client_mistake(status: int, body: bytes) -> ApiError:
-    """An engine's 4xx in OpenAI's shape. The message speaks of the client's own request, so it is passed on."""
-    message, param = "", None
-    try:
-        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        message = error_message(members)
-        inner = msgspec.json.decode(members.get("error", members.get("param", b"null")))
-        param = inner.get("param") if isinstance(inner, dict) else inner
-    except UNREADABLE:
-        message = ""
-    text = message or "The engine refused the request."
-    is_length = "maximum context length" in text or "max_model_len" in text or param == "input_tokens"
-    return ApiError(
-        413 if status == 413 else 400,
-        text,
-        param=param if isinstance(param, str) else None,
-        code="context_length_exceeded" if is_length else "invalid_request",
-    )

@@ -118,8 +118,10 @@ class Services:
         digest = hmac.digest(self._salt_key, b"prefix cache salt of " + tenant.encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode()
 
-    async def call_replica(self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str) -> Connection:
-        """POST ``body`` as JSON. Raises UpstreamError."""
+    async def call_replica(
+        self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str, *, once: bool = False
+    ) -> Connection:
+        """POST ``body`` as JSON; ``once``: in no case twice. Raises UpstreamError."""
         key = (replica.address, replica.token, path)
         head = self._heads.get(key)
         if head is None:
@@ -132,7 +134,7 @@ class Services:
                 % (path, host, token)
             )
         full = b"%s%s\r\ncontent-length: %d\r\n\r\n" % (head, request_id.encode(), len(body))
-        return await self.upstream.exchange(replica.address, full, body)
+        return await self.upstream.exchange(replica.address, full, body, once=once)
 
     async def ask_replica(
         self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str, *, seconds: float, limit: int

@@ -300,12 +300,13 @@ class UpstreamPool:
     def open_connections(self) -> int:
         return len(self._open)
 
-    async def exchange(self, address: str, head: bytes, body: bytes) -> Connection:
+    async def exchange(self, address: str, head: bytes, body: bytes, *, once: bool = False) -> Connection:
         """Send a request and return its connection once the answer's status is there.
 
-        A kept connection that the replica has closed meanwhile is replaced, once. Raises UpstreamError.
+        A kept connection that the replica has closed meanwhile is replaced, once; ``once`` takes a new one, since
+        nobody knows what a replica that closes has read. Raises UpstreamError.
         """
-        connection = self._pop(address) or await self._connect(address)
+        connection = (None if once else self._pop(address)) or await self._connect(address)
         while True:
             try:
                 await connection.send(head, body)

@@ -10,7 +10,7 @@ import pytest
 from serving.gateway.dialects import DIALECTS
 from tests.gateway.conftest import Model, Shared
 
-LONG = "word " * 2000
+LONG = "word " * 800
 
 
 @pytest.fixture

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import Any
 
 import msgspec
 import pytest
 
-from serving.gateway.dialects import Invocations, find
+from serving.gateway.dialects import DIALECTS, Invocations, find
 from serving.gateway.errors import ApiError
 from serving.gateway.records import DeploymentRecord
-from tests.gateway.conftest import Shared
+from tests.gateway.conftest import Model, Shared
+from tests.gateway.harness import Engine
 
 SPLIT = {"columns": ["a", "b"], "data": [[1, 2], [3, 4], [5, 6]]}
 
@@ -85,6 +87,74 @@ def test_a_server_of_its_own_kind_gets_the_body_as_it_is(shared: Shared) -> None
     assert shared.served(answer.headers["x-penstock-request-id"])["body"] == body
     _, end = shared.books(answer)
     assert set(end["usage"]["units"]) == {"kib"}
+
+
+def test_a_server_of_its_own_kind_gets_every_byte(shared: Shared) -> None:
+    raw = b'{ "model" : "plain", "a": 1, "a": [2.50, 1e3], "other": "\\u00e4" }'
+    answer = shared.http.post("/invocations", content=raw)
+    assert answer.status_code == 200
+    _, end = shared.books(answer)
+    assert end["usage"]["units"] == {"kib": len(raw) / 1024}
+    seen = DIALECTS["/invocations"].read(raw)
+    assert DIALECTS["/invocations"].engine_body(seen, priority=0, cache_salt="") == raw
+    assert shared.served(answer.headers["x-penstock-request-id"])["body"]["model"] == "plain"  # type: ignore[index]
+
+
+@pytest.fixture
+def own(model: Model) -> Model:
+    """A deployment of a server of its own kind, on both engines."""
+    deployment = {"id": model.id, "name": model.name, "pool": "open", "revision": "r1", "runtime": "command"}
+    model.shared.publish(("deployment", deployment | {"speaks": ["http"]}))
+    return model
+
+
+@pytest.mark.parametrize("status", [201, 202, 204, 401, 404, 405, 409, 429])
+def test_what_a_server_of_its_own_kind_says_is_the_clients_and_is_said_once(own: Model, status: int) -> None:
+    for engine in (own.a, own.b):
+        engine.control(fail="bytes", bytes="" if status == 204 else "own words", kind="text/plain", status=status)
+    answer = own.shared.post(f"/invocations/{own.name}", {"anything": 1})
+    assert (answer.status_code, answer.text) == (status, "" if status == 204 else "own words")
+    assert status == 204 or answer.headers["content-type"] == "text/plain"
+    end = own.end(answer)
+    assert (end["status"], len(end["attempts"]), len(own.log())) == (status, 1, 1)
+    assert end["outcome"] == ("completed" if status < 300 else "refused")
+    assert (end["actual_mu"] > 0) == (status < 300)
+    # The replica is as good as before.
+    for engine in (own.a, own.b):
+        engine.control()
+    for _ in range(4):
+        assert own.shared.post(f"/invocations/{own.name}", {"anything": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("fault", [{"fail": "status", "status": 500}, {"fail": "drop", "at": 0}], ids=["500", "drop"])
+def test_what_may_have_reached_a_server_of_its_own_kind_is_not_sent_again(own: Model, fault: dict[str, Any]) -> None:
+    for _ in range(3):  # so that there are connections to be kept
+        assert own.shared.post(f"/invocations/{own.name}", {"anything": 1}).status_code == 200
+    before = len(own.log())
+    for engine in (own.a, own.b):
+        engine.control(**fault)
+    answer = own.shared.post(f"/invocations/{own.name}", {"anything": 1})
+    assert answer.status_code == 502
+    assert len(own.log()) == before + 1
+    assert len(own.end(answer)["attempts"]) == 1
+
+
+def test_a_server_of_its_own_kind_that_is_gone_is_left_for_another(own: Model, spare: Engine) -> None:
+    own.shared.publish(
+        ("replica", spare.replica(own.id)), *(("replica", e.replica(own.id, state="draining")) for e in (own.a, own.b))
+    )
+    assert own.shared.post(f"/invocations/{own.name}", {"anything": 1}).status_code == 200
+    spare.process.stop(signal.SIGKILL)
+    own.shared.publish(("replica", own.a.replica(own.id)))
+    for _ in range(4):
+        assert own.shared.post(f"/invocations/{own.name}", {"anything": 1}).status_code == 200
+
+
+def test_rows_are_bounded(shared: Shared) -> None:
+    for body, param in (({"inputs": [0] * 100_001}, "inputs"), ({"dataframe_records": [{}] * 99_998}, "")):
+        answer = shared.post("/invocations/iris", body)
+        assert answer.status_code == (400 if param else 200)
+        assert not param or answer.json()["error"]["param"] == param
 
 
 def test_an_answer_of_another_kind_keeps_its_type(shared: Shared) -> None:

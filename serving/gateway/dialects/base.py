@@ -155,6 +155,11 @@ class Dialect(ABC):
         """The route at the engines of ``deployment``."""
         return self.engine_path
 
+    def is_own(self, deployment: DeploymentRecord) -> bool:
+        """Whether a server of its own kind is asked: its word, of whatever status, is the client's, and what may have
+        reached it is not sent again, since nobody knows what it does."""
+        return False
+
     @abstractmethod
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         """The request for the engine. ``priority``: lower is sooner. ``cache_salt`` keeps tenants' prefixes apart."""

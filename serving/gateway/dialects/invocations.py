@@ -89,7 +89,7 @@ class Invocations(Dialect):
 
     def require(self, parsed: Parsed, deployment: DeploymentRecord) -> None:
         super().require(parsed, deployment)
-        if "invocations" not in deployment.speaks:
+        if self.is_own(deployment):
             return
         given = [form for form in _FORMS if form in parsed.members]
         if len(given) != 1:
@@ -103,6 +103,9 @@ class Invocations(Dialect):
 
     def path_of(self, deployment: DeploymentRecord) -> bytes:
         return deployment.invocations_path.encode()
+
+    def is_own(self, deployment: DeploymentRecord) -> bool:
+        return "invocations" not in deployment.speaks
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
         return parsed.raw

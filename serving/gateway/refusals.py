@@ -1,0 +1,57 @@
+"""What a replica that does not answer as asked is taken for, and what the client hears of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.gateway import errors
+from serving.gateway.errors import ApiError
+from serving.gateway.relay import error_message
+from serving.gateway.upstream import UpstreamError
+from serving.gateway.usage import UNREADABLE
+
+
+class EngineRefused(UpstreamError):
+    """The replica answered, but not as a healthy engine with this model does; ``status`` is its own."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class EngineFailed(UpstreamError):
+    """The engine reported an error inside the stream, or what it sent is no stream."""
+
+
+def is_no_route(status: int, body: bytes) -> bool:
+    """Whether the engine has no such route. One that does not know its own model is broken instead."""
+    return status in (405, 501) or (status == 404 and b"model" not in body[:4096].lower())
+
+
+def failure(error: Exception) -> ApiError:
+    """What the client hears of a replica's failure; the engine's own words stay inside."""
+    if isinstance(error, EngineRefused) and error.status in (429, 503):
+        return errors.unavailable("The engine is busy. Try again shortly.", code="engine_busy", retry_after_s=1.0)
+    if isinstance(error, (EngineRefused, EngineFailed)):
+        return ApiError(502, "The engine failed on this request.", code="engine_error", type=errors.SERVER)
+    return ApiError(502, "The connection to the engine was lost.", code="engine_lost", type=errors.SERVER)
+
+
+def client_mistake(status: int, body: bytes) -> ApiError:
+    """An engine's 4xx in OpenAI's shape. The message speaks of the client's own request, so it is passed on."""
+    message, param = "", None
+    try:
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        message = error_message(members)
+        inner = msgspec.json.decode(members.get("error", members.get("param", b"null")))
+        param = inner.get("param") if isinstance(inner, dict) else inner
+    except UNREADABLE:
+        message = ""
+    text = message or "The engine refused the request."
+    is_length = "maximum context length" in text or "max_model_len" in text or param == "input_tokens"
+    return ApiError(
+        413 if status == 413 else 400,
+        text,
+        param=param if isinstance(param, str) else None,
+        code="context_length_exceeded" if is_length else "invalid_request",
+    )
