@@ -58,9 +58,22 @@ def message(**fields: Any) -> Call:
     def ask(client: anthropic.Anthropic) -> Any:
         given: dict[str, Any] = {"model": MODEL, "messages": [HELLO], "max_tokens": 8, "extra_body": FIXED} | fields
         answer = client.messages.create(**given)
-        return told(streamed(answer)) if given.get("stream") else body_of(answer)
+        return with_prompts(told(streamed(answer)) if given.get("stream") else body_of(answer))
 
     return ask
+
+
+def with_prompts(value: Any) -> Any:
+    """With each usage's ``prompt_tokens``: however much of it was found in which cache, it is the same."""
+    if isinstance(value, list):
+        return [with_prompts(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: with_prompts(each) for name, each in value.items()}
+    if "input_tokens" in found:
+        parts = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        found["prompt_tokens"] = sum(found.get(name) or 0 for name in parts)
+    return found
 
 
 def told(events: list[Any]) -> list[Any]:
@@ -116,8 +129,9 @@ CALLS: dict[str, Call] = {
 
 JUSTIFIED: dict[str, str] = {
     r"^message.*\.id$": "Ids are made for each request; Penstock's lead from the client to the engine's log.",
-    r".*\.(cache_read_input_tokens|cache_creation_input_tokens|input_tokens)$": (
+    r"^message.*\.(cache_read_input_tokens|cache_creation_input_tokens|input_tokens)$": (
         "What is found in the prefix cache is not counted as input; the caches are separate per tenant (cache_salt). "
+        "The sum, prompt_tokens, is the same. "
         "Penstock charges nothing for filling the cache, and so tells nothing of it."
     ),
     r"^count.*\.context_management$": "An echo of the count, which Anthropic has only for what it edits of a context.",
