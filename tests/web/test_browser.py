@@ -122,6 +122,7 @@ def test_a_phone_gets_a_menu_and_no_sideways_scrolling(page: Page, site: Site) -
         page.goto(site.url + path)
         time.sleep(0.2)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    page.goto(f"{site.url}/console/")
     page.get_by_role("button", name="Menu").click()
     expect(page.get_by_role("link", name="Capacity")).to_be_visible()
     page.keyboard.press("Escape")
