@@ -85,10 +85,7 @@ class Grants:
             self._settle_timer.cancel()
         if self._exchange_task is not None:
             await self._exchange_task
-        for limit in self._limits.values():
-            limit.held = 0
-            limit.is_idle = True
-        self._dirty.update(limit for limit in self._limits.values() if limit.known_at_ms)
+        self._ledger.let_go()
         while (self._dirty or self._urgent) and self.mode == "shared":
             self._ledger.is_due = True
             await self._exchange()
@@ -244,9 +241,7 @@ class Grants:
             async with asyncio.timeout(_TIMEOUT_S):
                 raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
         except (StateUnavailable, ResponseError, TimeoutError) as error:
-            for limit in order:
-                limit.report_lost()
-                self._dirty.add(limit)
+            self._ledger.lost(order)
             self._is_in_grace = False
             self._go_alone(error)
             for ask in asks:
@@ -266,11 +261,7 @@ class Grants:
         if grace_ms:
             # Before the levels are taken over: they lack what the others are still to tell.
             self._wait_for_others(grace_ms / 1000)
-        at_ms = _monotonic_ms()
-        for limit, (level, _, given, own) in zip(order, reports, strict=True):
-            limit.reported(level, given, at_ms, own=own)
-            if limit.lease > 0.0:
-                self._dirty.add(limit)
+        self._ledger.answered(order, reports, _monotonic_ms())
         self._state.note_epoch(epoch)
         if not grace_ms:
             # Not in a grace: then those that are not back yet still have their shares.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 from serving.gateway.demands import Ask
 from serving.gateway.limits import Limit
@@ -78,3 +79,23 @@ class Ledger:
         self.dirty.difference_update(order)
         self.is_due = self.is_due and len(order) >= _LIMITS_PER_EXCHANGE and bool(self.dirty)
         return order, asked
+
+    def answered(self, order: Iterable[Limit], reports: Iterable[Sequence[Any]], at_ms: float) -> None:
+        """What the state said of each limit it was told of, at ``at_ms``: (level, _, leased, this gateway's own)."""
+        for limit, (level, _, given, own) in zip(order, reports, strict=True):
+            limit.reported(level, given, at_ms, own=own)
+            if limit.lease > 0.0:
+                self.dirty.add(limit)
+
+    def lost(self, order: Iterable[Limit]) -> None:
+        """The state did not answer: what it was told of is to be told again."""
+        for limit in order:
+            limit.report_lost()
+            self.dirty.add(limit)
+
+    def let_go(self) -> None:
+        """Nothing is held any more, and all that the state knows of is to be given back."""
+        for limit in self.limits.values():
+            limit.held = 0
+            limit.is_idle = True
+        self.dirty.update(limit for limit in self.limits.values() if limit.known_at_ms)
