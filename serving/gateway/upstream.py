@@ -301,10 +301,9 @@ class UpstreamPool:
         return len(self._open)
 
     async def exchange(self, address: str, head: bytes, body: bytes, *, once: bool = False) -> Connection:
-        """Send a request and return its connection once the answer's status is there.
+        """Send a request and return its connection once the answer's status is there. Raises UpstreamError.
 
-        A kept connection that the replica has closed meanwhile is replaced, once; ``once`` takes a new one, since
-        nobody knows what a replica that closes has read. Raises UpstreamError.
+        A kept connection that was closed meanwhile is replaced; ``once`` takes a new one: nobody knows what was read.
         """
         connection = (None if once else self._pop(address)) or await self._connect(address)
         while True:
