@@ -35,7 +35,8 @@ class Server(asyncio.Protocol):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGER_S", 0.3)
+    # Long enough that a reader on a busy machine takes something in each.
+    monkeypatch.setattr(protocol, "LINGER_S", 1.0)
 
 
 def read(address: tuple[str, int], first_s: float, pause_s: float) -> int:
@@ -78,9 +79,9 @@ def test_a_slow_reader_gets_all_of_it() -> None:
 
 
 def test_one_that_reads_nothing_is_cut_off() -> None:
-    assert run(first_s=1.5) < len(ANSWER)
+    assert run(first_s=3.0) < len(ANSWER)
 
 
 def test_one_that_reads_for_ever_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LINGERS", 1)
-    assert run(pause_s=0.05) < len(ANSWER)
+    assert run(pause_s=0.15) < len(ANSWER)
