@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
+import sys
+import termios
 from typing import Any
 from urllib.parse import unquote
 
@@ -39,18 +42,29 @@ class Closing:
         self.is_closing = transport.is_closing
 
     def close(self) -> None:
-        size = self._transport.get_write_buffer_size()
-        if size and not self._transport.is_closing():
+        if self._transport.get_write_buffer_size() and not self._transport.is_closing():
             # An orderly close waits for the buffer, and a client that never reads would keep it for ever.
-            self._loop.call_later(LINGER_S, self._look, size, LINGERS)
+            self._loop.call_later(LINGER_S, self._look, self._unsent(), LINGERS)
         self._transport.close()
 
     def _look(self, before: int, left: int) -> None:
-        size = self._transport.get_write_buffer_size()
-        if not 0 < size < before or not left:
+        if not self._transport.get_write_buffer_size():
+            return  # The system has the rest, and its own patience.
+        unsent = self._unsent()
+        if unsent >= before or not left:
             self._transport.abort()
         else:
-            self._loop.call_later(LINGER_S, self._look, size, left - 1)
+            self._loop.call_later(LINGER_S, self._look, unsent, left - 1)
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken. The buffer alone moves in steps of a megabyte: the system keeps as much
+        before it asks for more."""
+        size = self._transport.get_write_buffer_size()
+        try:
+            kept = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError, AttributeError):
+            return size
+        return size + int.from_bytes(kept, sys.byteorder)
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -75,7 +75,8 @@ def run(*, first_s: float = 0.0, pause_s: float = 0.0) -> int:
 
 
 def test_a_slow_reader_gets_all_of_it() -> None:
-    assert run(pause_s=0.02) == len(ANSWER)
+    # In a second of it, less than what the system keeps before it asks for more.
+    assert run(pause_s=0.2) == len(ANSWER)
 
 
 def test_one_that_reads_nothing_is_cut_off() -> None:
@@ -84,4 +85,4 @@ def test_one_that_reads_nothing_is_cut_off() -> None:
 
 def test_one_that_reads_for_ever_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LINGERS", 1)
-    assert run(pause_s=0.15) < len(ANSWER)
+    assert run(pause_s=0.3) < len(ANSWER)
