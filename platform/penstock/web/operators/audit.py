@@ -56,20 +56,23 @@ class Place:
         return cls(*found) if found else None
 
 
+def page_of(rows: QuerySet[AuditEntry], text: str) -> dict[str, object]:
+    """What a template needs of the page of ``rows`` after the place ``text``: the newest page where it is none."""
+    before = Place.parse(text)
+    if before is not None:
+        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, id__lt=before.id))
+    found = list(rows[: ROWS + 1])
+    older = Place(found[ROWS - 1].at, found[ROWS - 1].id) if len(found) > ROWS else None
+    return {"rows": rows_of(found[:ROWS]), "older": older, "is_paged": before is not None}
+
+
 @read_page
 def audit_log(request: UserRequest) -> HttpResponse:
     """The log, filtered by who, what, which object, which tenant and when (UTC), in pages."""
     given = {name: text_of(request, name) for name in _FILTERS}
     rows, errors = entries(given)
-    before = Place.parse(text_of(request, "before"))
-    if before is not None:
-        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, id__lt=before.id))
-    found = list(rows[: ROWS + 1])
-    older = Place(found[ROWS - 1].at, found[ROWS - 1].id) if len(found) > ROWS else None
     context = {
-        "rows": rows_of(found[:ROWS]),
-        "older": older,
-        "is_paged": before is not None,
+        **page_of(rows, text_of(request, "before")),
         "is_filtered": any(given.values()),
         "given": given,
         "errors": errors,

@@ -147,6 +147,7 @@ def plan_for(text: str, now: datetime) -> Plan:
             epsilon=profile.epsilon,
             cached_factor=profile.cached_factor,
             modalities=profile.modalities,
+            long_input_tiers=tuple((int(start), float(factor)) for start, factor in profile.long_input_tiers),
         )
         price_reason = "measured" if profile.calibrated else "uncalibrated: a default from model size and hardware"
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from django.db.models import Q
 from django.http import HttpResponse
 from django.views.decorators.http import require_GET
 
 from penstock.web.access import UserRequest
-from penstock.web.operators.audit import ROWS, entries, rows_of
-from penstock.web.operators.audit import Place as Cursor
+from penstock.web.operators.audit import entries, page_of
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
 from tenants.policy.roles import Action
 
@@ -22,15 +20,8 @@ def audit(request: UserRequest, place: Place) -> HttpResponse:
     given = {name: request.GET.get(name, "").strip()[:200].replace("\0", "") for name in _FILTERS}
     rows, errors = entries({**given, "tenant": ""})
     rows = rows.filter(tenant_id=place.tenant.pk)
-    before = Cursor.parse(request.GET.get("before", ""))
-    if before is not None:
-        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, id__lt=before.id))
-    found = list(rows[: ROWS + 1])
-    older = Cursor(found[ROWS - 1].at, found[ROWS - 1].id) if len(found) > ROWS else None
     context = {
-        "rows": rows_of(found[:ROWS]),
-        "older": older,
-        "is_paged": before is not None,
+        **page_of(rows, request.GET.get("before", "")),
         "is_filtered": any(given.values()),
         "given": given,
         "errors": errors,

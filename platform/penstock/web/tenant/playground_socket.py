@@ -109,8 +109,9 @@ class PlaygroundSocket(AsyncWebsocketConsumer):  # type: ignore[misc]  # channel
             with suppress(Exception):  # the page may be gone
                 await self._tell_at_last({"type": "stopped", "id": ask.id})
             raise
-        except Exception:
-            logger.exception("playground: an answer failed")
+        except Exception as error:  # noqa: BLE001  (told to the page; the others go on)
+            # Its text may quote what was said.
+            logger.error("playground: an answer failed (%s)", type(error).__name__)
             with suppress(Exception):
                 told = {"type": "failed", "id": ask.id, "code": "internal_error", "status": 0, "retry_after_s": None}
                 await self._tell(told | {"message": "The console failed on this. Try again."})
