@@ -99,11 +99,9 @@ def price_of_record(record: UsageRecord) -> CostProfile | None:
     return CostProfile.objects.filter(pool_id=record.pool_id, version=record.profile_version).first()
 
 
-def cost_of_record(record: UsageRecord, price: CostProfile) -> cost.CostBreakdown | None:
-    """What the request cost, term by term; None where nothing was used, and so nothing was billed."""
-    if not record.input_tokens + record.output_tokens:
-        return None
-    profile = cost.CostProfile(
+def terms_of(price: CostProfile) -> cost.CostProfile:
+    """A stored version of a price as the cost function takes it."""
+    return cost.CostProfile(
         version=price.version,
         base=price.base,
         alpha=price.alpha,
@@ -115,6 +113,13 @@ def cost_of_record(record: UsageRecord, price: CostProfile) -> cost.CostBreakdow
         long_input_tiers=price.long_input_tiers,
         calibrated=price.calibrated,
     )
+
+
+def cost_of_record(record: UsageRecord, price: CostProfile) -> cost.CostBreakdown | None:
+    """What the request cost, term by term; None where nothing was used, and so nothing was billed."""
+    if not record.input_tokens + record.output_tokens:
+        return None
+    profile = terms_of(price)
     return cost.request_breakdown(
         profile,
         input_tokens=record.input_tokens,

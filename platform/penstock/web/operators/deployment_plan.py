@@ -16,6 +16,7 @@ from capacity.policy import cost
 from capacity.policy.profiles import default_profile, scoring_profile
 from capacity.selectors import profile_in_force, reference_mu_per_min
 from capacity.services.pools import hardware_of
+from capacity.usage.reads import terms_of
 from penstock.demo import TINY_CONTEXT_TOKENS, TINY_PARAMETERS
 from penstock.loops.placing import weights_bytes
 from penstock.web.console_data import HOST_SILENT_S
@@ -138,17 +139,7 @@ def plan_for(text: str, now: datetime) -> Plan:
     if pool is not None and profile is not None:
         hardware: HardwareType | None = profile.hardware_type
         hardware_reason = f"the pool is priced on it, version {profile.version}"
-        terms = cost.CostProfile(
-            version=profile.version,
-            base=profile.base,
-            alpha=profile.alpha,
-            beta=profile.beta,
-            gamma=profile.gamma,
-            epsilon=profile.epsilon,
-            cached_factor=profile.cached_factor,
-            modalities=profile.modalities,
-            long_input_tiers=tuple((int(start), float(factor)) for start, factor in profile.long_input_tiers),
-        )
+        terms = terms_of(profile)
         price_reason = "measured" if profile.calibrated else "uncalibrated: a default from model size and hardware"
     else:
         hardware = HardwareType.objects.filter(slug=proposal.slug).first() if proposal.slug else _any_hardware()
