@@ -70,7 +70,8 @@ class UserAdmin(ServiceAdmin):
         return shown_once(self, request, "One-time sign-in links.", links)
 
     @confirmed(
-        question="Keep these people out? Their sessions end with their next click, their tokens for good.",
+        question="Keep these people out? Their sessions end with their next click, "
+        "their tokens and the open invitations that they sent for good.",
         verb="Deactivate",
     )
     def deactivate(self, request: HttpRequest, rows: list[User]) -> int:

@@ -99,7 +99,7 @@ class UsersViewSet(ApiViewSet[User]):
     @extend_schema(request=None, responses=UserSerializer)
     @action(detail=True, methods=["post"])
     def deactivate(self, request: Request, pk: str) -> Response:
-        """Keep the person out: sessions are refused, tokens and sign-in links end for good.
+        """Keep the person out: sessions are refused; tokens, sign-in links and invitations they sent end for good.
 
         The last active operator stays.
         """

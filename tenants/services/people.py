@@ -9,7 +9,7 @@ from django.utils.text import slugify
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Membership, SignInLink, Tenant, User
-from tenants.services.revocation import invitations_revoke_beyond
+from tenants.services.revocation import invitations_revoke_beyond, invitations_revoke_sent
 from tenants.services.tokens import access_tokens_revoke
 
 
@@ -46,7 +46,9 @@ def user_set_password(*, user: User, password: str, actor: Actor) -> None:
 
 @transaction.atomic
 def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
-    """Let a user in or keep them out, with an end to their access tokens and open sign-in links.
+    """Let a user in or keep them out, with an end to their access tokens, open sign-in links and open invitations.
+
+    The invitations are those that they sent: whoever they let in by one of them would still come.
 
     Returns False if it was so already. The last active operator stays: raises ValidationError.
     """
@@ -61,6 +63,7 @@ def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
     if not is_active:
         _void_links(user)
         access_tokens_revoke(user=user, actor=actor)
+        invitations_revoke_sent(user=user, actor=actor)
     if changed:
         audit(actor=actor, action="user.activate" if is_active else "user.deactivate", target=user)
     return bool(changed)

@@ -1,10 +1,11 @@
 """Invitations that end before their time."""
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from tenants.audit import Actor, audit
-from tenants.models import Invitation, Membership
+from tenants.models import Invitation, Membership, User
 from tenants.policy.members import roles_given_by
 
 
@@ -33,12 +34,17 @@ def invitations_revoke_beyond(*, membership: Membership, role: str | None, actor
     """
     if membership.user.is_operator:
         return 0
-    sent = Invitation.objects.filter(
-        tenant_id=membership.tenant_id,
-        invited_by=membership.user_id,
-        accepted_at=None,
-        revoked_at=None,
-        expires_at__gt=timezone.now(),
-    )
-    beyond = sent.exclude(role__in=roles_given_by(role)).select_related("tenant")
+    sent = _open_from(membership.user).filter(tenant_id=membership.tenant_id)
+    beyond = sent.exclude(role__in=roles_given_by(role))
     return sum(invitation_revoke(invitation=invitation, actor=actor) for invitation in beyond)
+
+
+def invitations_revoke_sent(*, user: User, actor: Actor) -> int:
+    """Revoke what the user has sent, into whatever tenant, an operator's too. Returns how many."""
+    return sum(invitation_revoke(invitation=invitation, actor=actor) for invitation in _open_from(user))
+
+
+def _open_from(user: User) -> QuerySet[Invitation]:
+    """In an order of its own, so that two who revoke them do not wait for each other."""
+    sent = Invitation.objects.filter(invited_by=user, accepted_at=None, revoked_at=None, expires_at__gt=timezone.now())
+    return sent.select_related("tenant").order_by("pk")

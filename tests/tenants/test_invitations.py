@@ -98,6 +98,40 @@ def test_a_person_who_was_kept_out_stays_out(tenant: Tenant) -> None:
     assert not tenant.memberships.exists()
 
 
+def test_what_somebody_kept_out_has_sent_lets_nobody_in() -> None:
+    """Into every tenant, and whether or not the sender is an operator; others' invitations stay, and what is done."""
+    one, two = factories.tenant(name="One"), factories.tenant(name="Two")
+    for is_operator in (False, True):
+        sender, other = factories.user(is_operator=is_operator), factories.user()
+        sent = [
+            invitation_create(tenant=tenant, email=f"{sender.pk}-{role}@example.org", role=role, actor=sender)
+            for tenant in (one, two)
+            for role in ("owner", "viewer")
+        ]
+        taken, token = invitation_create(tenant=one, email=f"came-{sender.pk}@example.org", actor=sender)
+        invitation_accept(token)
+        (late, _), (kept, _) = (
+            invitation_create(tenant=two, email=f"{who.pk}@example.org", actor=who) for who in (sender, other)
+        )
+        expire(late)
+        factories.user(is_operator=True)  # an operator is left
+        assert user_set_active(user=sender, is_active=False, actor="the test")
+        for invitation, link in sent:
+            invitation.refresh_from_db()
+            assert invitation.state == "revoked"
+            with pytest.raises(InvitationError, match="was revoked"):
+                invitation_accept(link)
+        for invitation, state in ((taken, "accepted"), (late, "expired"), (kept, "open")):
+            invitation.refresh_from_db()
+            assert invitation.state == state
+        entries = AuditEntry.objects.filter(action="invitation.revoke", object_name__contains=str(sender.pk))
+        assert sorted(entries.values_list("actor", "tenant_id")) == sorted(
+            [("the test", tenant.pk) for tenant in (one, one, two, two)]
+        )
+        assert not user_set_active(user=sender, is_active=False, actor="the test")
+        assert entries.count() == len(sent), "once"
+
+
 def test_a_member_keeps_the_role_they_were_given_meanwhile(tenant: Tenant) -> None:
     person = user_create(email=ADDRESS, actor="t")
     _, token = invite(tenant, role="admin")

@@ -202,7 +202,7 @@ USERS = Resource(
             help="make an account; its person signs in by one-time link",
         ),
         Verb("activate", "let them in", "POST", "/activate"),
-        Verb("deactivate", "keep them out, with an end to their sessions and links", "POST", "/deactivate"),
+        Verb("deactivate", "keep them out, with an end to their sessions, links and sent invitations", "POST", "/deactivate"),
         Verb(
             "sign-in-link",
             "a one-time link, printed once",
