@@ -14,7 +14,7 @@ from worker.runtimes.base import WeightsSpec
 from worker.spec import Progress
 
 HERE = Path(__file__).parent
-TINY_NAMES = {"": "tiny-llama-1", "embed": "tiny-embed-1"}
+TINY_NAMES = {"": "tiny-llama-1", "embed": "tiny-embed-1", "vision": "tiny-vision-1"}
 """Folders of the built-in models by the artifact's value; a number rises when ``tiny_model.py`` makes another one."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "tekken.json", "vocab.json")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")

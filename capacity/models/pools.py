@@ -9,8 +9,8 @@ from django.db.models import Q
 from capacity.models.hardware import HardwareType
 from tenants.models import Identified, Tenant, WrittenOnce
 
-BUILT_IN = ("", "embed")
-"""Values of the built-in tiny model: the language model, and the embedding model."""
+BUILT_IN = ("", "embed", "vision")
+"""Values of the built-in tiny model: the language model, the embedding model, and the vision-language model."""
 
 
 class Model(Identified):
@@ -65,9 +65,8 @@ class Model(Identified):
     def clean(self) -> None:
         """A built-in model is one that there is. Raises ValidationError by field."""
         if self.artifact_kind == self.Artifact.TINY and self.artifact_value not in BUILT_IN:
-            raise ValidationError(
-                {"artifact_value": 'Leave it empty for the tiny language model, or give "embed" for the embedding one.'}
-            )
+            known = 'Leave it empty for the language model, or give "embed" or "vision" for one that takes images.'
+            raise ValidationError({"artifact_value": known})
 
 
 class Pool(Identified):

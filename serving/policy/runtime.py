@@ -74,6 +74,9 @@ def _tiny(artifact: Artifact) -> Choice | None:
         return None
     if artifact.value == "embed":
         return Choice("vllm", {"task": "embed"}, "The built-in tiny embedding model: vLLM pools its vectors.")
+    if artifact.value == "vision":
+        options = {"images_per_request": IMAGES_PER_REQUEST}
+        return Choice("vllm", options, "The built-in tiny vision-language model: vLLM generates with it.")
     return Choice("vllm", {}, "The built-in tiny language model: vLLM generates with it.")
 
 

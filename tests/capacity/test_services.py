@@ -109,7 +109,7 @@ def test_a_bad_model_is_refused_at_its_field(fields: dict[str, Any], at: str) ->
     assert at in error.value.message_dict
 
 
-def test_there_are_two_built_in_models() -> None:
+def test_there_are_three_built_in_models() -> None:
     assert set(BUILT_IN) == set(TINY_NAMES), "the agent builds what the control plane offers"
     for value in BUILT_IN:
         assert factories.model(artifact_kind="tiny", artifact_value=value).artifact_value == value

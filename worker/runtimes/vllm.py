@@ -69,12 +69,11 @@ class VllmRuntime:
             raise OptionError(
                 "The order names accelerators, but this host shows none: check the NVIDIA driver (nvidia-smi)."
             )
-        if read_vllm(order.options).images_per_request and not order.accelerators:
-            raise OptionError(
-                "Vision-language models need an accelerator: vLLM's environment for CPUs has no torchvision. Give the "
-                "replica one with the option accelerators, or serve it by the runtime command."
-            )
-        return EnvironmentSpec(name="vllm-cuda" if order.accelerators else "vllm-cpu")
+        if order.accelerators:
+            return EnvironmentSpec(name="vllm-cuda")
+        # A model with a vision tower needs torchvision to be loaded at all, also where it is to take no image.
+        takes_images = read_vllm(order.options).images_per_request is not None
+        return EnvironmentSpec(name="vllm-cpu-vision" if takes_images else "vllm-cpu")
 
     def weights(self, *, order: ReplicaOrder) -> WeightsSpec:
         kind, value = order.artifact.get("kind", ""), order.artifact.get("value", "")
@@ -265,6 +264,10 @@ EXITS = (
         r"Repo id must be in the form|does not appear to have a file named config\.json|"
         r"Invalid repository ID or local directory|no such file or directory: .*config\.json",
         "The weights folder is not a model vLLM can read (no usable config.json): check the model's path.",
+    ),
+    _exit(
+        r"No module named 'torchvision'|`?torchvision`? library but it was not found",
+        "The model takes images, for which vLLM needs another environment: set images_per_request in the revision.",
     ),
     _exit(
         r"Model architectures (?P<what>\[[^\]]*\]) (are not supported|failed to be inspected)",

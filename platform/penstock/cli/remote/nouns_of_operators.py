@@ -73,7 +73,7 @@ MODELS = Resource(
         create(
             NAME,
             Field("artifact_kind", "tiny, path, hub or none", is_required=True),
-            Field("artifact_value", "the local folder, or the hub id; of tiny: embed"),
+            Field("artifact_value", "the local folder, or the hub id; of tiny: embed or vision"),
             Field("artifact_revision", "revision on the hub"),
             Field("slug", "short name (made from the name)"),
             Field("parameters", "number of parameters", "number"),
@@ -81,7 +81,7 @@ MODELS = Resource(
         ),
         change(
             Field("name", "name"),
-            Field("artifact_value", "the local folder, or the hub id; of tiny: embed"),
+            Field("artifact_value", "the local folder, or the hub id; of tiny: embed or vision"),
             Field("artifact_revision", "revision on the hub"),
             Field("parameters", "number of parameters", "optional-number"),
             Field("context_tokens", "context length in tokens", "optional-number"),
