@@ -170,6 +170,7 @@ def test_frozen_core_of_real_vllm_is_found_and_replaced(fragile: Stack) -> None:
     assert new["id"] != old["id"]
     evidence = wait_for("evidence", lambda: evidence_of(fragile, incident["id"]), seconds=30)
     assert {"log_tail", "processes", "metrics"} <= set(evidence["agent"])
+    assert {each["pid"]: each["status"] for each in evidence["agent"]["processes"]}[frozen.pid] == "stopped"
     assert time.monotonic() - started < 300
 
 
