@@ -54,7 +54,7 @@ class CoefficientFields(serializers.Serializer[Any]):
         min_value=0, max_value=1, default=0.1, help_text="Share of alpha charged for a cached input token."
     )
     modalities = NamesField(
-        child=NumberField(min_value=0), default=dict, help_text='MU per unit by modality, e.g. {"image_tile": 0.4}.'
+        child=NumberField(min_value=0), default=dict, help_text='MU per unit by modality, e.g. {"image_token": 0.001}.'
     )
     long_input_tiers = serializers.ListField(
         child=serializers.ListField(child=NumberField(min_value=1), min_length=2, max_length=2),

@@ -201,7 +201,7 @@ class CostProfile(WrittenOnce, Identified):
             if not _is_number(getattr(self, name)):
                 errors[name] = "Give a finite number."
         if not _is_price_list(self.modalities):
-            errors["modalities"] = 'Give MU per unit by modality, e.g. {"image_tile": 0.4}; no price may be negative.'
+            errors["modalities"] = 'Give MU per unit by modality, e.g. {"image_token": 0.001}; no price may be negative.'
         if not _are_tiers(self.long_input_tiers):
             errors["long_input_tiers"] = (
                 "Give pairs [from input tokens, factor] with rising tokens, and factors of at least 1 that never fall."

@@ -19,6 +19,12 @@ from typing import NamedTuple
 ROW, KIB = "row", "kib"
 """Modalities of a classic model: rows to predict, KiB of the request's body."""
 
+IMAGE_TOKEN, AUDIO_TOKEN, VIDEO_TOKEN = "image_token", "audio_token", "video_token"
+"""Modalities of a model that takes images, sound or video: input tokens that these have become. They are among the
+input tokens, and priced as such too: what stands here is the price of encoding them."""
+MEDIA = {"image": IMAGE_TOKEN, "audio": AUDIO_TOKEN, "video": VIDEO_TOKEN}
+"""The same by an engine's own words."""
+
 
 def invocation_units(*, rows: int, body_bytes: int) -> dict[str, float]:
     """The units of a request to a classic model, as ``CostProfile.modalities`` prices them.
@@ -126,7 +132,7 @@ def request_cost(
     output_tokens: int = 0,
     units: Mapping[str, float] | None = None,
 ) -> float:
-    """Return what a request costs, in MU. ``units`` counts modality units (image tiles, audio seconds, rows).
+    """Return what a request costs, in MU. ``units`` counts modality units (image tokens, rows, KiB).
 
     A modality without a price costs nothing (see ``unpriced``). Counts and errors as in ``token_costs``.
     """

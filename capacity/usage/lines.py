@@ -31,7 +31,7 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Tokens of one request by kind; ``units`` counts modality units (image tiles, audio seconds, rows)."""
+    """Tokens of one request by kind; ``units`` counts modality units (image tokens, rows, KiB)."""
 
     input_tokens: int = 0
     cached_tokens: int = 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from capacity.policy.cost import CostProfile, request_cost
+import msgspec
+
+from capacity.policy.cost import IMAGE_TOKEN, CostProfile, request_cost
 from serving.gateway.demands import Granted
 from serving.gateway.dialects import Dialect, Parsed
 from serving.gateway.dispatch import Placement
@@ -85,7 +87,7 @@ class Books:
                     input_tokens=self.estimate.input_tokens,
                     cached_tokens=self.estimate.cached_tokens,
                     output_tokens=self.estimate.output_tokens,
-                    units=dict(self.parsed.ask.units or {}),
+                    units=dict(self.estimate.units),
                 ),
                 service_class=service_class,
                 client_request_id=self.client_id,
@@ -109,15 +111,22 @@ class Books:
             if self.placement is not None:
                 self.placement.ticket.first_token()
 
+    def _told(self) -> Usage | None:
+        """The engine's counts so far, as it tells them."""
+        return self.usage if self.relay is None else self.relay.usage()
+
     def seen(self) -> Usage | None:
         """The engine's counts so far; where it tells them at the end alone, what could be counted of its events, and
-        the estimate of the input."""
-        if self.relay is None:
-            return self.usage
-        usage = self.relay.usage()
-        if usage is not None and not self.relay.is_exact:
+        the estimate of the input. An engine may count images among the input and not say how much they are."""
+        usage = self._told()
+        if usage is None:
+            return None
+        if self.relay is not None and not self.relay.is_exact:
             usage.input_tokens = self.estimate.input_tokens
             usage.cached_tokens = self.estimate.cached_tokens
+        if self.estimate.image_tokens and IMAGE_TOKEN not in usage.units:
+            units = admission.untold_units(self.estimate, input_tokens=usage.input_tokens)
+            usage = msgspec.structs.replace(usage, units={**usage.units, **units})
         return usage
 
     def progress(self, now: float) -> None:
@@ -149,7 +158,7 @@ class Books:
         if self.is_settled:
             return
         self.is_settled = True
-        seen = self.seen()
+        seen, told = self.seen(), self._told()
         was_placed = self.placement is not None
         heard = self.first_byte_at > 0
         replica = self.attempts[-1].replica if self.attempts else ""
@@ -191,6 +200,8 @@ class Books:
                     cached_tokens=usage.cached_tokens,
                     output_tokens=usage.output_tokens,
                 )
+                told_images = told.units.get(IMAGE_TOKEN, 0.0) if told is not None else 0.0
+                services.learned.note_images(self.deployment.id, self.parsed.ask, int(told_images))
         self._observe(outcome, status, usage, mu, replica, error)
 
     def _unseen(self, outcome: Outcome, was_placed: bool) -> tuple[Usage, bool]:
@@ -199,7 +210,7 @@ class Books:
             usage = Usage(
                 input_tokens=self.estimate.input_tokens,
                 cached_tokens=self.estimate.cached_tokens,
-                units=dict(self.parsed.ask.units or {}),
+                units=dict(self.estimate.units),
             )
             return usage, True
         return Usage(), False

@@ -166,6 +166,8 @@ class StreamRelay(EventRelay):
         for record in prompts.values():
             total.input_tokens += record.input_tokens
             total.cached_tokens += record.cached_tokens
+            for name, count in record.units.items():
+                total.units[name] = total.units.get(name, 0.0) + count
         return total
 
     def _event(self, event: bytes, separator: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from capacity.policy.cost import MEDIA
 from serving.gateway.records import Usage
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -14,7 +15,10 @@ MAX_TOKENS = 2**53
 
 
 class PromptDetails(msgspec.Struct):
+    """``multimodal_tokens``: how many of the prompt's tokens stand for images, sound or video, by vLLM's words."""
+
     cached_tokens: int | None = None
+    multimodal_tokens: dict[str, int] | None = None
 
 
 class EngineUsage(msgspec.Struct):
@@ -23,11 +27,14 @@ class EngineUsage(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
 
     def record(self) -> Usage:
-        """As the journal keeps it. Cached tokens never exceed input tokens, whatever the engine says."""
+        """As the journal keeps it. Neither cached nor media tokens exceed input tokens, whatever the engine says."""
         details = self.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details is not None else 0
         prompt = min(max(0, self.prompt_tokens), MAX_TOKENS)
+        media = (details.multimodal_tokens or {}) if details is not None else {}
+        units = {MEDIA[word]: float(min(max(0, count), prompt)) for word, count in media.items() if word in MEDIA}
         return Usage(
+            units=units,
             input_tokens=prompt,
             cached_tokens=min(max(0, cached), prompt),
             output_tokens=min(max(0, self.completion_tokens or 0), MAX_TOKENS),

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from capacity.policy.cost import CostProfile, token_costs, units_cost
+from capacity.policy.cost import IMAGE_TOKEN, CostProfile, token_costs, units_cost
 from serving.gateway.records import LimitKind, LimitRecord
+from serving.policy.images import ImageHabit
 
 DEFAULT_OUTPUT_TOKENS = 256
 """Expected output of a key that has not finished a request yet and names no maximum."""
@@ -22,10 +23,11 @@ MESSAGE_TOKENS = 4
 """What a chat template adds per message, about."""
 MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN = 0.5, 16.0
 MEDIA_TOKENS = 512
-"""Input tokens of one image or audio part whose size nobody has measured yet."""
+"""Input tokens of sound or video, and of an image of a size that a deployment has not been seen with: at least."""
 
 OUTPUT_QUANTILE = 0.9
 _LEARN = 0.1
+_NO_IMAGES = ImageHabit()
 
 
 class Ask(NamedTuple):
@@ -33,6 +35,7 @@ class Ask(NamedTuple):
 
     ``text_bytes`` UTF-8 bytes of all prompts, ``token_ids`` tokens given as ids, ``max_output`` per sequence.
     ``cut_to``: tokens that the engine is asked to cut each prompt to; -1: to the model's length; None: it cuts none.
+    ``media``: parts that hold an image, sound or video; ``images``: of each image among them its ``token_bound``.
     ``units``: what the request is known to use of modalities (rows, KiB) before it is served.
     """
 
@@ -46,13 +49,15 @@ class Ask(NamedTuple):
     echo: bool = False
     cut_to: int | None = None
     units: Mapping[str, float] | None = None
+    images: tuple[int, ...] = ()
 
 
 class Estimate(NamedTuple):
     """Tokens and MU that a request is expected to use.
 
     ``limit_tokens`` is what token limits reserve: the stated maximum of output where there is one, since only
-    settlement may make debt. ``prefill_mu`` and ``decode_mu`` are engine work, for routing.
+    settlement may make debt. ``prefill_mu`` and ``decode_mu`` are engine work, for routing. ``image_tokens`` are among
+    ``input_tokens``. ``units`` are all modality units, as a usage record has them.
     """
 
     input_tokens: int
@@ -62,6 +67,8 @@ class Estimate(NamedTuple):
     mu: float
     prefill_mu: float
     decode_mu: float
+    image_tokens: int
+    units: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -83,6 +90,7 @@ class Learned:
         self._size = size
         self._habits: OrderedDict[tuple[str, str], Habit] = OrderedDict()
         self._bytes_per_token: dict[str, float] = {}
+        self._images: dict[str, ImageHabit] = {}
 
     def habit(self, key: str, deployment: str) -> Habit | None:
         return self._habits.get((key, deployment))
@@ -99,6 +107,17 @@ class Learned:
         """Take a measured ratio for a deployment of which nothing is known yet."""
         ratio = min(MAX_BYTES_PER_TOKEN, max(MIN_BYTES_PER_TOKEN, bytes_per_token))
         self._bytes_per_token.setdefault(deployment, ratio)
+
+    def image_tokens(self, deployment: str, bounds: Iterable[int]) -> int:
+        """Input tokens that images of these bounds are expected to become at most."""
+        habit = self._images.get(deployment) or _NO_IMAGES
+        return sum(habit.expected(bound, MEDIA_TOKENS) for bound in bounds)
+
+    def note_images(self, deployment: str, ask: Ask, tokens: int) -> None:
+        """Take in how many tokens the engine counted of the request's images: of several, where they are of a size."""
+        count = len(ask.images)
+        if count and tokens > 0 and ask.images.count(ask.images[0]) == count:
+            self._images.setdefault(deployment, ImageHabit()).note(ask.images[0], -(-tokens // count))
 
     def note(
         self, key: str, deployment: str, ask: Ask, *, input_tokens: int, cached_tokens: int, output_tokens: int
@@ -144,7 +163,9 @@ def estimate(
     habit = learned.habit(key, deployment)
     ratio = (habit.bytes_per_token if habit is not None else 0.0) or learned.ratio(deployment)
     text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
-    input_tokens = max(ask.prompts, math.ceil(text) + MEDIA_TOKENS * ask.media)
+    image_tokens = learned.image_tokens(deployment, ask.images)
+    media = image_tokens + MEDIA_TOKENS * (ask.media - len(ask.images))
+    input_tokens = max(ask.prompts, math.ceil(text) + media)
     if ask.cut_to is not None and ask.cut_to >= 0:
         input_tokens = min(input_tokens, max(1, ask.cut_to) * max(1, ask.prompts))
     most = ask.max_output
@@ -161,10 +182,25 @@ def estimate(
     reserved = math.ceil((expected if most is None else ceiling) * ask.choices)
     cached = int(input_tokens * habit.cached_share) if habit is not None else 0
     cost = token_costs(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens)
-    # Rows and bytes are read as a prompt is: work that is all there when the request comes.
-    extra = units_cost(profile, ask.units) if ask.units else 0.0
+    image_tokens = min(image_tokens, input_tokens)
+    units = ask.units or ({IMAGE_TOKEN: float(image_tokens)} if image_tokens else {})
+    # Rows, bytes and images are read as a prompt is: work that is all there when the request comes.
+    extra = units_cost(profile, units) if units else 0.0
     total, prefill = cost.total + extra, cost.prefill + extra
-    return Estimate(input_tokens, cached, output_tokens, input_tokens + reserved, total, prefill, cost.decode)
+    return Estimate(
+        input_tokens, cached, output_tokens, input_tokens + reserved, total, prefill, cost.decode, image_tokens, units
+    )
+
+
+def untold_units(expected: Estimate, *, input_tokens: int) -> Mapping[str, float]:
+    """Modality units of a request of whose input the engine counted ``input_tokens``, and did not say of what.
+
+    What text is not expected to take is the images', as far as they are expected to.
+    """
+    if not expected.image_tokens:
+        return {}
+    left = input_tokens - (expected.input_tokens - expected.image_tokens)
+    return {IMAGE_TOKEN: float(min(max(0, left), expected.image_tokens))}
 
 
 def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord, ...]:

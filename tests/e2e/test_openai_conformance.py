@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.conformance import address_of, body_of, require_alike, streamed
 from tests.e2e.stack import Stack, wait_for
+from tests.pictures import PIXEL_URL
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -34,7 +35,6 @@ CALLED: list[Any] = [
     },
     {"role": "tool", "tool_call_id": "c1", "content": "noon"},
 ]
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
 FIXED: dict[str, Any] = {"temperature": 0, "seed": 7}
 
 Call = Callable[[openai.OpenAI], Any]
@@ -125,7 +125,7 @@ CALLS: dict[str, Call] = {
     "chat logprobs stream": chat(logprobs=True, top_logprobs=1, stream=True),
     "chat parts": chat(messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]),
     "chat image to a text model": refused(
-        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}])
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL_URL}}]}])
     ),
     "response": response(),
     "response stream": response(stream=True),

@@ -33,6 +33,7 @@ class Shared:
             ("tenant", {"id": "idle", "slug": "idle", "active": False}),
             ("pool", {"id": "open", "slug": "open", "profile": PROFILE}),
             ("pool", {"id": "rows", "slug": "rows", "profile": PROFILE | {"modalities": {"row": 0.25, "kib": 0.125}}}),
+            ("pool", {"id": "sights", "slug": "sights", "profile": PROFILE | {"modalities": {"image_token": 0.25}}}),
             ("pool", {"id": "closed", "slug": "closed", "profile": PROFILE, "tenants": ["other"]}),
             ("key", key_record("acme1", "acme")),
             ("key", key_record("other1", "other")),
@@ -45,7 +46,8 @@ class Shared:
             ("key", key_record("here1", "acme", allowed_ips=["127.0.0.0/8"])),
             ("key", key_record("oldpepper1", "acme") | {"pepper": 9}),
         ]
-        for name, pool in (("alpha", "open"), ("secret", "closed"), ("bare", "open"), ("beta", "open")):
+        pools = {"alpha": "open", "secret": "closed", "bare": "open", "beta": "open", "sighted": "sights"}
+        for name, pool in pools.items():
             context = {"max_model_len": 4096} if name == "alpha" else {}
             deployment = {"id": f"d-{name}", "name": name, "pool": pool, "revision": "r1", "runtime": "simulated"}
             records.append(("deployment", deployment | context))
@@ -55,6 +57,7 @@ class Shared:
             records.append(("deployment", deployment | {"speaks": speaks}))
             records += [("replica", engine.replica(f"d-{name}")) for engine in self.engines]
         records += [("replica", engine.replica("d-alpha")) for engine in self.engines]
+        records += [("replica", engine.replica("d-sighted")) for engine in self.engines]
         records.append(("replica", self.engines[0].replica("d-secret")))
         records.append(("replica", self.engines[0].replica("d-beta")))
         records.append(("replica", self.engines[0].replica("d-bare", state="draining")))

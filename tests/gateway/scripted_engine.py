@@ -4,7 +4,7 @@ Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` f
 ``{"delay_ms", "first_ms", "fail", "at", "pad", "say", "finish", "stop_reason", "cached", "bytes"}``; ``POST /control``
 sets the default for all. ``say`` is a chat's message (whole) or the list of its pieces (stream). ``GET /log`` tells
 every request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
-message. ``scripted_tasks`` has the routes of other tasks.
+message, and ``IMAGE_TOKENS`` per image, told apart at the end alone. ``scripted_tasks`` has the routes of other tasks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import scripted_tasks
 from aiohttp import web
 
 CONTEXT = 4096
+IMAGE_TOKENS = 20
 LOG: list[dict[str, Any]] = []
 CONTROL: dict[str, Any] = {}
 CONNECTIONS: set[int] = set()
@@ -38,7 +39,7 @@ def prompt_tokens(body: dict[str, Any]) -> list[int]:
             content = message.get("content") or ""
             text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
             total += tokens_of(text) + 4
-        return [total]
+        return [total + IMAGE_TOKENS * images_of(body)]
     prompt = body["prompt"]
     if isinstance(prompt, str):
         return [tokens_of(prompt)]
@@ -47,9 +48,17 @@ def prompt_tokens(body: dict[str, Any]) -> list[int]:
     return [tokens_of(p) if isinstance(p, str) else len(p) for p in prompt]
 
 
-def usage(prompt: int, done: int, cached: int | None = None) -> dict[str, Any]:
+def images_of(body: dict[str, Any]) -> int:
+    contents = [message.get("content") for message in body.get("messages", ())]
+    return sum(part.get("type") == "image_url" for each in contents if isinstance(each, list) for part in each)
+
+
+def usage(prompt: int, done: int, cached: int | None = None, images: int = 0) -> dict[str, Any]:
     counts: dict[str, Any] = {"prompt_tokens": prompt, "total_tokens": prompt + done, "completion_tokens": done}
-    return counts if cached is None else counts | {"prompt_tokens_details": {"cached_tokens": cached}}
+    if cached is None and not images:
+        return counts
+    seen = {"image": IMAGE_TOKENS * images} if images else None
+    return counts | {"prompt_tokens_details": {"cached_tokens": cached, "multimodal_tokens": seen}}
 
 
 def error(status: int, message: str, *, param: str | None = None) -> web.Response:
@@ -148,7 +157,7 @@ def whole(body: dict[str, Any], prompts: list[int], count: int, choices: int, is
         "created": 1700000000,
         "model": body["model"],
         "choices": made,
-        "usage": usage(sum(prompts), count * choices) | {"prompt_tokens_details": {"cached_tokens": 1}},
+        "usage": usage(sum(prompts), count * choices, 1, images_of(body)),
     }
 
 
@@ -213,7 +222,8 @@ async def stream(
             entry["generated"] += 1
             await chunk(index, number + 1, " tok" + "x" * int(script.get("pad", 0)), "length" if last else None)
     if options.get("include_usage"):
-        await event({**head, "choices": [], "usage": usage(sum(prompts), count * choices, script.get("cached"))})
+        last_word = usage(sum(prompts), count * choices, script.get("cached"), images_of(body))
+        await event({**head, "choices": [], "usage": last_word})
     await response.write(b"data: [DONE]\n\n")
     return response
 

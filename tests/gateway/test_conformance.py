@@ -11,6 +11,7 @@ import pytest
 from penstock.testing import CANARY
 from tests.gateway.conftest import Shared
 from tests.gateway.harness import wait_for
+from tests.pictures import PIXEL_URL
 
 USER: Any = [{"role": "user", "content": CANARY}]
 
@@ -65,7 +66,7 @@ def test_completions_of_texts_token_ids_and_lists(shared: Shared) -> None:
 
 
 def test_images_and_every_knob_reach_the_engine_as_they_are(shared: Shared) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    image = {"type": "image_url", "image_url": {"url": PIXEL_URL}}
     asked: dict[str, Any] = {
         "model": "alpha",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "what?"}, image]}],

@@ -9,6 +9,7 @@ import pytest
 
 from serving.gateway.dialects import DIALECTS
 from tests.gateway.conftest import Model, Shared
+from tests.pictures import png_url
 
 LONG = "word " * 800
 
@@ -86,7 +87,7 @@ def test_pairs_are_bounded_together(shared: Shared, cut: dict[str, int]) -> None
 
 
 def test_tokenizing_counts_text_as_a_chat_does(shared: Shared) -> None:
-    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}
+    picture = {"type": "image_url", "image_url": {"url": png_url(1000, 800)}}
     turns = [{"role": "user", "content": [picture, {"type": "text", "text": "what is it"}]}]
     # A model of 4,096 tokens: more than 4,096 × 128 bytes of text would be refused.
     assert shared.post("/v1/chat/completions", {"model": "alpha", "messages": turns}).status_code == 200

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
 from serving.gateway.errors import OPENAI, ApiError
+from tests.pictures import PIXEL_URL, claimed, png_url
 
 USER = {"role": "user", "content": "hi"}
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
+PIXEL = PIXEL_URL
 
 
 def parse(dialect: Dialect, **fields: Any) -> Any:
@@ -107,9 +108,34 @@ class TestChat:
         assert refusal(Chat(), messages=[{"role": "user", "content": 5}]).param == "messages[0].content"
 
     def test_tokens_are_counted_from_text_not_from_media(self) -> None:
-        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+        image = {"type": "image_url", "image_url": {"url": png_url(100, 60)}}
         ask = parse(Chat(), messages=[{"role": "user", "content": [{"type": "text", "text": "héllo"}, image]}], n=3).ask
         assert (ask.text_bytes, ask.media, ask.choices, ask.messages) == (6, 1, 3, 1)
+        assert ask.images == (4 * 3,)
+
+    @pytest.mark.parametrize(
+        ("url", "code"),
+        [
+            ("data:text/plain,hello", "invalid_value"),
+            ("data:image/png;base64", "invalid_value"),
+            ("data:image/png," + PIXEL, "invalid_value"),
+            ("data:image/png;base64,", "invalid_image"),
+            ("data:image/png;base64,iVBORw0KGgo=", "invalid_image"),
+            ("data:image/png;base64,!!!!", "invalid_image"),
+            ("data:image/png;base64,ä", "invalid_image"),
+            (f"data:image/png;base64,{claimed(0, 5)}", "invalid_image"),
+            (f"data:image/png;base64,{claimed(40_000, 40_000)}", "image_too_large"),
+            (f"data:image/png;base64,{claimed(64_000_001, 1)}", "image_too_large"),
+        ],
+    )
+    def test_what_engines_answer_with_errors_of_their_own_is_refused_here(self, url: str, code: str) -> None:
+        """Real vLLM: 501 for what is no base64, 500 for an image of more pixels than its library takes."""
+        turns = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+        for dialect in (Chat(), Tokenize()):
+            error = refusal(dialect, messages=turns)
+            assert (error.status, error.code, error.param) == (400, code, "messages[0].content")
+        sound = [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav,x"}}]}]
+        assert refusal(Chat(), messages=sound).code == "invalid_value"
 
     @pytest.mark.parametrize(
         "part",

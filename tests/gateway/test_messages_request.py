@@ -9,11 +9,12 @@ import pytest
 
 from serving.gateway.dialects import CountTokens, Messages
 from serving.gateway.errors import ApiError
+from tests import pictures
 
 USER: dict[str, Any] = {"role": "user", "content": "say something"}
 TOOL: dict[str, Any] = {"name": "now", "description": "The time.", "input_schema": {"properties": {}}}
-PIXEL = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
-PIXEL_URL = "data:image/png;base64,iVBORw0KGgo="
+PIXEL = {"type": "base64", "media_type": "image/png", "data": pictures.PIXEL}
+PIXEL_URL = pictures.PIXEL_URL
 
 
 def engine(**fields: Any) -> dict[str, Any]:
@@ -241,9 +242,10 @@ def test_what_no_engine_could_be_told_is_refused(fields: dict[str, Any], param: 
 
 def test_text_and_images_are_counted_for_the_estimate() -> None:
     body = {"model": "m", "max_tokens": 9, "system": "abc", "messages": [USER]}
-    image = {"role": "user", "content": [{"type": "image", "source": PIXEL | {"data": "A" * 9000}}]}
+    image = {"role": "user", "content": [{"type": "image", "source": PIXEL | {"data": pictures.png(57, 90)}}]}
     ask = Messages().parse(json.dumps(body | {"messages": [USER, image]}).encode()).ask
     assert (ask.text_bytes, ask.media, ask.max_output, ask.choices) == (3 + 13, 1, 9, 1)
+    assert ask.images == (3 * 4,)
 
 
 def test_tokens_are_counted_of_the_same_chat() -> None:

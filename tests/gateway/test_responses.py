@@ -12,9 +12,10 @@ from serving.gateway.dialects import Responses
 from serving.gateway.errors import ApiError
 from tests.gateway.conftest import AUTH, Shared
 from tests.gateway.harness import key_record
+from tests.pictures import PIXEL_URL
 
 TOOL: Any = {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}}
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
+PIXEL = PIXEL_URL
 
 
 def parse(**fields: Any) -> Any:

@@ -67,6 +67,40 @@ def test_rows_and_bytes_are_priced_before_they_are_served_and_are_work() -> None
     assert made.prefill_mu == pytest.approx(made.mu - 0.5)
 
 
+def test_images_are_input_tokens_and_units_and_are_learned_by_what_the_engine_counts() -> None:
+    profile = CostProfile(
+        version=1, base=0.5, alpha=0.01, beta=0.0, gamma=0.0, epsilon=0.0, cached_factor=0.1,
+        modalities={"image_token": 0.03},
+    )  # fmt: skip
+    learned = Learned()
+
+    def made(*bounds: int, media: int = 0, context: int | None = None) -> admission.Estimate:
+        ask = Ask(prompts=1, choices=1, text_bytes=40, media=len(bounds) + media, images=bounds, max_output=0)
+        return estimate(ask, profile, learned, key="k", deployment="d", max_model_len=context)
+
+    first = made(1036, 4, media=1)
+    assert first.input_tokens == 10 + 1036 + 512 + 512
+    assert first.units == {"image_token": first.image_tokens} == {"image_token": 1036 + 512}
+    assert first.mu == pytest.approx(0.5 + first.input_tokens * 0.01 + first.image_tokens * 0.03)
+    assert first.prefill_mu == pytest.approx(first.mu - 0.5)
+    assert made(1036, context=300).units == {"image_token": 300.0}
+    assert made().units == {}
+    one = Ask(prompts=1, choices=1, text_bytes=40, media=1, images=(1036,))
+    learned.note_images("d", one._replace(media=2, images=(1036, 4)), 9999)
+    learned.note_images("d", one, 0)
+    assert made(1036).image_tokens == 1036, "nothing can be told of images of several sizes, or of none"
+    learned.note_images("d", one._replace(media=2, images=(1036, 1036)), 468)
+    assert made(1036).image_tokens == 468
+    assert made(4).image_tokens == 512
+
+
+@pytest.mark.parametrize(("told", "images"), [(244, 234), (5, 0), (9000, 1036), (0, 0)])
+def test_images_that_the_engine_does_not_count_are_what_the_text_leaves(told: int, images: int) -> None:
+    ask = Ask(prompts=1, choices=1, text_bytes=40, media=1, images=(1036,))
+    assert admission.untold_units(run(ask), input_tokens=told) == {"image_token": images}
+    assert admission.untold_units(run(ask._replace(media=0, images=())), input_tokens=told) == {}
+
+
 def test_token_limits_reserve_the_stated_maximum_even_when_less_is_expected() -> None:
     learned = Learned()
     ask = Ask(prompts=1, choices=1, text_bytes=400, max_output=4000)

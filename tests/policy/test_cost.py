@@ -145,11 +145,11 @@ def test_more_cached_than_input_counts_as_all_cached():
 
 def test_an_unpriced_modality_is_named_and_costs_nothing():
     p = default_profile()
-    units = {"image_tile": 2.0, "hologram": 3.0, "video_s": 0.0}
+    units = {"image_token": 2.0, "hologram": 3.0, "video_s": 0.0}
     assert unpriced(p, units) == ("hologram",)
     parts = request_breakdown(p, input_tokens=10, units=units)
     assert parts.unpriced == ("hologram",)
-    assert parts.total == pytest.approx(request_cost(p, input_tokens=10, units={"image_tile": 2.0}))
+    assert parts.total == pytest.approx(request_cost(p, input_tokens=10, units={"image_token": 2.0}))
 
 
 @pytest.mark.parametrize(

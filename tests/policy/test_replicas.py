@@ -23,6 +23,7 @@ def alive(name: str, state: str = "ready", *, mu: float = 0.0, age_s: float = 10
         created_at=NOW - age_s,
         in_flight_mu=mu,
         makes_room=kwargs.get("makes_room", False),
+        evicted=kwargs.get("evicted", False),
     )
 
 

@@ -349,15 +349,5 @@ def measure_prompt(prompt: Prompt, field: str) -> tuple[int, int, int]:
     return len(prompt), text_bytes, sum(len(part) for part in prompt if isinstance(part, list))
 
 
-def require_inline(url: str, param: str) -> None:
-    """The engine would fetch a remote address itself, from inside the network: only data URIs may reach it."""
-    if url[:5].lower() != "data:":
-        raise errors.bad_request(
-            "Images, audio and video must be sent inline as data: URIs; remote addresses are not fetched.",
-            param=param,
-            code="remote_media_not_allowed",
-        )
-
-
 def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

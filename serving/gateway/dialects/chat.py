@@ -6,6 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.dialects import base
+from serving.gateway.dialects import media as media_parts
 from serving.gateway.dialects.base import Dialect, Parsed, StreamOptions, utf8_length
 from serving.policy.admission import Ask
 
@@ -119,8 +120,9 @@ class Chat(Dialect):
         base.require_few(len(fields.tools or ()), base.MAX_TOOLS, "tools")
         base.require_range("truncate_prompt_tokens", fields.truncate_prompt_tokens, -1, base.MAX_OUTPUT_TOKENS)
         text_bytes, media = len(members.get("tools", b"")), 0
+        images: list[int] = []
         for number, message in enumerate(fields.messages):
-            size, parts = measure(message, number)
+            size, parts = measure(message, number, images)
             text_bytes += size
             media += parts
         options = fields.stream_options
@@ -134,6 +136,7 @@ class Chat(Dialect):
                 text_bytes=text_bytes,
                 messages=len(fields.messages),
                 media=media,
+                images=tuple(images),
                 max_output=limits[0] if limits else None,
                 echo=bool(fields.echo),
                 cut_to=fields.truncate_prompt_tokens,
@@ -148,8 +151,11 @@ class Chat(Dialect):
         return base.generating_body(parsed, priority=priority, cache_salt=cache_salt)
 
 
-def measure(message: Message, number: int) -> tuple[int, int]:
-    """UTF-8 bytes of text and the number of media parts of one message. Raises ApiError 400."""
+def measure(message: Message, number: int, images: list[int]) -> tuple[int, int]:
+    """UTF-8 bytes of text and the number of media parts of one message. Raises ApiError 400.
+
+    Adds to ``images`` what each image becomes at most, in tokens.
+    """
     size = len(message.tool_calls)
     media = 0
     if isinstance(message.content, str):
@@ -163,13 +169,20 @@ def measure(message: Message, number: int) -> tuple[int, int]:
             size += utf8_length(part.text)
             continue
         size += utf8_length(part.text or "") + utf8_length(part.refusal or "") + utf8_length(part.thinking or "")
-        for link in (part.image_url, part.audio_url, part.video_url):
+        if part.image_url is not None:
+            images.append(media_parts.read_image(_url(part.image_url), f"messages[{number}].content"))
+            media += 1
+        for link in (part.audio_url, part.video_url):
             if link is not None:
-                base.require_inline(link if isinstance(link, str) else link.url, f"messages[{number}].content")
+                media_parts.require_inline(_url(link), f"messages[{number}].content")
                 media += 1
         media += part.input_audio is not None
         _require_contents(part, f"messages[{number}].content", index)
     return size, media
+
+
+def _url(link: str | Link) -> str:
+    return link if isinstance(link, str) else link.url
 
 
 def _holds_text_alone(part: Part) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from serving.gateway import errors
-from serving.gateway.dialects import base
+from serving.gateway.dialects import base, media
 from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.gateway.dialects.messages_answer import MessagesRelay, message_of
 from serving.gateway.relay import Relay
@@ -195,7 +195,7 @@ class _Chat:
     def __init__(self, fields: Conversation) -> None:
         self.messages: list[dict[str, Any]] = []
         self.text_bytes = 0
-        self.media = 0
+        self.images: list[int] = []
         self.instructions: list[str] = []
         if fields.priority:
             raise base.priority_refused()
@@ -247,7 +247,8 @@ class _Chat:
             choices=1,
             text_bytes=self.text_bytes,
             messages=len(self.messages),
-            media=self.media,
+            media=len(self.images),
+            images=tuple(self.images),
             max_output=max_output,
         )
 
@@ -295,8 +296,9 @@ class _Chat:
 
     def _part(self, block: Block, at: str) -> list[dict[str, Any]]:
         if block.type == "image":
-            self.media += 1
-            return [{"type": "image_url", "image_url": {"url": _image(block.source, at)}}]
+            url = _image(block.source, at)
+            self.images.append(media.read_image(url, f"{at}.source"))
+            return [{"type": "image_url", "image_url": {"url": url}}]
         text = _document(block.source, at) if block.type == "document" else _text(block, at)
         self.text_bytes += utf8_length(text)
         return [{"type": "text", "text": text}] if text else []
@@ -398,7 +400,6 @@ def _image(source: Source | None, at: str) -> str:
             f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
         )
     if source.type == "url":
-        base.require_inline(source.url, f"{at}.source")
         return source.url
     if source.type != "base64":
         raise _unsupported(f"Image sources of type '{source.type[:40]}'", f"{at}.source")

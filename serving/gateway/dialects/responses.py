@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from serving.gateway import errors
-from serving.gateway.dialects import base
+from serving.gateway.dialects import base, media
 from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.gateway.records import Usage
 from serving.gateway.relay import EventRelay, Relay, RelayError, error_message, payload_of
@@ -142,16 +142,15 @@ class Responses(Dialect):
                     param=f"tools[{number}].type",
                     code="unsupported_parameter",
                 )
-        text_bytes, media, items = utf8_length(fields.instructions or "") + len(members.get("tools", b"")), 0, 1
+        text_bytes, items = utf8_length(fields.instructions or "") + len(members.get("tools", b"")), 1
+        images: list[int] = []
         if isinstance(fields.input, str):
             text_bytes += utf8_length(fields.input)
         else:
             items = len(fields.input)
             base.require_range("input", items, 1, MAX_ITEMS)
             for number, item in enumerate(fields.input):
-                size, images = _measure(item, f"input[{number}]")
-                text_bytes += size
-                media += images
+                text_bytes += _measure(item, f"input[{number}]", images)
         members["store"] = False
         return Parsed(
             model=fields.model,
@@ -161,7 +160,8 @@ class Responses(Dialect):
                 choices=1,
                 text_bytes=text_bytes,
                 messages=items,
-                media=media,
+                media=len(images),
+                images=tuple(images),
                 max_output=fields.max_output_tokens,
                 cut_to=-1 if fields.truncation == "auto" else None,
             ),
@@ -183,13 +183,13 @@ class Responses(Dialect):
         return ResponsesRelay()
 
 
-def _measure(item: Item, at: str) -> tuple[int, int]:
-    """UTF-8 bytes of text and the number of images of one item. Raises ApiError 400."""
+def _measure(item: Item, at: str, images: list[int]) -> int:
+    """UTF-8 bytes of text of one item; adds to ``images`` what each becomes at most. Raises ApiError 400."""
     if item.type not in _ITEMS:
         raise errors.bad_request(
             f"Items of type '{item.type[:40]}' are not supported.", param=f"{at}.type", code="invalid_value"
         )
-    size, media = utf8_length(item.arguments or ""), 0
+    size = utf8_length(item.arguments or "")
     for name, content in (("content", item.content), ("summary", item.summary), ("output", item.output)):
         if isinstance(content, str):
             size += utf8_length(content)
@@ -201,15 +201,14 @@ def _measure(item: Item, at: str) -> tuple[int, int]:
                 what = "Files" if part.file_id is not None else f"Content of type '{part.type[:40]}'"
                 raise errors.bad_request(f"{what} cannot be sent here.", param=where, code="invalid_value")
             if part.image_url is not None:
-                base.require_inline(part.image_url, where)
-                media += 1
+                images.append(media.read_image(part.image_url, where))
             elif part.type == "input_image":
                 param = f"{where}.image_url"
                 raise errors.bad_request(
                     f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
                 )
             size += utf8_length(part.text or "") + utf8_length(part.refusal or "")
-    return size, media
+    return size
 
 
 class InputDetails(msgspec.Struct):
