@@ -72,7 +72,7 @@ def _switch(user: User, tenant: Tenant | None) -> Switch:
     if user.is_operator and tenant is not None:
         places.insert(0, ("All tenants", "Operator console", reverse("console")))
     if tenant is not None:
-        name, kind = tenant.name, "Tenant, seen as operator" if user.is_operator else "Tenant"
+        name, kind = tenant.name, "Seen as operator" if user.is_operator else "Tenant"
     else:
         name, kind = ("All tenants", "Operator console") if user.is_operator else ("Your tenants", "Choose one")
     return Switch(
