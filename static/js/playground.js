@@ -4,7 +4,7 @@
   if (!root) return;
   const one = (name, from = root) => from.querySelector(`[data-${name}]`);
   const BACKOFF_MS = [500, 1000, 2000, 4000, 8000, 15000], FINAL = [4401, 4403, 4429];
-  const log = one("log"), form = one("form"), message = one("message"), model = one("model"), error = one("error");
+  const log = one("log"), form = one("form"), message = one("message"), model = one("model"), error = one("error"), empty = one("empty");
   const link = document.querySelector("[data-link]"), clear = document.querySelector("[data-clear]");
   const exchanges = [];
   let images = [], socket = null, failures = 0, isOpen = false, isOver = false, current = null, nextId = 1;
@@ -156,7 +156,7 @@
     Object.assign(exchange, { id: nextId, model: model.value, text: "", mu: null, tokens: null, began: performance.now() });
     nextId += 1;
     exchange.box = answerBox(exchange);
-    one("empty")?.remove();
+    empty.remove();
     if (isNew) log.append(turn(exchange));
     log.append(exchange.box);
     current = exchange;
@@ -176,7 +176,8 @@
   /* Fenced code stands apart; everything else stays the text that it is. */
   const render = (box, text) => {
     box.replaceChildren(...text.split(/^```[^\n]*\n([\s\S]*?)\n?^```[ \t]*$/m).map((part, index) => {
-      if (index % 2 === 0) return part;
+      // The block's own margin stands for the blank lines around a fence.
+      if (index % 2 === 0) return part.replace(/^\n+|\n+$/g, "");
       const code = document.createElement("pre");
       code.tabIndex = 0;
       code.textContent = part;
@@ -302,7 +303,7 @@
   for (const button of root.querySelectorAll("[data-starter]")) button.addEventListener("click", () => { message.value = button.textContent; message.focus(); buttons(); });
   clear.addEventListener("click", () => {
     exchanges.length = 0;
-    log.replaceChildren();
+    log.replaceChildren(empty);
     sums();
     set(one("sum-answers"), "0");
     message.focus();
@@ -311,8 +312,7 @@
   model.addEventListener("change", () => {
     for (const hint of root.querySelectorAll("[data-held]")) hint.hidden = hint.dataset.held !== model.value;
     one("simulated-note").hidden = !model.selectedOptions[0].hasAttribute("data-simulated");
-    const name = one("model-name");
-    if (name) name.textContent = model.value;
+    one("model-name", empty).textContent = model.value;
     const code = document.querySelector("[data-code]");
     code.search = new URLSearchParams({ model: model.value }).toString();
     history.replaceState(null, "", `?${new URLSearchParams({ model: model.value })}`);
