@@ -28,11 +28,12 @@ call_command("migrate", verbosity=0)
 import redis
 from tests.web.seed import seed
 from tenants.services.links import sign_in_link_create
+from tests.web.everywhere import things_of
 with redis.Redis.from_url(sys.argv[1]) as client:
     seeded = seed(client, hours=2)
 links = {name: sign_in_link_create(user=user, actor=user) for name, user in
          (("operator", seeded.operator), ("owner", seeded.owner))}
-print(json.dumps({"links": links, "chat": str(seeded.chat.pk)}))
+print(json.dumps({"links": links, "chat": str(seeded.chat.pk), "things": things_of(seeded)}))
 """
 
 
@@ -42,16 +43,18 @@ class Site:
     state: str
     links: dict[str, str]
     chat: str
+    things: dict[str, str]
+    """What stands for each parameter of the pages' addresses."""
 
 
 @contextmanager
-def seeded_site(data: Path) -> Iterator[Site]:
-    """A web role of its own, with database and state of its own, in the folder ``data``."""
+def seeded_site(data: Path, **more: str) -> Iterator[Site]:
+    """A web role of its own, with database and state of its own, in the folder ``data``; ``more`` environment."""
     environment = {
         "PENSTOCK_DATA": str(data),
         "PENSTOCK_SECRET_KEY": "x" * 50,
         "DJANGO_SETTINGS_MODULE": "penstock.settings",
-    }
+    } | more
     with pytest.MonkeyPatch.context() as patch, state_of(data) as state:
         for name, value in environment.items():
             patch.setenv(name, value)

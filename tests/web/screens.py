@@ -1,8 +1,8 @@
 """Screenshots of every page from a seeded platform: ``python -m tests.web.screens FOLDER``.
 
 Makes a database and a state of its own in a temporary folder, serves the pages as production does (uvicorn), and
-photographs them at 1440 and 390 px, light and dark, with figures and empty. ``console.png`` and ``tenant.png`` are
-those of ``docs/screenshots``. Needs Chromium.
+photographs them at 1440, 1024 and 390 px, light and dark, with figures and empty (``shots`` says which). Needs
+Chromium. ``--docs`` takes the pictures of ``docs/screenshots`` instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.request import urlopen
 
 import redis
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+
+from tests.web.shots import DOCUMENTED, EMPTY_SHOTS, SHOTS, Shot
 
 if TYPE_CHECKING:
     from tests.web.seed import Seeded
@@ -40,76 +42,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-SHOTS = (
-    ("sign-in", None, "/sign-in/"),
-    ("console", "operator", "/console/?range=1h"),
-    ("console-pool", "operator", "/console/?range=24h&pool=chat-32b"),
-    ("tenant", "owner", "/t/northwind/?range=24h"),
-    ("hosts", "operator", "/console/hosts/"),
-    ("host", "operator", "/console/hosts/gpu-02/"),
-    ("host-add", "operator", "/console/hosts/new"),
-    ("host-secret", "operator", "/console/hosts/gpu-02/secret"),
-    ("deployments", "operator", "/console/deployments/"),
-    ("deployment", "operator", "/console/deployments/{chat}/?ended=1"),
-    ("deployment-events", "operator", "/console/deployments/{chat}/?tab=events"),
-    ("deployment-revisions", "operator", "/console/deployments/{chat}/?tab=revisions"),
-    ("deployment-logs", "operator", "/console/deployments/{chat}/?tab=logs"),
-    ("deployment-settings", "operator", "/console/deployments/{chat}/?tab=settings"),
-    ("deployment-new", "operator", "/console/deployments/new?model=Qwen/Qwen3-8B"),
-    ("deployment-stop", "operator", "/console/deployments/{chat}/stop"),
-    ("replica", "operator", "/console/replicas/{failed}/"),
-    ("operator-tenants", "operator", "/console/tenants/"),
-    ("operator-tenant", "operator", "/console/tenants/northwind/"),
-    ("audit", "operator", "/console/audit/"),
-    ("tokens", "operator", "/tokens"),
-    ("style-guide", "operator", "/console/style-guide/"),
-    ("not-found", None, "/nothing-here"),
-)
-README_SHOTS = (
-    ("console.png", "operator", "/console/?range=24h&pool=chat-32b", "light"),
-    ("tenant.png", "owner", "/t/northwind/?range=24h", "dark"),
-)
-TENANT_SHOTS = (
-    ("quick-start", "owner", "/t/northwind/quick-start"),
-    ("playground", "owner", "/t/northwind/playground/"),
-    ("keys", "owner", "/t/northwind/keys/"),
-    ("key", "owner", "/t/northwind/keys/{key}/"),
-    ("key-of-viewer", "viewer", "/t/northwind/keys/{key}/"),
-    ("key-new", "owner", "/t/northwind/keys/new"),
-    ("usage", "owner", "/t/northwind/usage/?range=24h"),
-    ("usage-tokens", "owner", "/t/northwind/usage/?range=24h&metric=tokens"),
-    ("usage-requests", "owner", "/t/northwind/usage/?range=24h&metric=requests"),
-    ("usage-request", "owner", "/t/northwind/usage/{request}"),
-    ("members", "owner", "/t/northwind/members/"),
-    ("limits", "owner", "/t/northwind/limits/"),
-    ("tenant-audit", "owner", "/t/northwind/audit/"),
-)
-EMPTY_TENANT_SHOTS = tuple(
-    (f"{name}-empty", "owner", f"/t/fresh/{path}")
-    for name, path in (
-        ("quick-start", "quick-start"),
-        ("playground", "playground/"),
-        ("keys", "keys/"),
-        ("usage", "usage/"),
-        ("members", "members/"),
-        ("limits", "limits/"),
-    )
-)
-EMPTY_SHOTS = (
-    ("console-empty", "operator", "/console/"),
-    ("hosts-empty", "operator", "/console/hosts/"),
-    ("deployments-empty", "operator", "/console/deployments/"),
-    ("deployment-new-empty", "operator", "/console/deployments/new"),
-    ("operator-tenant-empty", "operator", "/console/tenants/fresh/"),
-    ("operator-tenant-new", "operator", "/console/tenants/new"),
-    ("audit-empty", "operator", "/console/audit/"),
-    ("tenant-empty", "owner", "/t/fresh/"),
-    ("tenants-empty", "lonely", "/tenants/"),
-    ("tokens-empty", "owner", "/tokens"),
-)
-
-Shots = tuple[tuple[str, str | None, str], ...]
-"""Name, who is signed in, and path of each picture."""
+WIDTHS = (1440, 1024, 390)
+Shots = tuple[Shot, ...]
 
 
 def free_port() -> int:
@@ -175,58 +109,71 @@ def session_for(email: str) -> str:
     return str(request.session.session_key)
 
 
-def for_the_readme(base: str, sessions: dict[str, str], folder: Path) -> None:
-    """The two pictures the README shows: what a screen of 1440 by 1000 px holds."""
+def context_of(browser: Browser, base: str, session: str | None, width: int, height: int) -> BrowserContext:
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, locale="en-GB", timezone_id="Europe/Berlin"
+    )
+    if session:
+        context.add_cookies([{"name": "sessionid", "value": session, "url": base}])
+    return context
+
+
+def for_the_docs(base: str, sessions: dict[str, str], shots: Shots, folder: Path) -> None:
+    """The pictures of ``docs/screenshots``: what a screen of 1440 by 1000 px holds."""
+    themes = {shot.name: scheme for shot, scheme in DOCUMENTED}
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        for name, who, path, scheme in README_SHOTS:
-            context = browser.new_context(
-                viewport={"width": 1440, "height": 1000},
-                color_scheme=scheme,
-                locale="en-GB",
-                timezone_id="Europe/Berlin",
-            )
-            context.add_cookies([{"name": "sessionid", "value": sessions[who], "url": base}])
+        for shot in shots:
+            context = context_of(browser, base, sessions[shot.who or ""], 1440, 1000)
             page = context.new_page()
-            page.goto(base + path)
-            page.wait_for_selector("canvas")
-            page.wait_for_timeout(500)
-            page.screenshot(path=str(folder / name))
+            page.emulate_media(color_scheme="dark" if themes[shot.name] == "dark" else "light")
+            page.goto(base + shot.path)
+            if shot.act:
+                shot.act(page)
+                page.evaluate("window.scrollTo(0, 0)")
+            page.wait_for_timeout(900)
+            page.screenshot(path=str(folder / f"{shot.name}.png"))
             context.close()
         browser.close()
 
 
 def photograph(base: str, sessions: dict[str, str], shots: Shots, folder: Path) -> None:
+    """Each of ``shots`` at each width and in each theme; what is done on the page is done once."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        for width in (1440, 390):
-            for scheme in ("light", "dark"):
-                for name, who, path in shots:
-                    context = browser.new_context(
-                        viewport={"width": width, "height": 900},
-                        color_scheme=scheme,
-                        locale="en-GB",
-                        timezone_id="Europe/Berlin",
-                    )
-                    if who:
-                        context.add_cookies([{"name": "sessionid", "value": sessions[who], "url": base}])
-                    page = context.new_page()
-                    page.on("console", lambda message, name=name: print(name, "console:", message.text))
-                    page.goto(base + path)
-                    page.wait_for_load_state("load")
-                    page.wait_for_timeout(700)
-                    page.screenshot(path=str(folder / f"{name}-{width}-{scheme}.png"), full_page=True)
-                    context.close()
+        for shot in shots:
+            context = context_of(browser, base, sessions[shot.who] if shot.who else None, WIDTHS[0], 900)
+            page = context.new_page()
+            page.on("console", lambda message, name=shot.name: print(name, "console:", message.text))
+            page.goto(base + shot.path)
+            page.wait_for_load_state("load")
+            if shot.act:
+                shot.act(page)
+                # The bar sticks to where the page is looked at.
+                page.evaluate("window.scrollTo(0, 0)")
+            page.wait_for_timeout(400)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 900})
+                for scheme in ("light", "dark"):
+                    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+                    page.wait_for_timeout(250)
+                    page.screenshot(path=str(folder / f"{shot.name}-{width}-{scheme}.png"), full_page=True)
+            context.close()
         browser.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Screenshots of every page from a seeded platform.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", metavar="REGEX", help="pictures to take (all); readme: docs/screenshots")
+    parser.add_argument("--only", default="", metavar="REGEX", help="names of the pictures to take (all)")
+    parser.add_argument("--docs", action="store_true", help="the pictures of docs/screenshots")
     arguments = parser.parse_args()
     folder, only = arguments.folder.resolve(), re.compile(arguments.only)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def chosen(shots: Shots, places: dict[str, str]) -> Shots:
+        return tuple(shot._replace(path=shot.path.format(**places)) for shot in shots if only.search(shot.name))
+
     with tempfile.TemporaryDirectory(prefix="ps") as name:
         data = Path(name)
         os.environ |= {
@@ -234,39 +181,57 @@ def main() -> None:
             "PENSTOCK_SECRET_KEY": "only-for-pictures",
             "DJANGO_SETTINGS_MODULE": "penstock.settings",
             "PENSTOCK_API_URL": "https://llm.penstock.example/v1",
+            "PENSTOCK_AGENT_REDIS_URL": "rediss://agents@state.penstock.example:6380/0",
         }
         import django
 
         django.setup()
         from django.core.management import call_command
 
-        call_command("migrate", verbosity=0)
-        with state_of(data) as url, served(data) as base:
-            from tenants.models import Membership, Tenant, User
-            from tests.web.seed import PASSWORD, seed
+        from tests.web.answering import answering
 
-            operator = User.objects.create_user("empty@penstock.example", PASSWORD, is_operator=True)
-            fresh = User.objects.create_user("fresh@penstock.example", PASSWORD)
-            User.objects.create_user("lonely@penstock.example", PASSWORD)
-            tenant = Tenant.objects.create(slug="fresh", name="Fresh Start")
-            Membership.objects.create(tenant=tenant, user=fresh, role="owner")
-            sessions = {who: session_for(f"{who}@penstock.example") for who in ("empty", "fresh", "lonely")}
-            empty = {"operator": sessions["empty"], "owner": sessions["fresh"], "lonely": sessions["lonely"]}
-            shots: Shots = tuple(shot for shot in (*EMPTY_SHOTS, *EMPTY_TENANT_SHOTS) if only.search(shot[0]))
-            photograph(base, empty, shots, folder)
-            tenant.delete()
-            operator.delete()
-            with redis.Redis.from_url(url) as client:
-                seeded = seed(client)
-            people = {"operator": seeded.operator, "owner": seeded.owner, "viewer": seeded.viewer}
-            full = {who: session_for(user.email) for who, user in people.items()}
-            acted(seeded)
-            with going_on(url, seeded):
-                places = {"chat": seeded.chat.pk, "failed": seeded.failed.pk, **things_of(seeded)}
-                shots = tuple(shot for shot in (*SHOTS, *TENANT_SHOTS) if only.search(shot[0]))
-                photograph(base, full, tuple((n, who, path.format(**places)) for n, who, path in shots), folder)
-                if only.search("readme"):
-                    for_the_readme(base, full, folder)
+        call_command("migrate", verbosity=0)
+        with answering() as gateway, state_of(data) as url:
+            os.environ["PENSTOCK_GATEWAY_URL"] = gateway
+            with served(data) as base:
+                if not arguments.docs:
+                    of_nothing(base, chosen(EMPTY_SHOTS, {}), folder)
+                of_a_day(base, url, chosen, folder, for_docs=arguments.docs)
+
+
+def of_nothing(base: str, shots: Shots, folder: Path) -> None:
+    """Pictures before anything is there."""
+    from tenants.models import Membership, Tenant, User
+
+    operator, fresh, _ = (
+        User.objects.create_user(f"{who}@penstock.example", is_operator=who == "operator")
+        for who in ("operator", "owner", "lonely")
+    )
+    tenant = Tenant.objects.create(slug="fresh", name="Fresh Start")
+    Membership.objects.create(tenant=tenant, user=fresh, role="owner")
+    sessions = {who: session_for(f"{who}@penstock.example") for who in ("operator", "owner", "lonely")}
+    photograph(base, sessions, shots, folder)
+    tenant.delete()
+    operator.delete()
+
+
+def of_a_day(
+    base: str, url: str, chosen: Callable[[Shots, dict[str, str]], Shots], folder: Path, *, for_docs: bool
+) -> None:
+    """Pictures of the seeded platform."""
+    from tests.web.seed import seed
+
+    with redis.Redis.from_url(url) as client:
+        seeded = seed(client)
+    people = {"operator": seeded.operator, "owner": seeded.owner, "viewer": seeded.viewer}
+    sessions = {who: session_for(user.email) for who, user in people.items()}
+    acted(seeded)
+    places = things_of(seeded)
+    with going_on(url, seeded):
+        if for_docs:
+            for_the_docs(base, sessions, chosen(tuple(shot for shot, _ in DOCUMENTED), places), folder)
+        else:
+            photograph(base, sessions, chosen(SHOTS, places), folder)
 
 
 def acted(seeded: Seeded) -> None:
@@ -278,8 +243,8 @@ def acted(seeded: Seeded) -> None:
 
     operator, host = seeded.operator, Host.objects.get(name="gpu-02")
     invitation_create(tenant=seeded.northwind, email="carla@northwind.example", actor=operator)
-    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=6000, actor=operator)
-    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=9000, actor=operator)
+    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=6000, set_by="operator", actor=operator)
+    limit_set(tenant=seeded.northwind, kind="requests_per_min", value=9000, set_by="operator", actor=operator)
     host_cordon(host=host, actor=operator)
     host_uncordon(host=host, actor=operator)
     host_labels_set(host=host, labels={"zone": "b", "rack": "r12"}, actor=operator)
@@ -293,11 +258,25 @@ def things_of(seeded: Seeded) -> dict[str, str]:
     """What stands for itself in the paths of pictures."""
     from capacity.models import UsageRecord
     from tenants.models import ApiKey
+    from tenants.services import invitation_create
+    from tenants.services.links import sign_in_link_create
+    from tests.web.answering import book
 
     key = ApiKey.objects.get(tenant=seeded.northwind, name="sandbox")
-    record = UsageRecord.objects.filter(tenant_id=seeded.northwind.pk, outcome="completed").first()
+    records = UsageRecord.objects.filter(tenant_id=seeded.northwind.pk)
+    record, lost = records.filter(outcome="completed").first(), records.filter(outcome="engine_lost").first()
     assert record is not None
-    return {"key": str(key.pk), "request": str(record.pk)}
+    _, invitation = invitation_create(tenant=seeded.northwind, email="dan@northwind.example", actor=seeded.owner)
+    book(seeded)
+    return {
+        "chat": str(seeded.chat.pk),
+        "failed": str(seeded.failed.pk),
+        "key": str(key.pk),
+        "request": str(record.pk),
+        "lost": str(lost.pk if lost else record.pk),
+        "link": sign_in_link_create(user=seeded.viewer, actor=seeded.operator),
+        "invitation": invitation,
+    }
 
 
 @contextmanager

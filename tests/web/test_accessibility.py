@@ -1,0 +1,179 @@
+"""axe-core finds nothing on any page: WCAG 2.1 A and AA, wide and narrow, light and dark, as opened and in use.
+
+The pages come from the URL table: a new one is looked at, or fails for want of a thing to be about. Scripts that
+a browser's driver evaluates are no matter of the Content-Security-Policy, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.web import shots
+from tests.web.answering import answering
+from tests.web.browser import Site, seeded_site, sign_in
+from tests.web.everywhere import Address, addresses
+from tests.web.screens import CHROMIUM, FLAGS
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not shutil.which(CHROMIUM), reason=f"{CHROMIUM} is not installed"),
+]
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+CONTRAST = "color-contrast"
+RUN = "options => axe.run(document, options).then(found => found.violations)"
+FORM = """() => {
+    const said = [], one = (selector) => document.querySelectorAll(selector).length;
+    if (!/^[^·]{2,} · /.test(document.title)) said.push(`its title is ${document.title}`);
+    if (one("h1") !== 1) said.push(`it has ${one("h1")} headings of the first level`);
+    if (one("#nav") && one("#nav [aria-current]") !== 1) said.push("the navigation does not say where it is");
+    return said;
+}"""
+"""What axe's rules for WCAG do not ask: where am I, in the window's title, the navigation and the heading."""
+SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+OPEN_DETAILS = "for (const one of document.querySelectorAll('details:not(.menu)')) one.open = true"
+DEPLOYMENT = "/console/deployments/{deployment_id}/"
+MORE = {
+    "operator": (
+        *(f"{DEPLOYMENT}?tab={tab}" for tab in ("events", "revisions", "logs", "settings", "audit")),
+        "/console/deployments/new?model=Qwen/Qwen3-8B",
+        "/console/deployments/?q=nothing",
+        "/t/northwind/keys/",
+    ),
+    "owner": (
+        "/console/",
+        "/t/northwind/usage/?range=15m&outcome=not_found",
+    ),
+    None: ("/nothing-here",),
+}
+"""Further views, by who opens them: tabs, filters that nothing passes, error pages, a tenant seen by an operator."""
+IN_USE: tuple[tuple[str, str | None, str, Callable[[Page], None]], ...] = (
+    ("wrong password", None, "/sign-in/", shots.wrong_password),
+    ("switching places", "operator", "/console/", shots.switch_place),
+    ("a join command", "operator", "/console/hosts/new", shots.join_command),
+    ("a new token", "owner", "/tokens", shots.new_token),
+    ("a new key", "owner", "/t/northwind/keys/new", shots.new_key),
+    ("revoking a key", "owner", "/t/northwind/keys/{key_id}/", shots.ask_to_revoke),
+    ("rotating a key", "owner", "/t/northwind/keys/{key_id}/", shots.ask_to_rotate),
+    ("answers of the playground", "owner", "/t/northwind/playground/", shots.be_refused),
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """With a gateway that answers the playground."""
+    with (
+        answering() as gateway,
+        seeded_site(tmp_path_factory.mktemp("pw"), PENSTOCK_GATEWAY_URL=gateway) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+
+
+@pytest.fixture
+def page_of(browser: Browser, site: Site) -> Iterator[Callable[[str | None], Page]]:
+    """A page of somebody who is signed in, or of a visitor."""
+    contexts = []
+
+    def made(who: str | None) -> Page:
+        contexts.append(browser.new_context(locale="en-GB", timezone_id="Asia/Kolkata"))
+        page = contexts[-1].new_page()
+        if who:
+            sign_in(page, site, who)
+        return page
+
+    yield made
+    for context in contexts:
+        context.close()
+
+
+def found(page: Page, where: str, options: dict[str, Any]) -> list[str]:
+    """A line for each element that breaks a rule."""
+    return [
+        f"{where}: {fault['id']}: {node['html'][:160]} {[check['message'] for check in node['any'] + node['all']]}"
+        for fault in page.evaluate(RUN, options | {"resultTypes": ["violations"], "preload": False})
+        for node in fault["nodes"]
+    ]
+
+
+def faults(page: Page, where: str) -> list[str]:
+    """All rules in a wide window, then what another theme can change, then what another layout can."""
+    every = {"runOnly": {"type": "tag", "values": TAGS}}
+    page.evaluate(AXE_SCRIPT)
+    page.evaluate(OPEN_DETAILS)
+    lines = [f"{where}: {fault}" for fault in page.evaluate(FORM)]
+    lines += found(page, f"{where} (light, wide)", every)
+    page.emulate_media(color_scheme="dark")
+    lines += found(page, f"{where} (dark, wide)", {"runOnly": {"type": "rule", "values": [CONTRAST]}})
+    page.set_viewport_size({"width": 390, "height": 844})
+    lines += found(page, f"{where} (dark, narrow)", every | {"rules": {CONTRAST: {"enabled": False}}})
+    return lines + [f"{where} (narrow): scrolls sideways"] * page.evaluate(SIDEWAYS)
+
+
+def wide_and_light(page: Page) -> None:
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    page.set_viewport_size({"width": 1440, "height": 900})
+
+
+def is_page(page: Page, address: Address, url: str) -> bool:
+    """Not what can only be posted, a part of a page, data, or a way to another page."""
+    # Without a pool there are no series to answer with.
+    answer = page.request.get(url, params={"pool": "chat-32b"}, max_redirects=0)
+    assert answer.status in (200, 302, 405), (address, answer.status)
+    return answer.status == 200 and answer.text().lstrip().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("who", ["operator", "owner", None])
+def test_every_page(page_of: Callable[[str | None], Page], site: Site, who: str | None) -> None:
+    page = page_of(who)
+    own = [(address, address.path(site.things)) for address in addresses() if address.who == who]
+    paths = [path for address, path in own if is_page(page, address, site.url + path)]
+    assert len(paths) >= {"operator": 18, "owner": 11, None: 3}[who]
+    lines = []
+    for path in (*paths, *(more.format(**site.things) for more in MORE[who])):
+        wide_and_light(page)
+        page.goto(site.url + path)
+        lines += faults(page, path)
+    assert lines == []
+
+
+def test_pages_in_use(page_of: Callable[[str | None], Page], site: Site) -> None:
+    pages: dict[str | None, Page] = {who: page_of(who) for who in ("operator", "owner", None)}
+    lines = []
+    for what, who, path, act in IN_USE:
+        wide_and_light(pages[who])
+        pages[who].goto(site.url + path.format(**site.things))
+        act(pages[who])
+        lines += faults(pages[who], what)
+    assert lines == []
+
+
+def test_the_menu_of_a_phone(page_of: Callable[[str | None], Page], site: Site) -> None:
+    page = page_of("operator")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{site.url}/console/hosts/")
+    page.get_by_role("button", name="Menu").click()
+    expect(page.get_by_role("link", name="Capacity")).to_be_visible()
+    page.evaluate(AXE_SCRIPT)
+    assert found(page, "menu", {"runOnly": {"type": "tag", "values": TAGS}}) == []
+
+
+def test_faults_are_found(page_of: Callable[[str | None], Page], site: Site) -> None:
+    """Else a page without any would prove nothing."""
+    page = page_of(None)
+    wide_and_light(page)
+    page.goto(f"{site.url}/sign-in/")
+    page.evaluate("document.querySelector('label').remove(); document.querySelector('h1').style.color = '#ccc'")
+    assert {line.split(": ")[1] for line in faults(page, "")} == {"label", CONTRAST}
