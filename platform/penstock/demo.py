@@ -117,7 +117,7 @@ def _seed_tenant(name: str, people: tuple[tuple[str, str], ...]) -> DemoTenant:
     key, text = api_key_create(tenant=tenant, name="Demo key", scopes=("inference", "usage"), actor=ACTOR)
     if name == "Alder Health":
         for kind, value in _MODEST.items():
-            limit_set(tenant=tenant, api_key=key, kind=kind, value=value, actor=ACTOR)
+            limit_set(tenant=tenant, api_key=key, kind=kind, value=value, set_by="operator", actor=ACTOR)
     return DemoTenant(tenant.slug, name, text)
 
 

@@ -24,6 +24,7 @@ from serving.gateway.records import (
 from serving.models import Deployment, Replica, Revision
 from serving.options import adapters_of, invocations_path, spoken
 from tenants.models import ApiKey, Limit, Tenant
+from tenants.policy.limits import holdings
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -86,10 +87,13 @@ def _limits(owners: Iterable[uuid.UUID] | None, *, of_keys: bool) -> Mapping[uui
     if owners is not None:
         rows = rows.filter(**{f"{owner}__in": owners})
     found: dict[uuid.UUID, list[LimitRecord]] = defaultdict(list)
-    for limit in rows.order_by("pk").iterator(_CHUNK):
-        found[getattr(limit, owner)].append(
-            LimitRecord(id=str(limit.pk), kind=_KINDS[limit.kind], value=float(limit.value), model=limit.model)
+    # Gateways are told of one limit where the operator and the tenant have set one: of the smaller one.
+    for held in holdings(rows.order_by("pk").iterator(_CHUNK)):
+        limit = held.lasting
+        record = LimitRecord(
+            id=str(limit.pk), kind=_KINDS[limit.kind], value=float(held.in_force.value), model=limit.model
         )
+        found[getattr(limit, owner)].append(record)
     return {key: tuple(limits) for key, limits in found.items()}
 
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from tenants.admin.base import HistoryAdmin, ServiceAdmin, column, confirmed, operator_of, remember_secret, shown_once
 from tenants.models import ApiKey, Limit, SignInAttempt, SignInLink
+from tenants.selectors import limits_held
 from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update, limit_remove, limit_set
 
 
@@ -102,15 +103,27 @@ class ApiKeyAdmin(ServiceAdmin):
 
 @admin.register(Limit)
 class LimitAdmin(ServiceAdmin):
-    list_display = ("tenant", "api_key", "kind", "value", "model")
-    list_filter = ("kind", "tenant")
+    list_display = ("tenant", "api_key", "kind", "value", "model", "set_by", "holds")
+    list_filter = ("set_by", "kind", "tenant")
     list_select_related = ("tenant", "api_key")
     search_fields = ("tenant__name", "api_key__name", "model")
     autocomplete_fields = ("tenant", "api_key")
-    fields = ("tenant", "api_key", "kind", "model", "value")
-    readonly_fields = ("tenant", "api_key", "kind", "model")
-    fields_on_add = fields
+    fields = ("tenant", "api_key", "kind", "model", "value", "set_by", "holds")
+    readonly_fields = ("tenant", "api_key", "kind", "model", "set_by", "holds")
+    fields_on_add = ("tenant", "api_key", "kind", "model", "value", "set_by")
     actions = ("remove",)
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {"set_by": Limit.SetBy.OPERATOR, **super().get_changeform_initial_data(request)}
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        found = super().get_changelist_instance(request)
+        limits_held(found.result_list)
+        return found
+
+    @column("Holds", label={"Holds": "success", "The smaller one beside it holds": "warning"})
+    def holds(self, limit: Limit) -> str:
+        return "Holds" if limit.is_in_force else "The smaller one beside it holds"
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> Limit:
         return limit_set(actor=operator_of(request), **data)
@@ -121,11 +134,14 @@ class LimitAdmin(ServiceAdmin):
             api_key=obj.api_key,
             kind=obj.kind,
             model=obj.model,
+            set_by=obj.set_by,
             value=data["value"],
             actor=operator_of(request),
         )
 
-    @confirmed(question="Remove these limits? What they held back is free.", verb="Remove")
+    @confirmed(
+        question="Remove these limits? What they held back is free, as far as none beside them holds.", verb="Remove"
+    )
     def remove(self, request: HttpRequest, rows: list[Limit]) -> int:
         return sum(limit_remove(limit=limit, actor=operator_of(request)) for limit in rows)
 

@@ -1,4 +1,4 @@
-"""``/tenants/{tenant}/limits`` and ``…/keys/{key}/limits``: plain limits, named by their kind and model."""
+"""``/tenants/{tenant}/limits`` and ``…/keys/{key}/limits``: plain limits, named by kind, model and whose they are."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from django.db.models import QuerySet
 from django.http import Http404
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import serializers, status
+from rest_framework import exceptions, serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import TenantViewSet
 from tenants.models import ApiKey, Limit
+from tenants.policy.limits import ASK_OPERATOR, limit_refusal, set_by_whom
 from tenants.policy.roles import Action
+from tenants.selectors import limits_held
 from tenants.services import limit_remove, limit_set
 
 _MOST = 2**63 - 1
 _MODEL = OpenApiParameter("model", str, description="Served model name; empty: the limit for all models together.")
 _KIND = OpenApiParameter("kind", str, OpenApiParameter.PATH, enum=Limit.Kind.values)
+_SET_BY = OpenApiParameter(
+    "set_by",
+    str,
+    enum=Limit.SetBy.values,
+    description="Whose limit. Left out: for operators the operator's, for everybody else the tenant's own.",
+)
 _KEY = OpenApiParameter("key", OpenApiTypes.UUID, OpenApiParameter.PATH, description="Id of the API key.")
+
+_NONE = "No such limit is set. A limit for one model is named by ?model=<served name>."
 
 
 class LimitFields(serializers.Serializer[Any]):
@@ -29,13 +39,44 @@ class LimitFields(serializers.Serializer[Any]):
     model = serializers.CharField(
         max_length=200, allow_blank=True, default="", help_text="Served model name; empty means all models together."
     )
+    set_by = serializers.ChoiceField(
+        choices=Limit.SetBy.choices,
+        required=False,
+        help_text="Whose limit. Left out: an operator sets the operator's, everybody else the tenant's own.",
+    )
 
 
 class LimitSerializer(serializers.ModelSerializer[Limit]):
+    is_in_force = serializers.BooleanField(
+        read_only=True, help_text="False: the other one of this kind and model holds."
+    )
+    value_in_force = serializers.IntegerField(
+        read_only=True,
+        source="holding.in_force.value",
+        help_text="What holds: the smaller of the operator's limit and the tenant's own.",
+    )
+
     class Meta:
         model = Limit
-        fields = ("id", "kind", "model", "value", "created_at", "updated_at")
+        fields = (
+            "id",
+            "kind",
+            "model",
+            "value",
+            "set_by",
+            "is_in_force",
+            "value_in_force",
+            "created_at",
+            "updated_at",
+        )
         read_only_fields = fields
+
+
+class SetByOperator(exceptions.PermissionDenied):
+    """The operator's limit, and it is no operator who would change it."""
+
+    default_code = "set_by_operator"
+    hint = ASK_OPERATOR
 
 
 class LimitsViewSet(TenantViewSet[Limit]):
@@ -47,8 +88,8 @@ class LimitsViewSet(TenantViewSet[Limit]):
     }
     queryset = Limit.objects.none()
     serializer_class = LimitSerializer
-    filterset_fields = ("kind", "model")
-    ordering_fields = ("kind", "model", "value")
+    filterset_fields = ("kind", "model", "set_by")
+    ordering_fields = ("kind", "model", "value", "set_by")
     lookup_field = "kind"
 
     @property
@@ -58,22 +99,39 @@ class LimitsViewSet(TenantViewSet[Limit]):
 
     def get_queryset(self) -> QuerySet[Limit]:
         rows = Limit.objects.filter(tenant=self.tenant, api_key=self.api_key)
-        return rows.select_related("tenant").order_by("kind", "model")
+        return rows.select_related("tenant").order_by("kind", "model", "set_by")
+
+    def paginate_queryset(self, queryset: Any) -> Any:
+        return limits_held(super().paginate_queryset(queryset) or ())
 
     def list(self, request: Request, **_: str) -> Response:
-        """The limits that are set."""
+        """The limits that are set, by operator and tenant: of two of one kind and model the smaller holds."""
         return self.listed(self.get_queryset())
 
-    @extend_schema(parameters=[_KIND, _MODEL])
+    @extend_schema(parameters=[_KIND, _MODEL, _SET_BY])
     def retrieve(self, request: Request, **_: str) -> Response:
-        """The limit of this kind, for one model or for all together."""
-        return self.shown(self._stored(request.query_params.get("model", "")))
+        """The limit of this kind, for one model or for all together.
+
+        Without ``set_by``: the caller's own, or, where there is none, the other one.
+        """
+        named = self._named()
+        row = self._stored(set_by=named or self._own)
+        if row is None and not named:
+            row = self._stored()
+        if row is None:
+            raise Http404(_NONE)
+        return self.shown(row)
 
     @extend_schema(parameters=[_KIND], request=LimitFields, responses={200: LimitSerializer, 201: LimitSerializer})
     def update(self, request: Request, **_: str) -> Response:
-        """Set the limit of this kind, whether or not there is one. Gateways hold to it within two seconds."""
-        given = self.read(LimitFields)
-        row = self._found(given["model"])
+        """Set the limit of this kind, whether or not there is one. Gateways hold to it within two seconds.
+
+        A tenant sets its own; the operator's stays beside it, and the smaller holds (``value_in_force``). An operator
+        sets the operator's, or the tenant's own for it with ``set_by``.
+        """
+        given = {"set_by": self._own, **self.read(LimitFields)}
+        self._allow(given["set_by"])
+        row = self._found(given["model"], given["set_by"])
 
         def put(code: int) -> Response:
             made = limit_set(
@@ -84,10 +142,21 @@ class LimitsViewSet(TenantViewSet[Limit]):
         missing = "There is no such limit: leave out If-Match to set one."
         return self.put_or_create(row, put, missing=missing, turn_of=self.tenant)
 
-    @extend_schema(parameters=[_KIND, _MODEL], responses={204: None})
+    @extend_schema(parameters=[_KIND, _MODEL, _SET_BY], responses={204: None})
     def destroy(self, request: Request, **_: str) -> Response:
-        """Remove the limit of this kind: what it held back is free."""
-        row = self._stored(request.query_params.get("model", ""))
+        """Remove the limit of this kind: what it held back is free, as far as the other one does not hold.
+
+        A tenant removes its own; the operator's is removed by operators.
+        """
+        named = self._named()
+        self._allow(named or self._own)
+        row = self._stored(set_by=named or self._own)
+        if row is None:
+            other = self._stored()
+            if other is not None and not named:
+                self._allow(other.set_by)
+                raise Http404(f"Only the {other.set_by}'s limit is set: name it by ?set_by={other.set_by}.")
+            raise Http404(_NONE)
 
         def end() -> Response:
             limit_remove(limit=row, actor=self.caller.actor)
@@ -102,14 +171,31 @@ class LimitsViewSet(TenantViewSet[Limit]):
             raise Http404(f"There is no such kind of limit: use {', '.join(Limit.Kind.values)}.")
         return kind
 
-    def _found(self, model: str) -> Limit | None:
-        return self.get_queryset().filter(kind=self._kind, model=model).first()
+    @property
+    def _own(self) -> str:
+        """Whose limits the caller sets without saying so."""
+        return set_by_whom(is_operator=self.caller.is_operator)
 
-    def _stored(self, model: str) -> Limit:
-        row = None if "\0" in model else self._found(model)
-        if row is None:
-            raise Http404("No such limit is set. A limit for one model is named by ?model=<served name>.")
-        return row
+    def _named(self) -> str:
+        """What the address says of whose limit is meant; empty: nothing. Raises ValidationError."""
+        named: str = self.request.query_params.get("set_by", "")
+        if named and named not in Limit.SetBy.values:
+            raise exceptions.ValidationError({"set_by": f"Use one of {', '.join(Limit.SetBy.values)}."})
+        return named
+
+    def _allow(self, set_by: str) -> None:
+        """Raises SetByOperator where the caller may not change limits of ``set_by``."""
+        if refusal := limit_refusal(set_by, is_operator=self.caller.is_operator):
+            raise SetByOperator(refusal)
+
+    def _found(self, model: str, set_by: str = "") -> Limit | None:
+        rows = self.get_queryset().filter(kind=self._kind, model=model)
+        return (rows.filter(set_by=set_by) if set_by else rows).first()
+
+    def _stored(self, set_by: str = "") -> Limit | None:
+        """The limit that the address names."""
+        model = self.request.query_params.get("model", "")
+        return None if "\0" in model else self._found(model, set_by)
 
 
 class KeyLimitsViewSet(LimitsViewSet):

@@ -3,10 +3,12 @@
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
+from django.utils.functional import cached_property
 
 from tenants.keys import NO_NUL, name_errors, network_errors, scope_errors
 from tenants.models.base import Identified, uuid7
 from tenants.models.people import Tenant, User
+from tenants.policy.limits import OPERATOR, TENANT, Holding, holdings
 
 
 class ApiKey(Identified):
@@ -130,31 +132,41 @@ class AccessToken(Identified):
 
 
 class Limit(Identified):
-    """A plain limit for a tenant or, when ``api_key`` is set, for one key. Empty ``model`` means every model."""
+    """A plain limit for a tenant or, when ``api_key`` is set, for one key. Empty ``model`` means every model.
+
+    The operator's and the tenant's own may stand beside each other; the smaller holds.
+    """
 
     class Kind(models.TextChoices):
         REQUESTS_PER_MIN = "requests_per_min", "requests / min"
         TOKENS_PER_MIN = "tokens_per_min", "tokens / min"
         CONCURRENCY = "concurrency", "concurrent requests"
 
+    class SetBy(models.TextChoices):
+        OPERATOR = OPERATOR, "Operator"
+        TENANT = TENANT, "Tenant"
+
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="limits")
     api_key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.CASCADE, related_name="limits")
     kind = models.CharField(max_length=20, choices=Kind.choices)
     model = models.CharField(max_length=200, blank=True)
     value = models.PositiveBigIntegerField()
+    set_by = models.CharField(
+        max_length=8, choices=SetBy.choices, help_text="Whose limit it is, and who may change it."
+    )
 
     class Meta:
         ordering = ("tenant", "kind")
         constraints = (
             models.UniqueConstraint(
-                fields=("tenant", "kind", "model"),
+                fields=("tenant", "kind", "model", "set_by"),
                 condition=models.Q(api_key__isnull=True),
                 name="tenants_limit_unique_for_tenant",
                 violation_error_code="kind",
                 violation_error_message="The tenant has a limit of this kind already.",
             ),
             models.UniqueConstraint(
-                fields=("api_key", "kind", "model"),
+                fields=("api_key", "kind", "model", "set_by"),
                 condition=models.Q(api_key__isnull=False),
                 name="tenants_limit_unique_for_key",
                 violation_error_code="kind",
@@ -165,6 +177,12 @@ class Limit(Identified):
                 name="tenants_limit_known_kind",
                 violation_error_code="kind",
                 violation_error_message="The kind must be requests_per_min, tokens_per_min or concurrency.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(set_by__in=("operator", "tenant")),
+                name="tenants_limit_known_set_by",
+                violation_error_code="set_by",
+                violation_error_message="A limit is set by the operator or by the tenant.",
             ),
             # An empty bucket admits one request of any size, so a limit of 0 would not mean "nothing".
             models.CheckConstraint(
@@ -181,6 +199,17 @@ class Limit(Identified):
     def clean(self) -> None:
         if self.api_key is not None and self.api_key.tenant_id != self.tenant_id:
             raise ValidationError({"api_key": "The key belongs to another tenant."})
+
+    @cached_property
+    def holding(self) -> Holding["Limit"]:
+        """This limit and what stands beside it, as stored when it is first asked; ``limits_held`` fills in many."""
+        beside = Limit.objects.filter(tenant=self.tenant_id, api_key=self.api_key_id, kind=self.kind, model=self.model)
+        return holdings([*beside.exclude(pk=self.pk), self])[0]
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether this one holds, and not a smaller one beside it."""
+        return self.holding.in_force.pk == self.pk
 
 
 class SignInLink(Identified):

@@ -126,7 +126,12 @@ def api_key_rotate(
     )
     for limit in stored.limits.all():
         Limit.objects.create(
-            tenant_id=limit.tenant_id, api_key=new, kind=limit.kind, model=limit.model, value=limit.value
+            tenant_id=limit.tenant_id,
+            api_key=new,
+            kind=limit.kind,
+            model=limit.model,
+            value=limit.value,
+            set_by=limit.set_by,
         )
     ends = min(stored.expires_at, now + overlap) if stored.expires_at else now + overlap
     change = {"expires_at": ends} if overlap else {"revoked_at": now}

@@ -9,17 +9,25 @@ from tenants.models import ApiKey, Limit, Tenant
 
 @transaction.atomic
 def limit_set(
-    *, tenant: Tenant, kind: str, value: int, actor: Actor, api_key: ApiKey | None = None, model: str = ""
+    *,
+    tenant: Tenant,
+    kind: str,
+    value: int,
+    set_by: str,
+    actor: Actor,
+    api_key: ApiKey | None = None,
+    model: str = "",
 ) -> Limit:
     """Set the limit of this kind (requests/min, tokens/min or requests at once), whether or not there is one.
 
-    Raises ValidationError by field.
+    ``set_by``: whose it is, ``operator`` or ``tenant``; the other's stays beside it, and the smaller holds. That
+    ``actor`` may set it is for the caller to check (``limit_refusal``). Raises ValidationError by field.
     """
     # Nobody can wait for a limit that does not exist yet: two who set the same one take turns on the tenant.
     tenant.take_turn()
-    limit = Limit.objects.filter(tenant=tenant, api_key=api_key, kind=kind, model=model).first()
+    limit = Limit.objects.filter(tenant=tenant, api_key=api_key, kind=kind, model=model, set_by=set_by).first()
     before = state_of(limit) if limit else None
-    limit = limit or Limit(tenant=tenant, api_key=api_key, kind=kind, model=model)
+    limit = limit or Limit(tenant=tenant, api_key=api_key, kind=kind, model=model, set_by=set_by)
     limit.value = value
     limit.full_clean()
     after = state_of(limit)
@@ -33,7 +41,7 @@ def limit_set(
 
 @transaction.atomic
 def limit_remove(*, limit: Limit, actor: Actor) -> bool:
-    """Remove the limit: what it held back is free. Returns False if it was removed before."""
+    """Remove the limit: what it held back is free, as far as none beside it holds. False if it was removed before."""
     limit.tenant.take_turn()
     stored = Limit.objects.filter(pk=limit.pk).first()
     if stored is None:

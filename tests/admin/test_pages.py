@@ -71,7 +71,7 @@ def populate(times: int) -> None:
         person, tenant = factories.user(), factories.tenant()
         membership_add(tenant=tenant, user=person, actor="t")
         key, _ = factories.api_key(tenant)
-        limit_set(tenant=tenant, api_key=key, kind="concurrency", value=4, actor="t")
+        limit_set(tenant=tenant, api_key=key, kind="concurrency", value=4, set_by="tenant", actor="t")
         sign_in_link_create(user=person, actor="t")
         invitation_create(tenant=tenant, email=f"invited.{person.email}", actor=person)
         host = factories.host()
@@ -347,11 +347,36 @@ def test_a_quarantined_request_is_booked_again_from_the_admin(client: Client) ->
 
 def test_limits_are_changed_in_place(client: Client) -> None:
     key, _ = factories.api_key()
-    limit = limit_set(tenant=key.tenant, api_key=key, kind="requests_per_min", value=10, actor="t")
+    limit = limit_set(tenant=key.tenant, api_key=key, kind="requests_per_min", value=10, set_by="tenant", actor="t")
     assert client.post(change_form(limit), {"value": 25}).status_code == 302
     assert Limit.objects.get().value == 25
     response = client.post(change_form(limit), {"value": 0})
     assert b"at least 1" in response.content
+
+
+def test_an_operator_sets_the_operators_limit_and_sees_what_holds(client: Client) -> None:
+    tenant = factories.tenant()
+    limit_set(tenant=tenant, kind="concurrency", value=10, set_by="tenant", actor="t")
+    form = client.get(reverse("admin:tenants_limit_add")).content.decode()
+    assert '<option value="operator" selected' in form
+    sent = {
+        "tenant": str(tenant.pk),
+        "api_key": "",
+        "kind": "concurrency",
+        "model": "",
+        "value": 20,
+        "set_by": "operator",
+    }
+    assert client.post(reverse("admin:tenants_limit_add"), sent).status_code == 302
+    page = client.get(change_list(Limit)).content.decode()
+    assert page.count("The smaller one beside it holds") == 1
+    stored = Limit.objects.get(set_by="operator")
+    assert "The smaller one beside it holds" in client.get(change_form(stored)).content.decode()
+    assert client.post(change_form(stored), {"value": 5}).status_code == 302
+    assert {(one.set_by, one.value, one.is_in_force) for one in Limit.objects.all()} == {
+        ("operator", 5, True),
+        ("tenant", 10, False),
+    }
 
 
 def test_the_admin_signs_in_where_guessing_is_slowed_down(db: None) -> None:

@@ -68,7 +68,9 @@ def furnish(world: World) -> None:
     for tenant in (world.acme, world.other):
         key, _ = factories.api_key(tenant)
         for of in (None, key):
-            limit_set(tenant=tenant, kind=Limit.Kind.REQUESTS_PER_MIN, value=60, api_key=of, actor="test")
+            limit_set(
+                tenant=tenant, kind=Limit.Kind.REQUESTS_PER_MIN, value=60, set_by="operator", api_key=of, actor="test"
+            )
         invitation_create(tenant=tenant, email="new@example.org", role=Membership.Role.VIEWER, actor="test")
         traffic = factories.Traffic(str(tenant.pk), str(key.pk), str(deployment.pool_id), str(deployment.pk))
         write_batch(factories.batch(traffic.pair(time.time() - 60), segment=tenant.slug))

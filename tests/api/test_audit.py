@@ -76,7 +76,7 @@ def test_an_entry_tells_who_did_what_and_no_secret(world: World) -> None:
 
 def test_entries_are_filtered(world: World) -> None:
     owner = world.by("owner")
-    limit = limit_set(tenant=world.acme, kind="concurrency", value=4, actor=world.members["admin"])
+    limit = limit_set(tenant=world.acme, kind="concurrency", value=4, set_by="tenant", actor=world.members["admin"])
     assert filtered(owner, PATH, action="limit.set") == ["limit.set"]
     assert filtered(owner, PATH, actor="Admin@acme.example") == ["limit.set"]
     assert filtered(owner, PATH, object_type="tenants.limit", object_id=limit.pk) == ["limit.set"]

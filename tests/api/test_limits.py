@@ -32,20 +32,31 @@ def key_path(world: World) -> str:
 
 
 def test_who_sees_and_changes_the_limits_of_a_tenant(world: World) -> None:
-    limit_set(tenant=world.acme, kind="concurrency", value=4, actor="test")
+    limit_set(tenant=world.acme, kind="concurrency", value=4, set_by="tenant", actor="test")
     assert codes(world, "get", PATH) == codes(world, "get", f"{PATH}/concurrency") == VIEWERS
-    assert codes(world, "put", f"{PATH}/concurrency", {"value": 9}) == CHANGERS
+    assert codes(world, "put", f"{PATH}/concurrency", {"value": 9}) == {**CHANGERS, "operator": 201}, (
+        "the operator sets another"
+    )
     removed = codes(world, "delete", f"{PATH}/concurrency")
-    assert removed == {**CHANGERS, "owner": 204, "admin": 404, "key:manage": 404, "operator": 404}
+    assert removed == {**CHANGERS, "owner": 204, "admin": 403, "key:manage": 403, "operator": 204}
 
 
 def test_who_sees_and_changes_the_limits_of_a_key(world: World, key_path: str) -> None:
-    limit_set(tenant=world.acme, api_key=world.keys["inference"][0], kind="concurrency", value=4, actor="test")
+    limit_set(
+        tenant=world.acme,
+        api_key=world.keys["inference"][0],
+        kind="concurrency",
+        value=4,
+        set_by="tenant",
+        actor="test",
+    )
     viewers = {**VIEWERS, "key:usage": 403}
     assert codes(world, "get", key_path) == codes(world, "get", f"{key_path}/concurrency") == viewers
-    assert codes(world, "put", f"{key_path}/concurrency", {"value": 9}) == CHANGERS
+    assert codes(world, "put", f"{key_path}/concurrency", {"value": 9}) == {**CHANGERS, "operator": 201}, (
+        "the operator sets another"
+    )
     removed = codes(world, "delete", f"{key_path}/concurrency")
-    assert removed == {**CHANGERS, "owner": 204, "admin": 404, "key:manage": 404, "operator": 404}
+    assert removed == {**CHANGERS, "owner": 204, "admin": 403, "key:manage": 403, "operator": 204}
 
 
 def test_setting_a_limit_makes_or_changes_it(world: World, key_path: str) -> None:

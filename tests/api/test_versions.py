@@ -28,7 +28,7 @@ def tables_locked(ask: Any) -> list[str]:
 def test_whoever_changes_what_belongs_to_a_tenant_takes_its_turn_first(world: World, insists: bool) -> None:
     """Always in the same order: two who lock the same rows in another order wait for each other for ever."""
     owner = world.by("owner")
-    limit_set(tenant=world.acme, kind=Limit.Kind.CONCURRENCY, value=4, actor="test")
+    limit_set(tenant=world.acme, kind=Limit.Kind.CONCURRENCY, value=4, set_by="tenant", actor="test")
     member = Membership.objects.get(tenant=world.acme, user=world.members["viewer"])
     for path, method, body in (
         ("/tenants/acme/limits/concurrency", "put", {"value": 5}),

@@ -121,7 +121,7 @@ def test_a_limit_set_and_removed_by_many_is_one_limit() -> None:
     tenant = factories.tenant()
 
     def put(value: int) -> int:
-        return limit_set(tenant=tenant, kind="tokens_per_min", value=value, actor="t").value
+        return limit_set(tenant=tenant, kind="tokens_per_min", value=value, set_by="operator", actor="t").value
 
     outcomes = race(*[lambda v=value: put(v) for value in range(1, THREADS + 1)])  # type: ignore[misc]
     assert sorted(outcomes, key=str) == list(range(1, THREADS + 1)), outcomes

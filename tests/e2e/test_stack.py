@@ -82,7 +82,7 @@ if value is None:
     for limit in Limit.objects.filter(tenant=tenant, kind={kind!r}, api_key=None):
         services.limit_remove(limit=limit, actor="test")
 else:
-    services.limit_set(tenant=tenant, kind={kind!r}, value=value, actor="test")
+    services.limit_set(tenant=tenant, kind={kind!r}, value=value, set_by="operator", actor="test")
 """
     )
 
@@ -94,7 +94,7 @@ def new_tenant_with_limit(stack: Stack, kind: str, value: int) -> str:
         f"""
 from tenants import services
 tenant = services.tenant_create(name={slug!r}, slug={slug!r}, actor="test")
-services.limit_set(tenant=tenant, kind={kind!r}, value={value}, actor="test")
+services.limit_set(tenant=tenant, kind={kind!r}, value={value}, set_by="operator", actor="test")
 key, secret = services.api_key_create(tenant=tenant, name="test", actor="test")
 print("KEY", secret)
 """

@@ -223,6 +223,44 @@ def test_members_export_and_apply_what_is_theirs(shell: Shell, people: People) -
     assert code == 1
 
 
+def test_limits_of_both_go_round_and_converge(shell: Shell, people: People) -> None:
+    sign_in(shell, people, "operator")
+    manifest = (
+        "tenants: [{slug: acme, limits: [{kind: concurrency, value: 8}, {kind: concurrency, model: m, value: 2}]}]"
+    )
+    assert shell("apply", "-f", "-", stdin=manifest)[0] == 0
+    sign_in(shell, people, "owner")
+    assert shell("apply", "-f", "-", stdin=manifest.replace("8", "20"))[0] == 0, "the tenant's own"
+    own = yaml.safe_load(shell("export")[1])
+    assert own["tenants"][0]["limits"] == [
+        {"kind": "concurrency", "set_by": "tenant", "value": 20},
+        {"kind": "concurrency", "model": "m", "set_by": "tenant", "value": 2},
+    ]
+    assert shell("apply", "-f", "-", stdin=yaml.safe_dump(own))[1] == ""
+    code, _, err = shell("apply", "-f", "-", stdin=manifest.replace("value: 8", "value: 9, set_by: operator"))
+    assert code == 1
+    assert "Ask an operator of the platform" in err
+    sign_in(shell, people, "operator")
+    everything = shell("export", "tenants")[1]
+    acme = next(row for row in yaml.safe_load(everything)["tenants"] if row["slug"] == "acme")
+    assert {(one.get("model", ""), one["set_by"], one["value"]) for one in acme["limits"]} == {
+        ("", "operator", 8),
+        ("m", "operator", 2),
+        ("", "tenant", 20),
+        ("m", "tenant", 2),
+    }
+    for text in (everything, manifest):
+        code, out, err = shell("apply", "-f", "-", stdin=text)
+        assert (code, out) == (0, ""), err
+    kept = set(Limit.objects.values_list("model", "set_by", "value"))
+    Limit.objects.all().delete()
+    assert shell("apply", "-f", "-", stdin=everything)[0] == 0
+    assert set(Limit.objects.values_list("model", "set_by", "value")) == kept
+    twice = manifest.replace("model: m", "set_by: operator")
+    code, _, err = shell("apply", "-f", "-", stdin=twice)
+    assert (code, "stands at" in err) == (1, True), "said and not said are the same"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -104,6 +104,10 @@ def test_a_keys_end_is_told_once() -> None:
         ({"tenants": [{"slug": "x", "nmae": "X"}]}, "tenants[0].nmae: no such field; a tenant has slug, name"),
         ({"tenants": [{"slug": "x"}, {"slug": "x"}]}, "tenants[1]: tenant x stands at tenants[0] already"),
         (
+            {"tenants": [{"slug": "x", "limits": [{"kind": "concurrency", "value": 1, "set_by": "me"}]}]},
+            "limits[0].set_by: it is one of operator, tenant",
+        ),
+        (
             {"tenants": [{"slug": "x", "limits": [{"kind": "concurrency", "value": True}]}]},
             "limits[0].value: it is a who",
         ),

@@ -102,8 +102,8 @@ def test_everything_a_gateway_needs_is_published(state, served):
     pool, deployment, revision, replicas = served
     tenant = make_tenant()
     key = make_key(tenant)
-    Limit.objects.create(tenant=tenant, kind="requests_per_min", value=60)
-    Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=3, model="demo")
+    Limit.objects.create(tenant=tenant, kind="requests_per_min", value=60, set_by="operator")
+    Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=3, model="demo", set_by="tenant")
     publish.publish_pending()
     check(state)
     assert published(state, "tenant")[str(tenant.pk)]["limits"][0]["value"] == 60.0

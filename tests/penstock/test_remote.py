@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,28 @@ def test_limits_are_set_again_and_removed(shell: Shell, people: dict[str, tuple[
     assert shell("limits", "remove", "concurrency", "--model", "m")[0] == 0
     assert shell("limits", "remove", "tokens_per_min")[0] == 0
     assert shell.json("limits", "list") == []
+
+
+def test_the_operators_limit_is_seen_and_not_changed_by_the_tenant(
+    shell: Shell, people: dict[str, tuple[User, str]]
+) -> None:
+    sign_in(shell, people, "operator")
+    assert shell("limits", "set", "concurrency", "10", "--tenant", "acme")[0] == 0
+    sign_in(shell, people, "owner")
+    code, out, _ = shell("limits", "set", "concurrency", "50")
+    assert code == 0
+    assert re.search(r"is in force +no\n", out)
+    assert re.search(r"value in force +10\n", out), "what holds is said"
+    table = shell("limits", "list")[1].splitlines()
+    assert table[0].split()[:7] == ["KIND", "MODEL", "VALUE", "SET", "BY", "IS", "IN"]
+    assert [row.split()[1:4] for row in table[1:]] == [["10", "operator", "yes"], ["50", "tenant", "no"]]
+    code, _, err = shell("limits", "remove", "concurrency", "--set-by", "operator")
+    assert code == 1
+    assert "set by the operator" in err
+    assert "Ask an operator of the platform" in err
+    assert shell("limits", "remove", "concurrency")[0] == 0
+    assert [row["set_by"] for row in shell.json("limits", "list", "--set-by", "operator")] == ["operator"]
+    assert shell("limits", "remove", "concurrency")[0] == 1
 
 
 def test_people_are_invited_and_let_in_by_links(shell: Shell, people: dict[str, tuple[User, str]]) -> None:

@@ -180,7 +180,7 @@ def test_a_revoked_key_stays_revoked() -> None:
 
 def test_rotation_overlaps_and_takes_the_limits_along() -> None:
     key, _ = factories.api_key(scopes=["inference", "usage"], models_allowed=["demo-sim"])
-    limit_set(tenant=key.tenant, api_key=key, kind="concurrency", value=3, actor="t")
+    limit_set(tenant=key.tenant, api_key=key, kind="concurrency", value=3, set_by="tenant", actor="t")
     new, text = api_key_rotate(key=key, actor="t", overlap=datetime.timedelta(hours=2))
     key.refresh_from_db()
     assert key.revoked_at is None
@@ -226,9 +226,9 @@ def test_a_key_is_changed_without_its_secret() -> None:
 def test_a_limit_is_set_moved_and_removed() -> None:
     key, _ = factories.api_key()
     Change.objects.all().delete()
-    limit_set(tenant=key.tenant, kind="tokens_per_min", value=100, actor="t")
-    limit_set(tenant=key.tenant, kind="tokens_per_min", value=200, actor="t")
-    mine = limit_set(tenant=key.tenant, api_key=key, kind="tokens_per_min", value=50, actor="t")
+    limit_set(tenant=key.tenant, kind="tokens_per_min", value=100, set_by="tenant", actor="t")
+    limit_set(tenant=key.tenant, kind="tokens_per_min", value=200, set_by="tenant", actor="t")
+    mine = limit_set(tenant=key.tenant, api_key=key, kind="tokens_per_min", value=50, set_by="tenant", actor="t")
     assert sorted(Limit.objects.values_list("value", flat=True)) == [50, 200]
     limit_remove(limit=mine, actor="t")
     assert told() == ["tenant", "tenant", "key", "key"]
@@ -241,14 +241,14 @@ def test_a_limit_is_set_moved_and_removed() -> None:
 @pytest.mark.parametrize(("kind", "value", "at"), [("wishes", 3, "kind"), ("concurrency", 0, "value")])
 def test_a_bad_limit_is_refused_at_its_field(kind: str, value: int, at: str) -> None:
     with pytest.raises(ValidationError) as error:
-        limit_set(tenant=factories.tenant(), kind=kind, value=value, actor="t")
+        limit_set(tenant=factories.tenant(), kind=kind, value=value, set_by="tenant", actor="t")
     assert at in error.value.message_dict
 
 
 def test_a_limit_cannot_join_two_tenants() -> None:
     key, _ = factories.api_key()
     with pytest.raises(ValidationError) as error:
-        limit_set(tenant=factories.tenant(), api_key=key, kind="concurrency", value=1, actor="t")
+        limit_set(tenant=factories.tenant(), api_key=key, kind="concurrency", value=1, set_by="tenant", actor="t")
     assert list(error.value.message_dict) == ["api_key"]
 
 

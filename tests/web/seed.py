@@ -211,8 +211,10 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
     made = {name: api_key(tenant, name) for name, (tenant, _, _) in keys.items()}
     ApiKey.objects.update(last_used_at=now - timedelta(seconds=20), created_by=owner)
     ApiKey.objects.filter(tenant=alder).update(created_by=stranger)
-    Limit.objects.create(tenant=northwind, kind=Limit.Kind.CONCURRENCY, value=64)
-    Limit.objects.create(tenant=northwind, api_key=made["sandbox"], kind=Limit.Kind.TOKENS_PER_MIN, value=20_000)
+    Limit.objects.create(tenant=northwind, kind=Limit.Kind.CONCURRENCY, value=64, set_by="operator")
+    Limit.objects.create(
+        tenant=northwind, api_key=made["sandbox"], kind=Limit.Kind.TOKENS_PER_MIN, value=20_000, set_by="tenant"
+    )
     history(now, hours, keys, made)
     _requests(now, rng, chats, chat_r, keys, made)
     _decisions(now, min(hours, 24), chat, sim, chats)

@@ -124,6 +124,25 @@ def test_limits_are_set_changed_removed_and_taken_back(as_operator: Client, plat
     assert as_operator.post(f"{path}/{of_key.pk}/remove").status_code == 404
 
 
+def test_the_tenants_own_limit_stands_beside_the_operators(as_operator: Client, platform: Seeded) -> None:
+    def limits() -> dict[str, int]:
+        return dict(Limit.objects.filter(tenant=platform.northwind, api_key=None).values_list("set_by", "value"))
+
+    path = "/console/tenants/northwind/limits"
+    own = Limit.objects.create(tenant=platform.northwind, kind="concurrency", value=48, set_by="tenant")
+    page = text(as_operator.get("/console/tenants/northwind/"))
+    assert "48 of the tenant holds" in page
+    page = text(as_operator.post(path, {"kind": "concurrency", "value": "90", "model": ""}, follow=True))
+    assert "own limit beside it, 48, holds" in page
+    assert limits() == {"operator": 90, "tenant": 48}
+    page = text(as_operator.post(f"{path}/{own.pk}/remove", follow=True))
+    assert "s limit, 90, still holds." in page
+    assert limits() == {"operator": 90}
+    undo(as_operator, page)
+    assert limits() == {"operator": 90, "tenant": 48}
+    assert as_operator.post(path, {"kind": "concurrency", "value": "1", "set_by": "me"}).status_code == 400
+
+
 def test_the_log_is_filtered_and_paged(as_operator: Client, platform: Seeded) -> None:
     as_operator.post("/console/hosts/gpu-01/cordon")
     as_operator.post("/console/tenants/northwind/limits", {"kind": "concurrency", "value": "32", "model": ""})

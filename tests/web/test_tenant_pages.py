@@ -159,14 +159,14 @@ def test_a_key_is_changed_where_it_stands(owner: Client, tenant: Tenant, sold: P
 def test_rotation_overlaps_and_cannot_be_done_twice(owner: Client, tenant: Tenant) -> None:
     key = api_key(tenant, "k")
     ApiKey.objects.filter(pk=key.pk).update(scopes=["inference"])
-    Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=3)
+    Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=3, set_by="operator")
     answer = owner.post(f"/t/northwind/keys/{key.pk}/rotate", {"overlap_s": "3600"})
     assert TEXT.search(shown(answer))
     key.refresh_from_db()
     assert key.expires_at is not None
     assert abs(key.expires_at - timezone.now() - timedelta(hours=1)) < timedelta(minutes=1)
     new = ApiKey.objects.exclude(pk=key.pk).get()
-    assert [limit.value for limit in new.limits.all()] == [3]
+    assert [(limit.value, limit.set_by) for limit in new.limits.all()] == [(3, "operator")]
     again = owner.post(f"/t/northwind/keys/{key.pk}/rotate", {"overlap_s": "3600"}, follow=True)
     assert "rotated already" in shown(again)
     assert "replaced" in shown(owner.get("/t/northwind/keys/"))
@@ -210,7 +210,9 @@ def test_limits_of_the_tenant(owner: Client, tenant: Tenant) -> None:
     assert owner.post("/t/northwind/limits/", {"kind": "tokens_per_min", "value": "9000"}).status_code == 302
     assert "9,000" in shown(owner.get("/t/northwind/limits/"))
     limit = Limit.objects.get(api_key=None)
-    of_key = Limit.objects.create(tenant=tenant, api_key=api_key(tenant, "k"), kind="concurrency", value=1)
+    of_key = Limit.objects.create(
+        tenant=tenant, api_key=api_key(tenant, "k"), kind="concurrency", value=1, set_by="tenant"
+    )
     assert owner.post(f"/t/northwind/limits/{of_key.pk}/remove").status_code == 404
     assert owner.post(f"/t/northwind/limits/{limit.pk}/remove").status_code == 302
     assert owner.post("/t/northwind/limits/", {"kind": "tokens_per_min", "value": "9" * 30}).status_code == 400

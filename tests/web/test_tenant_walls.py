@@ -90,8 +90,8 @@ def things(db: None) -> Things:
     invitation = Invitation.objects.create(
         tenant=tenant, email="new@northwind.example", digest="d", expires_at=timezone.now() + timedelta(days=1)
     )
-    of_tenant = Limit.objects.create(tenant=tenant, kind="concurrency", value=64)
-    of_key = Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=8)
+    of_tenant = Limit.objects.create(tenant=tenant, kind="concurrency", value=64, set_by="tenant")
+    of_key = Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=8, set_by="tenant")
     record = usage_record(tenant, key.pk, sold)
     ids = {
         "key_id": key.pk,

@@ -19,6 +19,7 @@ from serving.models import Deployment, Revision
 from serving.options import spoken
 from serving.selectors import current_revisions
 from tenants.models import ApiKey, Limit, Tenant
+from tenants.selectors import limits_held
 
 LATEST_ROWS = 20
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -221,12 +222,16 @@ def gather_dashboard(
         by_key=_by_key(grouped, names, key_names),
         latest=[_request_row(row, key_names) for row in records[:LATEST_ROWS]],
         older=Place(last.ended_at, last.pk) if last else None,
-        limits=list(Limit.objects.filter(tenant=tenant).select_related("api_key").order_by("api_key__name", "kind")),
+        limits=[limit for limit in limits_held(_limits(tenant)) if limit.is_in_force],
         models=usable_models(tenant),
         held=held_now(tenant, now),
         keys=keys,
         has_used=bool(grouped) or bool(records) or before is not None or only_failed,
     )
+
+
+def _limits(tenant: Tenant) -> QuerySet[Limit]:
+    return Limit.objects.filter(tenant=tenant).select_related("api_key").order_by("api_key__name", "kind")
 
 
 def _latest(tenant: Tenant, before: Place | None, only_failed: bool) -> QuerySet[UsageRecord]:

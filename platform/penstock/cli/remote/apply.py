@@ -11,7 +11,7 @@ from typing import Any
 
 from penstock.cli.remote import output
 from penstock.cli.remote.api import Api, ApiError
-from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, ManifestError, Step, difference, read
+from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, ManifestError, Step, difference, owned, read
 from penstock.cli.remote.nouns import Refused, told
 from penstock.cli.remote.profile import load
 from penstock.cli.remote.stock import Builder, Stock, known_names
@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     entries = _read(arguments.file)
     api = Api(load())
+    if any(entry.section == "limits" for entry in entries):
+        entries = _owned(arguments.file, entries, _whose(api))
     stock = Stock(api)
     sections = [section for section in SECTIONS if any(entry.section == section for entry in entries)]
     there = stock.rows(sections, tenants=())
@@ -45,6 +47,18 @@ def _apply(arguments: argparse.Namespace) -> int:
         _show(steps, len(entries), as_json=arguments.json)
         return 0
     return _carry_out(steps, Builder(api, stock), len(entries), as_json=arguments.json)
+
+
+def _whose(api: Api) -> str:
+    """Whose limits the caller sets."""
+    return "operator" if api.get("/me")["is_operator"] else "tenant"
+
+
+def _owned(place: str, entries: Sequence[Entry], set_by: str) -> list[Entry]:
+    try:
+        return owned(entries, set_by)
+    except ManifestError as error:
+        raise _refused(place, error) from None
 
 
 def _carry_out(steps: Sequence[Step], builder: Builder, total: int, *, as_json: bool) -> int:
@@ -152,7 +166,7 @@ def _export(arguments: argparse.Namespace) -> int:
         row = {SECTIONS[section].names[0]: name, **_without_empty(fields)}
         if section == "tenants":
             for part in PARTS:
-                row |= _exported_part(stock, name, part)
+                row |= _exported_part(stock, name, part, is_operator=is_operator)
         document.setdefault(section, []).append(row)
     if arguments.json:
         output.as_json(document)
@@ -161,7 +175,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _exported_part(stock: Stock, tenant: str, part: str) -> dict[str, Any]:
+def _exported_part(stock: Stock, tenant: str, part: str, *, is_operator: bool) -> dict[str, Any]:
     try:
         rows = stock.part(tenant, part)
     except ApiError as error:
@@ -169,6 +183,9 @@ def _exported_part(stock: Stock, tenant: str, part: str) -> dict[str, Any]:
             raise
         print(output.clean(f"penstock: {part} of {tenant} are left out: {error}"), file=sys.stderr)
         return {}
+    if part == "limits" and not is_operator:
+        # What the operator has set is not the tenant's to apply.
+        rows = {key: fields for key, fields in rows.items() if key[-1] == "tenant"}
     names = PARTS[part].names
     found = [
         {name: called for name, called in zip(names, key[2:], strict=True) if called}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Shape = Literal["text", "whole", "number", "switch", "texts", "names", "prices", "tiers"]
@@ -38,7 +38,15 @@ class Kind:
 
 
 TENANTS = Kind("tenant", ("slug",), {"name": "text", "is_active": "switch"}, required=("name",))
-LIMITS = Kind("limit", ("kind", "model"), {"value": "whole"}, required=("value",), optional_names=("model",))
+LIMITS = Kind(
+    "limit",
+    ("kind", "model", "set_by"),
+    {"value": "whole"},
+    required=("value",),
+    optional_names=("model", "set_by"),
+)
+SET_BY = ("operator", "tenant")
+"""Whose a limit is."""
 KEYS = Kind(
     "key",
     ("name",),
@@ -192,14 +200,29 @@ def read(document: Any) -> list[Entry]:
                 for place, inner in _rows(below, f"{where}.{part}", problems):
                     one = _entry(part, entry.names[0], inner, place, problems)
                     found += [one] if one is not None else []
-    seen: dict[Key, str] = {}
-    for entry in found:
-        if entry.key in seen:
-            problems.append(f"{entry.where}: {entry} stands at {seen[entry.key]} already")
-        seen.setdefault(entry.key, entry.where)
+    problems += _twice(found)
     if problems:
         raise ManifestError(*problems)
     return found
+
+
+def owned(entries: Iterable[Entry], set_by: str) -> list[Entry]:
+    """``entries`` with the limits that do not say whose they are as limits of ``set_by``. Raises ManifestError."""
+    found = [
+        replace(entry, names=(*entry.names[:2], set_by)) if entry.section == "limits" and not entry.names[2] else entry
+        for entry in entries
+    ]
+    if problems := list(_twice(found)):
+        raise ManifestError(*problems)
+    return found
+
+
+def _twice(entries: Iterable[Entry]) -> Iterator[str]:
+    seen: dict[Key, str] = {}
+    for entry in entries:
+        if entry.key in seen:
+            yield f"{entry.where}: {entry} stands at {seen[entry.key]} already"
+        seen.setdefault(entry.key, entry.where)
 
 
 def difference(
@@ -301,6 +324,8 @@ def _entry(section: str, tenant: str, row: dict[str, Any], where: str, problems:
     ]
     if kind.names == ("slug",) and isinstance(names[0], str) and names[0] and not _SLUG.fullmatch(names[0]):
         wrong.append(f"{where}.slug: letters, digits, - and _ alone")
+    if section == "limits" and isinstance(names[2], str) and names[2] not in ("", *SET_BY):
+        wrong.append(f"{where}.set_by: it is one of {', '.join(SET_BY)}; left out: yours")
     for name, value in row.items():
         if name not in kind.fields:
             known = ", ".join((*kind.names, *kind.fields, *(PARTS if section == "tenants" else ())))

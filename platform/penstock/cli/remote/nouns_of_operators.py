@@ -202,7 +202,12 @@ USERS = Resource(
             help="make an account; its person signs in by one-time link",
         ),
         Verb("activate", "let them in", "POST", "/activate"),
-        Verb("deactivate", "keep them out, with an end to their sessions, links and sent invitations", "POST", "/deactivate"),
+        Verb(
+            "deactivate",
+            "keep them out: sessions, links and the invitations they sent end",
+            "POST",
+            "/deactivate",
+        ),
         Verb(
             "sign-in-link",
             "a one-time link, printed once",

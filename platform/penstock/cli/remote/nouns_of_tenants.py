@@ -78,12 +78,14 @@ INVITATIONS = Resource(
 )
 _KIND = Field("kind", "requests_per_min, tokens_per_min or concurrency", is_place=True, is_required=True)
 _LIMITED = Field("model", "a served model name; else all together")
+_SET_BY = Field("set_by", "whose: operator or tenant; else the operator's for operators, the tenant's for others")
 LIMITS = Resource(
     "limits",
-    "plain limits of a tenant",
+    "plain limits of a tenant: the operator's and its own; the smaller holds",
     "/tenants/{tenant}/limits",
-    ("kind", "model", "value", "updated_at", "id"),
+    ("kind", "model", "value", "set_by", "is_in_force", "updated_at", "id"),
     names=("kind",),
+    filters=(Field("set_by", "operator or tenant"),),
     has_rows=False,
     verbs=(
         Verb(
@@ -91,11 +93,21 @@ LIMITS = Resource(
             "set one, whether or not there is one",
             "PUT",
             "/{kind}",
-            (_KIND, Field("value", "per minute, or at once", "number", is_place=True, is_required=True), _LIMITED),
+            (
+                _KIND,
+                Field("value", "per minute, or at once", "number", is_place=True, is_required=True),
+                _LIMITED,
+                _SET_BY,
+            ),
             is_on_list=True,
         ),
         Verb(
-            "remove", "remove one: what it held back is free", "DELETE", "/{kind}", (_KIND, _LIMITED), is_on_list=True
+            "remove",
+            "remove one: what it held back is free, as far as the other does not hold",
+            "DELETE",
+            "/{kind}",
+            (_KIND, _LIMITED, _SET_BY),
+            is_on_list=True,
         ),
     ),
     nothing="no limits: penstock limits set tokens_per_min 100000",

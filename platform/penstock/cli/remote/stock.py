@@ -129,8 +129,9 @@ class Builder:
         return ""
 
     def _limit(self, step: Step) -> str:
-        kind, model = step.entry.names
-        self._api.put(f"/tenants/{quote(step.entry.tenant)}/limits/{quote(kind)}", {**step.after, "model": model})
+        kind, model, set_by = step.entry.names
+        body = {**step.after, "model": model, "set_by": set_by}
+        self._api.put(f"/tenants/{quote(step.entry.tenant)}/limits/{quote(kind)}", body)
         return ""
 
     def _key(self, step: Step) -> str:

@@ -48,3 +48,8 @@ class LimitForm(PageForm):
     model = forms.CharField(
         label="Model", max_length=200, required=False, help_text="A served name. Empty: all models together."
     )
+    set_by = forms.ChoiceField(choices=Limit.SetBy.choices, required=False, widget=forms.HiddenInput)
+
+    def clean_set_by(self) -> str:
+        """The operator's, where nothing is said: the tenant's own is set here to take its removal back."""
+        return self.cleaned_data["set_by"] or Limit.SetBy.OPERATOR

@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 
 from penstock.web.access import UserRequest
+from penstock.web.limit_words import held_instead, left_over, whose
 from penstock.web.operators.frame import act, ask, done, form_page, refused
 from penstock.web.operators.tenant_forms import InviteForm, LimitForm, RoleForm
 from penstock.web.operators.tenants import CURRENT, find, invitation_link, path_of, shown
@@ -124,31 +125,34 @@ def uninvite(request: UserRequest, slug: str, invitation_id: UUID) -> HttpRespon
 # ----------------------------------------------------------------------------------------------------------- limits
 @act
 def set_limit(request: UserRequest, slug: str) -> HttpResponse:
-    """Set a limit of the tenant, whether or not there is one of its kind."""
+    """Set the operator's limit of the tenant, whether or not there is one of its kind."""
     row = find(slug)
     form = LimitForm(request.POST)
     before: list[Limit] = []
 
     def change(given: dict[str, Any]) -> Limit:
-        before.extend(Limit.objects.filter(tenant=row, api_key=None, kind=given["kind"], model=given["model"]))
+        named = {name: given[name] for name in ("kind", "model", "set_by")}
+        before.extend(Limit.objects.filter(tenant=row, api_key=None, **named))
         return limit_set(tenant=row, actor=request.user, **given)
 
     made = form.attempt(change)
     if made is None:
         return shown(request, row, status=400, limit_form=form)
     text = f"{row.name}: at most {made.value:,} {made.get_kind_display()}{f' of {made.model}' if made.model else ''}."
+    text += held_instead(made)
     if before:
-        fields = {"kind": made.kind, "model": made.model, "value": before[0].value}
+        fields = {"kind": made.kind, "model": made.model, "value": before[0].value, "set_by": made.set_by}
         return done(request, text, path_of(row), undo=reverse("operators:limit-set", args=[slug]), fields=fields)
     return done(request, text, path_of(row), undo=reverse("operators:limit-remove", args=[slug, made.pk]))
 
 
 @act
 def remove_limit(request: UserRequest, slug: str, limit_id: UUID) -> HttpResponse:
-    """Remove a limit of the tenant: what it held back is free. It can be undone, so it is not asked about."""
+    """Remove a limit of the tenant, the operator's or its own. It can be undone, so it is not asked about."""
     row = find(slug)
     limit = get_object_or_404(Limit.objects.select_related("tenant"), pk=limit_id, tenant=row, api_key=None)
-    fields = {"kind": limit.kind, "model": limit.model, "value": limit.value}
+    fields = {"kind": limit.kind, "model": limit.model, "value": limit.value, "set_by": limit.set_by}
+    left = left_over(limit)
     limit_remove(limit=limit, actor=request.user)
-    text = f"{row.name} has no limit of {limit.get_kind_display()} any more."
+    text = f"The {whose(limit)} of {limit.get_kind_display()} of {row.name} is removed.{left}"
     return done(request, text, path_of(row), undo=reverse("operators:limit-set", args=[slug]), fields=fields)

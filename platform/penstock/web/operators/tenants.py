@@ -23,6 +23,7 @@ from penstock.web.operators.frame import act, ask, done, form_page, read_page, s
 from penstock.web.operators.lists import choice_of, listing, text_of
 from penstock.web.operators.tenant_forms import InviteForm, LimitForm, NewTenantForm, TenantForm
 from tenants.models import ApiKey, AuditEntry, Invitation, Limit, Membership, Tenant
+from tenants.selectors import limits_held
 from tenants.services import invitation_create, tenant_create, tenant_update
 
 CURRENT = "operators:tenants"
@@ -119,7 +120,7 @@ def shown(request: UserRequest, row: Tenant, *, status: int = 200, **forms: Any)
         "members": Membership.objects.filter(tenant=row).select_related("user").order_by("user__email"),
         "roles": Membership.Role.choices,
         "invitations": open_ones.select_related("invited_by").order_by("-created_at"),
-        "limits": Limit.objects.filter(tenant=row, api_key=None).order_by("kind", "model"),
+        "limits": limits_held(Limit.objects.filter(tenant=row, api_key=None).order_by("kind", "model", "set_by")),
         "key_limits": Limit.objects.filter(tenant=row, api_key__isnull=False).count(),
         "keys": _keys([row]).get(row.pk, 0),
         "pools": Pool.objects.filter(Q(is_public=True) | Q(tenants=row)).distinct().order_by("name"),

@@ -18,12 +18,13 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from penstock.web.access import UserRequest
 from penstock.web.tenant.key_forms import EditKeyForm, NewKeyForm, RotateForm
-from penstock.web.tenant.limit_forms import LimitForm, limit_saved
+from penstock.web.tenant.limit_forms import LimitForm, limit_ended, limit_saved
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
 from tenants.models import ApiKey, Limit
 from tenants.policy.members import key_refusal
 from tenants.policy.roles import Action
-from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update, limit_remove
+from tenants.selectors import limits_held
+from tenants.services import api_key_create, api_key_revoke, api_key_rotate, api_key_update
 
 PER_PAGE = 25
 STATES = (("usable", "Usable"), ("ended", "Ended"), ("all", "All"))
@@ -148,8 +149,7 @@ def key_limit_remove(request: UserRequest, place: Place, key_id: UUID, limit_id:
     limit = Limit.objects.select_related("tenant").filter(tenant=place.tenant, api_key=found, pk=limit_id).first()
     if limit is None:
         raise Http404("The key has no such limit.")
-    if limit_remove(limit=limit, actor=request.user):
-        messages.success(request, f"The limit of {limit} is removed from {found.name}.")
+    limit_ended(request, limit, of=f" from {found.name}")
     return redirect("tenant-key", place.tenant.slug, found.pk)
 
 
@@ -201,7 +201,7 @@ def _key_page(
         "is_managed": _refusal(place, key) is None,
         "can_rotate": key.is_usable and key.rotated_at is None,
         "form": form or EditKeyForm(None, place=place, key=key),
-        "limits": Limit.objects.filter(api_key=key).order_by("kind", "model"),
+        "limits": limits_held(Limit.objects.filter(api_key=key).order_by("kind", "model", "set_by")),
         "limit_form": limit_form or LimitForm(None, place=place),
         "rotate_form": RotateForm(None),
     }

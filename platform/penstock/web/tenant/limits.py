@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect
@@ -13,11 +12,11 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from penstock.web.access import UserRequest
 from penstock.web.dashboard_data import held_now
-from penstock.web.tenant.limit_forms import LimitForm, limit_saved
+from penstock.web.tenant.limit_forms import LimitForm, limit_ended, limit_saved
 from penstock.web.tenant.place import Place, in_tenant, tenant_page, who_may
 from tenants.models import Limit
 from tenants.policy.roles import Action
-from tenants.services import limit_remove
+from tenants.selectors import limits_held
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -30,8 +29,10 @@ def limits(request: UserRequest, place: Place) -> HttpResponse:
             raise PermissionDenied(f"Your role is {place.role}. Ask {who_may(Action.LIMIT_MANAGE)} of the tenant.")
         if limit_saved(request, place, form):
             return redirect("tenant-limits", place.tenant.slug)
-    rows = list(Limit.objects.filter(tenant=place.tenant).select_related("api_key").order_by("kind", "model"))
-    of_keys = sorted((row for row in rows if row.api_key), key=lambda row: (str(row.api_key), row.kind, row.model))
+    stored = Limit.objects.filter(tenant=place.tenant).select_related("api_key").order_by("kind", "model", "set_by")
+    rows = limits_held(stored)
+    # Sorting keeps the order of kinds within a key.
+    of_keys = sorted((row for row in rows if row.api_key), key=lambda row: str(row.api_key))
     context = {
         "rows": [row for row in rows if not row.api_key],
         "of_keys": of_keys,
@@ -48,6 +49,5 @@ def limit_end(request: UserRequest, place: Place, limit_id: UUID) -> HttpRespons
     found = Limit.objects.select_related("tenant").filter(tenant=place.tenant, api_key=None, pk=limit_id).first()
     if found is None:
         raise Http404("The tenant has no such limit.")
-    if limit_remove(limit=found, actor=request.user):
-        messages.success(request, f"The limit of {found} is removed.")
+    limit_ended(request, found)
     return redirect("tenant-limits", place.tenant.slug)
