@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.db import connections
 
 from penstock import bundled_state
@@ -24,6 +25,11 @@ from serving.gateway.state import EPOCH, connect
 # Another server for the same tests: the oldest that docs/protocols.md promises to run on.
 if OTHER_SERVER := os.environ.get("PENSTOCK_TEST_STATE_SERVER"):
     bundled_state.get_binary_path = lambda: Path(OTHER_SERVER).resolve(strict=True)  # type: ignore[assignment]
+
+
+def pytest_configure() -> None:
+    # Every test client loads the middleware anew, and this one would look all static files up each time: 0.2 s.
+    settings.SERVESTATIC_USE_FINDERS = False
 
 
 class ValkeyServer:
