@@ -6,10 +6,21 @@ from typing import Literal
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 
-from capacity.models import CostProfile, Reservation, UsageRollup
+from capacity.models import CostProfile, Host, Reservation, UsageRollup
 
 Group = Literal["pool_id", "deployment_id"]
+HOLDING = ("pending", "starting", "ready", "draining", "stopping")
+"""States in which a replica holds its part of its host."""
 _MINUTE = datetime.timedelta(minutes=1)
+
+
+def replicas_holding(host: Host) -> list[tuple[uuid.UUID, str]]:
+    """Ids of the replicas that hold a part of the host, with the names of their deployments.
+
+    Replicas belong to a higher app: here they are known by the name of their relation alone.
+    """
+    rows = Host.everything.filter(pk=host.pk, replicas__state__in=HOLDING).order_by("replicas__created_at")
+    return list(rows.values_list("replicas__pk", "replicas__deployment__name"))
 
 
 def profiles_in_force(*, at: datetime.datetime) -> dict[uuid.UUID, CostProfile]:

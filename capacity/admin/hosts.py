@@ -9,7 +9,9 @@ from capacity.models import Accelerator, HardwareType, Host
 from capacity.services import (
     hardware_type_get_or_create,
     host_cordon,
+    host_drain,
     host_enrol,
+    host_remove,
     host_secret_renew,
     host_uncordon,
 )
@@ -65,6 +67,8 @@ class HostAdmin(ServiceAdmin):
         "name",
         "hardware_type",
         "state",
+        "state_since",
+        "state_reason",
         "labels",
         "generation",
         "acknowledged_generation",
@@ -75,9 +79,13 @@ class HostAdmin(ServiceAdmin):
     fields_on_add = ("name", "hardware_type", "labels")
     readonly_fields = fields
     inlines = (AcceleratorInline,)
-    actions = ("cordon", "uncordon", "renew_secret")
+    actions = ("cordon", "drain", "uncordon", "renew_secret", "remove")
 
-    @column("State", ordering="state", label={"Active": "success", "Cordoned": "warning", "Lost": "danger"})
+    @column(
+        "State",
+        ordering="state",
+        label={"Active": "success", "Cordoned": "warning", "Draining": "warning", "Lost": "danger"},
+    )
     def state_shown(self, host: Host) -> str:
         return host.get_state_display()
 
@@ -103,6 +111,14 @@ class HostAdmin(ServiceAdmin):
     def cordon(self, request: HttpRequest, rows: list[Host]) -> int:
         return sum(host_cordon(host=host, actor=operator_of(request)) for host in rows)
 
+    @confirmed(
+        question="Drain these hosts? Their replicas are replaced elsewhere, then end what they have in hand and stop; "
+        "those for which no other host has room stop without a replacement.",
+        verb="Drain",
+    )
+    def drain(self, request: HttpRequest, rows: list[Host]) -> int:
+        return sum(host_drain(host=host, actor=operator_of(request)) for host in rows)
+
     @confirmed(question="Place replicas on these hosts again?", verb="Uncordon")
     def uncordon(self, request: HttpRequest, rows: list[Host]) -> int:
         return sum(host_uncordon(host=host, actor=operator_of(request)) for host in rows)
@@ -116,6 +132,14 @@ class HostAdmin(ServiceAdmin):
         for host in rows:
             _remember(request, host, host_secret_renew(host=host, actor=operator_of(request)))
         return shown_once(self, request, "The new secrets.", request.shown_once)  # type: ignore[attr-defined]
+
+    @confirmed(
+        question="Remove these hosts for good? Their agents are refused at once, their names are free, their history "
+        "stays. Hosts that replicas still hold a part of are refused: drain them first.",
+        verb="Remove",
+    )
+    def remove(self, request: HttpRequest, rows: list[Host]) -> int:
+        return sum(host_remove(host=host, actor=operator_of(request)) for host in rows)
 
 
 def _remember(request: HttpRequest, host: Host, secret: bytes) -> None:

@@ -12,6 +12,7 @@ from django.http import Http404
 from rest_framework import serializers
 
 from tenants.api.base import ApiViewSet
+from tenants.models import Removable
 
 _Row = TypeVar("_Row", bound=models.Model)
 _LONGEST_NAME = 100
@@ -28,8 +29,11 @@ class NamedViewSet(ApiViewSet[_Row]):
 
 
 def find_named(rows: QuerySet[_Row], name: str, name_field: str = "slug") -> _Row:
-    """The row of this id or name. Raises Http404."""
-    found = rows.filter(**_by(name, name_field)).first()
+    """The row of this id or name. Raises Http404. What is removed has no name any more."""
+    by = _by(name, name_field)
+    if "pk" not in by and issubclass(rows.model, Removable):
+        by["removed_at"] = None
+    found = rows.filter(**by).first()
     if found is None:
         raise Http404(f"There is no {rows.model._meta.verbose_name} with the id or {name_field} {name!r}.")
     return found

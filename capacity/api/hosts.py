@@ -9,7 +9,7 @@ import django_filters
 from django.db.models import QuerySet
 from django.utils.functional import cached_property
 from drf_spectacular.utils import extend_schema, extend_schema_field
-from rest_framework import serializers
+from rest_framework import serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,12 +17,24 @@ from rest_framework.response import Response
 from capacity.api.base import NamedViewSet, NamesField
 from capacity.api.reads import Use, accelerators_in_use, use_of, uses_by_host
 from capacity.models import Accelerator, HardwareType, Host
-from capacity.services import host_cordon, host_labels_set, host_secret_renew, host_uncordon
+from capacity.services import (
+    host_cordon,
+    host_drain,
+    host_labels_set,
+    host_remove,
+    host_secret_renew,
+    host_uncordon,
+)
 from tenants.api.base import ApiViewSet
+from tenants.api.filters import RemovedFilterSet
 from tenants.api.problems import Conflict
 from tenants.policy.roles import Action
 
 _LOOK: dict[str, Action] = {"list": Action.PLATFORM_VIEW, "retrieve": Action.PLATFORM_VIEW}
+
+
+class HostAway(Conflict):
+    hint = "Wait until its agent reports again, or remove it."
 
 
 class HardwareTypeSerializer(serializers.ModelSerializer[HardwareType]):
@@ -38,6 +50,7 @@ class UseSerializer(serializers.Serializer[Use]):
     id = serializers.UUIDField(help_text="Id of the replica.")
     deployment = serializers.CharField(help_text="Name of its deployment.")
     state = serializers.CharField()
+    reason = serializers.CharField(help_text="Why it is in this state; on a host that is drained, what it waits for.")
     accelerators = serializers.ListField(child=serializers.IntegerField(), help_text="Indices; none on a CPU.")
 
 
@@ -62,6 +75,7 @@ class HostSerializer(serializers.ModelSerializer[Host]):
     report = serializers.DictField(read_only=True, help_text="Newest facts that its agent told: cores, memory, load.")
     accelerators = AcceleratorSerializer(many=True, read_only=True)
     replicas = serializers.SerializerMethodField(help_text="The replicas that hold a part of it.")
+    is_drained = serializers.SerializerMethodField(help_text="It is being drained, and no replica is left on it.")
 
     class Meta:
         model = Host
@@ -70,6 +84,9 @@ class HostSerializer(serializers.ModelSerializer[Host]):
             "name",
             "hardware_type",
             "state",
+            "state_since",
+            "state_reason",
+            "is_drained",
             "labels",
             "generation",
             "acknowledged_generation",
@@ -79,6 +96,7 @@ class HostSerializer(serializers.ModelSerializer[Host]):
             "replicas",
             "created_at",
             "updated_at",
+            "removed_at",
         )
         read_only_fields = fields
 
@@ -86,12 +104,31 @@ class HostSerializer(serializers.ModelSerializer[Host]):
     def get_replicas(self, host: Host) -> Any:
         return UseSerializer(self.context["view"].uses.get(host.pk, []), many=True).data
 
+    def get_is_drained(self, host: Host) -> bool:
+        return host.state == Host.State.DRAINING and not self.context["view"].uses.get(host.pk)
+
 
 class HostLabels(serializers.Serializer[Host]):
     """What can be changed of a host."""
 
     labels = NamesField(
         child=serializers.CharField(max_length=200, allow_blank=True), help_text="All its labels: others are removed."
+    )
+
+
+class HostOutage(serializers.Serializer[Host]):
+    """Why a host is taken out of service."""
+
+    reason = serializers.CharField(
+        max_length=200, required=False, allow_blank=True, help_text="Shown to people beside its state."
+    )
+
+
+class HostRemoval(serializers.Serializer[Host]):
+    """How a host is removed."""
+
+    force = serializers.BooleanField(
+        default=False, help_text="Give up the replicas of a host whose agent is gone: they count as failed."
     )
 
 
@@ -103,7 +140,7 @@ class HostSecret(serializers.Serializer[Any]):
     secret = serializers.CharField(help_text="As hexadecimal digits.")
 
 
-class HostFilter(django_filters.FilterSet):
+class HostFilter(RemovedFilterSet):
     hardware_type = django_filters.CharFilter(field_name="hardware_type__slug", label="Slug of its hardware type.")
     search = django_filters.CharFilter(field_name="name", lookup_expr="icontains", label="Part of the name.")
 
@@ -148,10 +185,12 @@ class HostsViewSet(NamedViewSet[Host]):
         **_LOOK,
         "partial_update": Action.PLATFORM_OPERATE,
         "cordon": Action.PLATFORM_OPERATE,
+        "drain": Action.PLATFORM_OPERATE,
         "uncordon": Action.PLATFORM_OPERATE,
         "renew_secret": Action.PLATFORM_OPERATE,
+        "destroy": Action.PLATFORM_OPERATE,
     }
-    queryset = Host.objects.select_related("hardware_type").prefetch_related("accelerators__host")
+    queryset = Host.everything.select_related("hardware_type").prefetch_related("accelerators__host")
     serializer_class = HostSerializer
     filterset_class = HostFilter
     ordering_fields = ("name", "state", "last_report_at", "created_at")
@@ -161,6 +200,11 @@ class HostsViewSet(NamedViewSet[Host]):
     @cached_property
     def uses(self) -> Any:
         return uses_by_host()
+
+    def get_queryset(self) -> QuerySet[Host]:
+        """What was removed can be looked at, not acted on."""
+        rows = super().get_queryset()
+        return rows if self.action in ("list", "retrieve", "destroy") else rows.filter(removed_at=None)
 
     def list(self, request: Request) -> Response:
         """The machines with an agent, their accelerators, and which replicas hold them."""
@@ -177,16 +221,26 @@ class HostsViewSet(NamedViewSet[Host]):
         given = self.read(HostLabels)
         return self.changed(row, lambda: self.shown(host_labels_set(host=row, actor=self.caller.actor, **given)))
 
-    @extend_schema(request=None, responses=HostSerializer)
+    @extend_schema(request=HostOutage, responses=HostSerializer)
     @action(detail=True, methods=["post"])
     def cordon(self, request: Request, host: str) -> Response:
-        """Place nothing new on the host; what runs on it goes on. A cordoned host stays so."""
-        return self._swapped(host_cordon, Host.State.CORDONED)
+        """Place nothing new on the host; what runs on it goes on, also what a drain has left. One cordoned stays so."""
+        return self._swapped(host_cordon, Host.State.CORDONED, **self.read(HostOutage))
+
+    @extend_schema(request=HostOutage, responses=HostSerializer)
+    @action(detail=True, methods=["post"])
+    def drain(self, request: Request, host: str) -> Response:
+        """Empty the host: each of its replicas is replaced elsewhere, then ends what it has in hand and stops.
+
+        It goes on for as long as that takes: ``replicas`` says what is left and what it waits for, ``is_drained`` that
+        nothing is. A replica for which no other host has room stops without a replacement. Uncordon takes it back.
+        """
+        return self._swapped(host_drain, Host.State.DRAINING, **self.read(HostOutage))
 
     @extend_schema(request=None, responses=HostSerializer)
     @action(detail=True, methods=["post"])
     def uncordon(self, request: Request, host: str) -> Response:
-        """Place replicas on the host again. An active host stays so."""
+        """Place replicas on the host again, and leave on it what a drain has not stopped. An active host stays so."""
         return self._swapped(host_uncordon, Host.State.ACTIVE)
 
     @extend_schema(request=None, responses=HostSecret)
@@ -204,14 +258,33 @@ class HostsViewSet(NamedViewSet[Host]):
 
         return self.created(renew)
 
-    def _swapped(self, swap: Callable[..., bool], wanted: Host.State) -> Response:
+    @extend_schema(parameters=[HostRemoval], responses={204: None})
+    def destroy(self, request: Request, host: str) -> Response:
+        """Take the host out for good. Its agent is refused at once, its name is free, its history stays.
+
+        409 with what stands in the way while replicas hold a part of it: drain it first. One that was removed before
+        stays so.
+        """
+        row = self.get_object()
+        if row.removed_at is not None:
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        query = HostRemoval(data=request.query_params)
+        query.is_valid(raise_exception=True)
+
+        def remove() -> Response:
+            host_remove(host=row, actor=self.caller.actor, **query.validated_data)
+            return Response(status=status.HTTP_204_NO_CONTENT)
+
+        return self.changed(row, remove)
+
+    def _swapped(self, swap: Callable[..., bool], wanted: Host.State, **given: str) -> Response:
         row = self.get_object()
 
         def change() -> Response:
-            if not swap(host=row, actor=self.caller.actor):
+            if not swap(host=row, actor=self.caller.actor, **given):
                 row.refresh_from_db(fields=("state",))
                 if row.state != wanted:
-                    raise Conflict(f"The host is {row.state}: wait until its agent reports again.")
+                    raise HostAway(f"The host is {row.state}: its agent does not report.")
             return self.shown(self.get_object())
 
         return self.changed(row, change)
@@ -219,7 +292,7 @@ class HostsViewSet(NamedViewSet[Host]):
 
 class AcceleratorsViewSet(ApiViewSet[Accelerator]):
     required: ClassVar = {"list": Action.PLATFORM_VIEW}
-    queryset = Accelerator.objects.select_related("host").order_by("host__name", "index")
+    queryset = Accelerator.objects.filter(host__removed_at=None).select_related("host").order_by("host__name", "index")
     serializer_class = AcceleratorSerializer
     filterset_class = AcceleratorFilter
     ordering_fields = ("name", "memory_bytes")

@@ -7,18 +7,20 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from capacity.models import Accelerator, Host
-
-_HOLDING = ("pending", "starting", "ready", "draining", "stopping")
-"""States in which a replica holds its part of its host."""
+from capacity.selectors import HOLDING
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A replica that holds a part of a host: the ``accelerators`` of these indices, or none on a CPU."""
+    """A replica that holds a part of a host: the ``accelerators`` of these indices, or none on a CPU.
+
+    ``reason`` says why it is in its state; while its host is drained, also what it waits for.
+    """
 
     id: uuid.UUID
     deployment: str
     state: str
+    reason: str
     accelerators: tuple[int, ...]
 
 
@@ -26,12 +28,17 @@ def uses_by_host(host_ids: Collection[uuid.UUID] | None = None) -> dict[uuid.UUI
     """The replicas on these hosts, or on all of them: one query. A host that holds none is absent."""
     hosts = Host.objects.all() if host_ids is None else Host.objects.filter(pk__in=host_ids)
     # Replicas belong to a higher app: here they are known by the name of their relation alone.
-    rows = hosts.filter(replicas__state__in=_HOLDING).order_by("replicas__created_at")
+    rows = hosts.filter(replicas__state__in=HOLDING).order_by("replicas__created_at")
     found: dict[uuid.UUID, list[Use]] = {}
-    for host_id, pk, name, state, indices in rows.values_list(
-        "pk", "replicas__pk", "replicas__deployment__name", "replicas__state", "replicas__accelerators"
+    for host_id, pk, name, state, reason, indices in rows.values_list(
+        "pk",
+        "replicas__pk",
+        "replicas__deployment__name",
+        "replicas__state",
+        "replicas__reason",
+        "replicas__accelerators",
     ):
-        found.setdefault(host_id, []).append(Use(pk, name, state, tuple(indices)))
+        found.setdefault(host_id, []).append(Use(pk, name, state, reason, tuple(indices)))
     return found
 
 

@@ -2,8 +2,9 @@
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.utils import timezone
 
-from tenants.models import Identified
+from tenants.models import Identified, Removable
 
 
 def require_labels(labels: object) -> None:
@@ -37,17 +38,20 @@ class HardwareType(Identified):
         return self.name
 
 
-class Host(Identified):
-    """A machine with an agent. ``secret`` signs what it and the control plane say to each other."""
+class Host(Removable, Identified):
+    """A machine with an agent. ``secret`` signs what it and the control plane say to each other; empty once removed."""
 
     class State(models.TextChoices):
         ACTIVE = "active", "Active"
         CORDONED = "cordoned", "Cordoned"
+        DRAINING = "draining", "Draining"
         LOST = "lost", "Lost"
 
-    name = models.SlugField(max_length=60, unique=True)
+    name = models.SlugField(max_length=60)
     hardware_type = models.ForeignKey(HardwareType, on_delete=models.PROTECT, related_name="hosts")
     state = models.CharField(max_length=10, choices=State.choices, default=State.ACTIVE)
+    state_since = models.DateTimeField(default=timezone.now, editable=False)
+    state_reason = models.CharField(max_length=200, blank=True, help_text="Why it takes nothing new, in words.")
     labels = models.JSONField(default=dict, blank=True)
     secret = models.BinaryField(editable=False, help_text="Signs orders and reports; encrypted at rest.")
     generation = models.BigIntegerField(default=0, editable=False, help_text="Generation of the newest orders.")
@@ -61,16 +65,28 @@ class Host(Identified):
     class Meta:
         ordering = ("name",)
         constraints = (
+            models.UniqueConstraint(
+                fields=("name",),
+                condition=models.Q(removed_at=None),
+                name="capacity_host_unique_name",
+                violation_error_code="name",
+                violation_error_message="There is a host of this name already.",
+            ),
             models.CheckConstraint(
-                condition=models.Q(state__in=("active", "cordoned", "lost")),
+                condition=models.Q(state__in=("active", "cordoned", "draining", "lost")),
                 name="capacity_host_known_state",
                 violation_error_code="state",
-                violation_error_message="The state must be active, cordoned or lost.",
+                violation_error_message="The state must be active, cordoned, draining or lost.",
             ),
         )
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def handle(self) -> str:
+        """What addresses call it: its name, or its id once it is removed."""
+        return self.name if self.removed_at is None else str(self.pk)
 
     def clean(self) -> None:
         require_labels(self.labels)

@@ -9,8 +9,10 @@ from capacity.services.enrolment import (
 from capacity.services.hosts import (
     hardware_type_get_or_create,
     host_cordon,
+    host_drain,
     host_enrol,
     host_labels_set,
+    host_remove,
     host_secret_renew,
     host_uncordon,
 )
@@ -31,8 +33,10 @@ __all__ = [
     "enrolment_token_revoke",
     "hardware_type_get_or_create",
     "host_cordon",
+    "host_drain",
     "host_enrol",
     "host_labels_set",
+    "host_remove",
     "host_secret_renew",
     "host_uncordon",
     "model_create",

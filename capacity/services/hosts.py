@@ -8,8 +8,11 @@ from django.utils import timezone
 from django.utils.text import slugify
 
 from capacity.models import HardwareType, Host
+from capacity.policy.removal import may_remove_host
+from capacity.selectors import replicas_holding
 from tenants.audit import Actor, audit, state_of
 from tenants.crypto import encrypt
+from tenants.needed import Reference, StillNeeded
 
 SECRET_BYTES = 32
 
@@ -71,20 +74,66 @@ def host_labels_set(*, host: Host, labels: Mapping[str, str], actor: Actor) -> H
     return host
 
 
-def host_cordon(*, host: Host, actor: Actor) -> bool:
-    """Place nothing new on the host; what runs goes on. Returns False unless it was active."""
-    return _swap(host, Host.State.ACTIVE, Host.State.CORDONED, "host.cordon", actor)
+def host_cordon(*, host: Host, actor: Actor, reason: str = "") -> bool:
+    """Place nothing new on the host; what runs goes on, also what a drain had not stopped yet.
+
+    Returns False unless it was active or draining. ``reason`` is for people.
+    """
+    return _swap(host, (Host.State.ACTIVE, Host.State.DRAINING), Host.State.CORDONED, "host.cordon", actor, reason)
+
+
+def host_drain(*, host: Host, actor: Actor, reason: str = "") -> bool:
+    """Empty the host: nothing new is placed on it, and the loops replace its replicas elsewhere, then stop them.
+
+    Returns False unless it was active or cordoned. ``reason`` is for people. ``host_uncordon`` takes it back.
+    """
+    return _swap(host, (Host.State.ACTIVE, Host.State.CORDONED), Host.State.DRAINING, "host.drain", actor, reason)
 
 
 def host_uncordon(*, host: Host, actor: Actor) -> bool:
-    """Place replicas on the host again. Returns False unless it was cordoned."""
-    return _swap(host, Host.State.CORDONED, Host.State.ACTIVE, "host.uncordon", actor)
+    """Place replicas on the host again. Returns False unless it was cordoned or draining."""
+    return _swap(host, (Host.State.CORDONED, Host.State.DRAINING), Host.State.ACTIVE, "host.uncordon", actor, "")
 
 
 @transaction.atomic
-def _swap(host: Host, old: Host.State, new: Host.State, action: str, actor: Actor) -> bool:
-    if not Host.objects.filter(pk=host.pk, state=old).update(state=new, updated_at=timezone.now()):
+def host_remove(*, host: Host, actor: Actor, force: bool = False) -> bool:
+    """Take the host out for good: its agent is refused from now on, its name is free, its history stays.
+
+    The loops fail over what it still held and tell its agent to stop everything. Returns False if somebody removed it
+    before. Raises StillNeeded while replicas hold a part of it, unless its agent is gone and ``force`` is given.
+    """
+    try:
+        # Placement takes the same turn: nothing sits down on the host in between.
+        stored = host.take_turn()
+    except Host.DoesNotExist:
         return False
-    host.state = new
-    audit(actor=actor, action=action, target=host, before={"state": old}, after={"state": new})
+    holding = replicas_holding(stored)
+    verdict = may_remove_host(
+        state=stored.state, has_reported=stored.last_report_at is not None, holding=len(holding), force=force
+    )
+    if not verdict.is_allowed:
+        named = [Reference("replica", str(pk), deployment) for pk, deployment in holding]
+        raise StillNeeded(f"{stored.name} cannot be removed: {verdict.reason}", hint=verdict.hint, references=named)
+    stored.accelerators.all().delete()
+    stored.removed_at = timezone.now()
+    stored.save(update_fields=("removed_at", "updated_at"))
+    after = {"removed_at": stored.removed_at, "reason": verdict.reason}
+    audit(actor=actor, action="host.remove", target=stored, before=state_of(stored), after=after)
+    host.removed_at = stored.removed_at
+    return True
+
+
+@transaction.atomic
+def _swap(host: Host, before: tuple[Host.State, ...], new: Host.State, action: str, actor: Actor, reason: str) -> bool:
+    now = timezone.now()
+    changes = {"state": new, "state_since": now, "state_reason": reason.strip()[:200]}
+    for old in before:
+        if Host.objects.filter(pk=host.pk, state=old).update(**changes, updated_at=now):
+            break
+    else:
+        return False
+    for name, value in changes.items():
+        setattr(host, name, value)
+    told = {"state": new, "reason": changes["state_reason"]} if reason else {"state": new}
+    audit(actor=actor, action=action, target=host, before={"state": old}, after=told)
     return True

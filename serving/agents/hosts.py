@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def host_lose(*, host: Host, silent_s: float, now: datetime.datetime) -> bool:
     """Mark a silent host as lost. Returns False if somebody moved it first."""
     was = host.state
-    if not Host.objects.filter(pk=host.pk, state=was).update(state=Host.State.LOST, updated_at=now):
+    if not Host.objects.filter(pk=host.pk, state=was).update(state=Host.State.LOST, state_since=now, updated_at=now):
         return False
     host.state = Host.State.LOST
     incident_open(
@@ -37,11 +37,17 @@ def host_lose(*, host: Host, silent_s: float, now: datetime.datetime) -> bool:
 
 @transaction.atomic
 def host_return(*, host: Host, now: datetime.datetime) -> bool:
-    """Take a host back whose agent reports again, cordoned if it was. Returns False if somebody moved it first."""
+    """Take a host back whose agent reports again, as it was: cordoned, draining, or active.
+
+    Returns False if somebody moved it first.
+    """
     incidents = list(Incident.objects.filter(kind=Incident.Kind.HOST_LOST, host_id=host.pk, closed_at=None))
     was = next((incident.evidence.get("state_before") for incident in incidents), None)
-    state = Host.State.CORDONED if was == Host.State.CORDONED else Host.State.ACTIVE
-    if not Host.objects.filter(pk=host.pk, state=Host.State.LOST).update(state=state, updated_at=now):
+    state = Host.State(was) if was in (Host.State.CORDONED, Host.State.DRAINING) else Host.State.ACTIVE
+    swapped = Host.objects.filter(pk=host.pk, state=Host.State.LOST).update(
+        state=state, state_since=now, updated_at=now
+    )
+    if not swapped:
         return False
     host.state = state
     for incident in incidents:
@@ -51,12 +57,23 @@ def host_return(*, host: Host, now: datetime.datetime) -> bool:
     return True
 
 
+def host_removed_settle(*, host: Host, now: datetime.datetime) -> int:
+    """End what a removed host leaves behind: its replicas, and the incident of its loss. Returns how many replicas."""
+    moved = replicas_of_lost_fail(host=host, serving=(), now=now)
+    for incident in Incident.objects.filter(kind=Incident.Kind.HOST_LOST, host_id=host.pk, closed_at=None):
+        incident_close(incident=incident, what="the host was removed", now=max(now, incident.opened_at))
+    # A report that was being applied may have brought one back.
+    host.accelerators.all().delete()
+    return moved
+
+
 def replicas_of_lost_fail(*, host: Host, serving: Collection[str], now: datetime.datetime) -> int:
-    """Fail over what ran on a lost host; how many replicas moved.
+    """Fail over what ran on a lost or removed host; how many replicas moved.
 
     An engine outlives its agent: replicas whose ids are in ``serving`` have shown life lately and stay in rotation.
     """
     moved = 0
+    why = f"{host.name} was removed" if host.removed_at else f"the agent of {host.name} does not report"
     for replica in (
         Replica.objects.filter(host=host)
         .exclude(state__in=(Replica.State.STOPPED, Replica.State.FAILED))
@@ -69,7 +86,6 @@ def replicas_of_lost_fail(*, host: Host, serving: Collection[str], now: datetime
                 host=None, accelerators=[], reason=f"host {host.name} is lost; looking for another", updated_at=now
             )
             continue
-        why = f"the agent of {host.name} does not report"
         to = lose(cast(State, replica.state), why=why)
         moved += replica_transition(replica=replica, to=to.state, reason=to.reason, now=now)
     return moved

@@ -78,13 +78,13 @@ def host_orders_refresh(*, host_id: str, secret: bytes, drain_limit_s: float) ->
 
     Returns None when another process moved the generation meanwhile: the next tick finds its result.
     """
-    host = Host.objects.get(pk=host_id)
+    host = Host.everything.get(pk=host_id)
     orders = replica_orders(host, drain_limit_s=drain_limit_s)
     digest, generation = orders_digest(orders), host.generation
     changed = digest != host.orders_digest
     if changed:
         generation += 1
-        swapped = Host.objects.filter(pk=host.pk, generation=host.generation).update(
+        swapped = Host.everything.filter(pk=host.pk, generation=host.generation).update(
             generation=generation, orders_digest=digest, updated_at=timezone.now()
         )
         if not swapped:

@@ -5,12 +5,15 @@ It looks at what is, never at what was asked last time, so that any loops proces
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 ReplicaState = Literal["pending", "starting", "ready"]
 """States that count towards what is wanted."""
+
+EVICTED = "its host is being drained"
+"""How each reason begins that a drain of the host gives to a replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Want:
 class Alive:
     """A replica that serves or is on its way. ``in_flight_mu`` is what it would have to finish first.
 
-    ``makes_room``: it is of an older revision and holds what a current one that found no host needs.
+    ``makes_room``: it is of an older revision and holds what a current one that found no host needs. ``evicted``: its
+    host is being drained.
     """
 
     id: str
@@ -38,6 +42,7 @@ class Alive:
     created_at: float
     in_flight_mu: float = 0.0
     makes_room: bool = False
+    evicted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,10 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``wait_until``: UNIX time of the next launch while backing off. ``gave_up``: no launch until somebody retries."""
+    """``wait_until``: UNIX time of the next launch while backing off. ``gave_up``: no launch until somebody retries.
+
+    ``kept`` says by id why an evicted replica serves on.
+    """
 
     target: int
     create: int
@@ -86,6 +94,7 @@ class Plan:
     reason: str
     wait_until: float | None = None
     gave_up: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def target(want: Want) -> tuple[int, str]:
@@ -128,34 +137,60 @@ def plan(
     Replicas of an older revision stay until as many of the current one are ready, and are then drained one by one.
     Where both do not fit, one that serves makes room: the next only when the newer one in its place is ready, and while
     none is ``leaving`` (draining or stopping).
+
+    What is evicted is replaced in the same way, but must go: a replacement that has found no host for ``room_s`` is not
+    waited for.
     """
     patience = patience or Patience()
     count, reason = target(want)
-    current = [replica for replica in alive if replica.is_current]
-    older = [replica for replica in alive if not replica.is_current]
+    current = [replica for replica in alive if replica.is_current and not replica.evicted]
+    older = [replica for replica in alive if not replica.is_current and not replica.evicted]
+    evicted = [replica for replica in alive if replica.evicted]
+    keep = max(0, count - sum(replica.state == "ready" for replica in current))
+    homeless = len(looking_for_room(current, now=now, patience=patience))
+    serving_older = sum(replica.state == "ready" for replica in older)
+    leave, stay = _evicted(evicted, keep=max(0, keep - serving_older), homeless=homeless, patience=patience)
     remove = [
         *_surplus(current, len(current) - count, f"{reason}, {len(current)} there"),
-        *_outdated(older, keep=max(0, count - sum(replica.state == "ready" for replica in current))),
+        *_outdated(older, keep=max(0, keep - len(stay))),
+        *leave,
     ]
-    if not remove and not leaving and looking_for_room(current, now=now, patience=patience):
+    if not remove and not leaving and homeless:
         remove = _giving_way(current, older, patience=patience)
+    made = _launches(count, current, failures, reason, now=now, last_stable_at=last_stable_at, patience=patience)
+    why = made.reason if made.gave_up or made.wait_until is not None else f"{len(stay)} to come"
+    kept = {replica.id: f"{EVICTED}; it serves until its replacement is ready ({why})" for replica in stay}
+    return replace(made, remove=tuple(remove), kept=kept)
+
+
+def _launches(
+    count: int,
+    current: Sequence[Alive],
+    failures: Iterable[Failure],
+    reason: str,
+    *,
+    now: float,
+    last_stable_at: float | None,
+    patience: Patience,
+) -> Plan:
+    """What to start, or why nothing is started now; it removes nothing."""
     missing = count - len(current)
     if missing <= 0:
-        return Plan(target=count, create=0, remove=tuple(remove), reason=reason)
+        return Plan(target=count, create=0, remove=(), reason=reason)
     row = failures_in_row(failures, now=now, last_stable_at=last_stable_at, patience=patience)
     if len(row) >= patience.limit:
         text = (
             f"{len(row)} launches failed in a row, the last: {row[-1].reason or 'no reason given'}. "
             f"Fix the cause and press retry; the next try by itself is {patience.forget_s / 60:g} min after the first"
         )
-        return Plan(target=count, create=0, remove=tuple(remove), reason=text, gave_up=True)
+        return Plan(target=count, create=0, remove=(), reason=text, gave_up=True)
     wait_until = row[-1].at + backoff_s(len(row), patience) if row else None
     if wait_until is not None and now < wait_until:
         text = f"next launch in {wait_until - now:.0f} s after {len(row)} failure(s)"
-        return Plan(target=count, create=0, remove=tuple(remove), reason=text, wait_until=wait_until)
+        return Plan(target=count, create=0, remove=(), reason=text, wait_until=wait_until)
     # After a failure one launch at a time shows whether the cause is gone.
     create = 1 if len(row) > 1 else missing
-    return Plan(target=count, create=create, remove=tuple(remove), reason=f"{reason}, {len(current)} there")
+    return Plan(target=count, create=create, remove=(), reason=f"{reason}, {len(current)} there")
 
 
 def backoff_s(failures: int, patience: Patience) -> float:
@@ -201,3 +236,26 @@ def _outdated(replicas: Sequence[Alive], *, keep: int) -> list[Removal]:
     ready = sorted((r for r in replicas if r.state == "ready"), key=lambda r: (r.in_flight_mu, r.created_at))
     gone = [Removal(id=r.id, drain=False, reason=reason) for r in replicas if r.state != "ready"]
     return gone + [Removal(id=r.id, drain=True, reason=reason) for r in ready[: max(0, len(ready) - keep)]]
+
+
+def _evicted(
+    replicas: Sequence[Alive], *, keep: int, homeless: int, patience: Patience
+) -> tuple[list[Removal], list[Alive]]:
+    """Who leaves a host that is being drained, and who serves on: ``keep``, but none for a replacement without a host.
+
+    What does not serve goes at once, then the idlest.
+    """
+    ready = sorted((r for r in replicas if r.state == "ready"), key=lambda r: (r.in_flight_mu, r.created_at))
+    gone = [
+        Removal(id=r.id, drain=False, reason=f"{EVICTED}, and it did not serve yet")
+        for r in replicas
+        if r.state != "ready"
+    ]
+    replaced, leaving = max(0, len(ready) - keep), max(0, len(ready) - max(0, keep - homeless))
+    reasons = [f"{EVICTED}; enough others serve"] * replaced
+    reasons += [f"{EVICTED}; no other host has had room for its replacement for {patience.room_s:g} s"] * leaving
+    leave = [
+        Removal(id=replica.id, drain=True, reason=reason)
+        for replica, reason in zip(ready[:leaving], reasons, strict=False)
+    ]
+    return gone + leave, ready[leaving:]

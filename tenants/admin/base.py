@@ -16,6 +16,7 @@ from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import display
 
 from tenants.models import User
+from tenants.needed import StillNeeded
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -222,6 +223,9 @@ def confirmed(*, question: str, verb: str) -> Callable[[Callable[..., Any]], Cal
             except ValidationError as error:
                 for message in error.messages:
                     messages.error(request, message)
+                return None
+            except StillNeeded as error:
+                messages.error(request, f"{error} {error.hint}")
                 return None
             if isinstance(outcome, HttpResponse):
                 return outcome

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
-from django.core.exceptions import NON_FIELD_ERRORS, PermissionDenied, RequestDataTooBig
+from django.core.exceptions import NON_FIELD_ERRORS, ObjectDoesNotExist, PermissionDenied, RequestDataTooBig
 from django.core.exceptions import ValidationError as ModelError
 from django.db import IntegrityError, OperationalError
 from django.db.models import ProtectedError, RestrictedError
@@ -13,6 +14,8 @@ from django.http import Http404
 from rest_framework import exceptions, serializers, status
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
+
+from tenants.needed import Reference, StillNeeded
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -56,6 +59,17 @@ class Conflict(exceptions.APIException):
     default_code = "conflict"
 
 
+class InUse(Conflict):
+    """Something still refers to it; ``references`` says what."""
+
+    default_code = "in_use"
+
+    def __init__(self, refused: StillNeeded) -> None:
+        super().__init__(str(refused))
+        self.hint = refused.hint
+        self.references: tuple[Reference, ...] = refused.references
+
+
 class PreconditionFailed(exceptions.APIException):
     status_code = status.HTTP_412_PRECONDITION_FAILED
     default_detail = "The object has changed since you read it."
@@ -82,6 +96,14 @@ class FieldErrorSerializer(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
+class ReferenceSerializer(serializers.Serializer[Any]):
+    """Something that still refers to what was to be removed."""
+
+    kind = serializers.CharField()
+    name = serializers.CharField(help_text="How it is called, or its id.")
+    detail = serializers.CharField(allow_blank=True)
+
+
 class ProblemSerializer(serializers.Serializer[Any]):
     """Problem details, RFC 9457."""
 
@@ -92,6 +114,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     detail = serializers.CharField()
     hint = serializers.CharField(required=False, help_text="What to do.")
     errors = FieldErrorSerializer(many=True, required=False)  # type: ignore[assignment]
+    references = ReferenceSerializer(many=True, required=False, help_text="What stands in the way, the first of it.")
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
@@ -125,6 +148,8 @@ def body_of(error: exceptions.APIException) -> dict[str, Any]:
         body["errors"] = fields
     elif hint := getattr(error, "hint", _HINTS.get(number)):
         body["hint"] = hint
+    if isinstance(error, InUse) and error.references:
+        body["references"] = [asdict(one) for one in error.references]
     return body
 
 
@@ -138,6 +163,10 @@ def _as_api_error(exc: Exception) -> exceptions.APIException | None:
         return exc
     if isinstance(exc, Http404):
         return exceptions.NotFound(str(exc) or "There is no such object.")
+    if isinstance(exc, ObjectDoesNotExist):
+        return exceptions.NotFound("It has been removed meanwhile.")
+    if isinstance(exc, StillNeeded):
+        return InUse(exc)
     if isinstance(exc, PermissionDenied):
         return exceptions.PermissionDenied(str(exc) or None)
     if isinstance(exc, RequestDataTooBig):

@@ -2,7 +2,7 @@
 
 from tenants.models.access import AccessToken, ApiKey, Limit, SignInAttempt, SignInLink
 from tenants.models.api import IdempotentAnswer
-from tenants.models.base import Identified, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
+from tenants.models.base import Identified, Removable, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
 from tenants.models.invitations import Invitation
 from tenants.models.log import AuditEntry, Change, Lease
 from tenants.models.people import Membership, Tenant, User
@@ -18,6 +18,7 @@ __all__ = [
     "Lease",
     "Limit",
     "Membership",
+    "Removable",
     "SignInAttempt",
     "SignInLink",
     "Tenant",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import uuid_utils.compat
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import models
+from django.db.models.manager import Manager
 from django.utils import timezone
 
 
@@ -54,6 +55,32 @@ class Identified(models.Model):
                 at = single.code if name == NON_FIELD_ERRORS and single.code in fields else name
                 placed.setdefault(at or NON_FIELD_ERRORS, []).append(single)
         return placed
+
+
+_Removed = TypeVar("_Removed", bound="Removable", covariant=True)
+
+
+class LivingManager(Manager[_Removed]):
+    """Only what has not been removed."""
+
+    def get_queryset(self) -> models.QuerySet[_Removed]:
+        return super().get_queryset().filter(removed_at=None)
+
+
+class Removable(models.Model):
+    """A row that stays for the sake of its history once it is removed: from then on only ``everything`` finds it.
+
+    Foreign keys lead to it as before. Whatever name it had is free again: hold names unique where ``removed_at`` is
+    null alone.
+    """
+
+    removed_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = LivingManager()
+    everything = Manager()  # noqa: DJ012 - the first manager is the default one
+
+    class Meta:
+        abstract = True
 
 
 class WrittenOnceError(Exception):

@@ -41,8 +41,9 @@ def test_only_operators_change_hosts(world: World, host: Host) -> None:
     path = f"/hosts/{host.pk}"
     labels = {"labels": {"zone": "b"}}
     assert codes(world, "patch", path, labels) == operators_only(200)
-    for action in ("cordon", "uncordon", "renew-secret"):
+    for action in ("cordon", "drain", "uncordon", "renew-secret"):
         assert codes(world, "post", f"{path}/{action}") == operators_only(200)
+    assert codes(world, "delete", path) == operators_only(409)
 
 
 def test_a_host_tells_its_accelerators_and_their_use(world: World, host: Host) -> None:
@@ -50,7 +51,13 @@ def test_a_host_tells_its_accelerators_and_their_use(world: World, host: Host) -
     replica = Replica.objects.get()
     assert [row["used_by"] and row["used_by"]["id"] for row in seen["accelerators"]] == [None, str(replica.pk)]
     assert seen["replicas"] == [
-        {"id": str(replica.pk), "deployment": replica.deployment.name, "state": "pending", "accelerators": [1]}
+        {
+            "id": str(replica.pk),
+            "deployment": replica.deployment.name,
+            "state": "pending",
+            "reason": "wanted",
+            "accelerators": [1],
+        }
     ]
     assert (seen["hardware_type"], seen["labels"], seen["state"]) == ("cpu", {"zone": "a"}, "active")
     assert world.by("operator").get(f"/hosts/{host.pk}").json() == seen
@@ -127,6 +134,57 @@ def test_a_host_is_cordoned_and_put_to_use_again(world: World, host: Host) -> No
     assert operator.post("/hosts/rack-1/uncordon").json()["state"] == "active"
     Host.objects.update(state=Host.State.LOST)
     assert "lost" in problem(operator.post("/hosts/rack-1/cordon"), 409, "conflict")["detail"]
+
+
+def test_a_host_is_drained_with_its_reason_and_put_to_use_again(world: World, host: Host) -> None:
+    operator = world.by("operator")
+    seen = operator.get("/hosts/rack-1")
+    stale = {"if-match": '"something-else"'}
+    problem(operator.post("/hosts/rack-1/drain", headers=stale), 412, "changed")
+    tag = {"if-match": seen.headers["ETag"]}
+    body = operator.post("/hosts/rack-1/drain", {"reason": "a new fan"}, format="json", headers=tag).json()
+    assert (body["state"], body["state_reason"], body["is_drained"]) == ("draining", "a new fan", False)
+    assert body["state_since"] > seen.json()["state_since"]
+    assert operator.post("/hosts/rack-1/drain").json()["state_reason"] == "a new fan", "it began once"
+    assert AuditEntry.objects.filter(action="host.drain").count() == 1
+    Replica.objects.update(state=Replica.State.STOPPED)
+    assert operator.get("/hosts/rack-1").json()["is_drained"]
+    assert operator.post("/hosts/rack-1/cordon").json()["state"] == "cordoned"
+    body = operator.post("/hosts/rack-1/uncordon").json()
+    assert (body["state"], body["state_reason"]) == ("active", "")
+    Host.objects.update(state=Host.State.LOST)
+    assert "remove it" in problem(operator.post("/hosts/rack-1/drain"), 409, "conflict")["hint"]
+    body = problem(operator.post("/hosts/rack-1/drain", {"reason": "x" * 201}, format="json"), 400, "invalid")
+    assert body["errors"][0]["field"] == "reason"
+
+
+def test_a_host_is_removed_once_nothing_holds_it(world: World, host: Host) -> None:
+    operator, replica = world.by("operator"), Replica.objects.get()
+    Host.objects.update(last_report_at="2026-01-01T00:00:00Z")
+    body = problem(operator.delete("/hosts/rack-1?force=true"), 409, "in_use")
+    assert "1 replica still holds a part of it" in body["detail"]
+    assert "Drain it first" in body["hint"]
+    assert body["references"] == [{"kind": "replica", "name": str(replica.pk), "detail": replica.deployment.name}]
+    tag = {"if-match": operator.get("/hosts/rack-1").headers["ETag"]}
+    Host.objects.update(state=Host.State.LOST)
+    assert "Force it" in problem(operator.delete("/hosts/rack-1", headers=tag), 409, "in_use")["hint"]
+    problem(operator.delete("/hosts/rack-1?force=perhaps"), 400, "invalid")
+    problem(operator.delete("/hosts/rack-1", headers={"if-match": '"something-else"'}), 412, "changed")
+    assert operator.delete("/hosts/rack-1?force=true", headers=tag).status_code == 204
+    assert operator.delete(f"/hosts/{host.pk}").status_code == 204, "once more by its id"
+    problem(operator.delete("/hosts/rack-1"), 404, "not_found")
+    # It can be looked at, and nothing else.
+    assert operator.get(f"/hosts/{host.pk}").json()["removed_at"]
+    for action in ("cordon", "drain", "uncordon", "renew-secret"):
+        problem(operator.post(f"/hosts/{host.pk}/{action}"), 404, "not_found")
+    problem(operator.patch(f"/hosts/{host.pk}", {"labels": {}}, format="json"), 404, "not_found")
+    listed = {query: operator.get(f"/hosts{query}").json()["results"] for query in ("", "?removed=true")}
+    assert [len(rows) for rows in listed.values()] == [0, 1]
+    assert operator.get("/accelerators").json()["results"] == []
+    assert operator.get("/replicas").json()["results"][0]["host_name"] == "rack-1"
+    again = factories.host(name="rack-1")
+    assert operator.get("/hosts/rack-1").json()["id"] == str(again.pk)
+    assert operator.get("/audit?action=host.remove").json()["results"][0]["object_name"] == "rack-1"
 
 
 def test_a_renewed_secret_is_shown_once(world: World, host: Host) -> None:

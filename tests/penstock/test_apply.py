@@ -283,3 +283,23 @@ def test_files_that_are_none(shell: Shell, people: People, tmp_path: Path) -> No
     sign_in(shell, people, "operator")
     assert "cannot be read" in shell("apply", "-f", str(tmp_path))[2]
     assert "no such section" in shell("export", "people")[2]
+
+
+def test_a_drained_host_is_not_undone_and_exported_as_closed(shell: Shell, people: People, host: Host) -> None:
+    sign_in(shell, people, "operator")
+    assert shell("hosts", "drain", "rack-1", "--reason", "a new fan")[0] == 0
+    host.refresh_from_db()
+    assert (host.state, host.state_reason) == ("draining", "a new fan")
+    code, out, err = shell("export", "hosts")
+    assert code == 0, err
+    assert yaml.safe_load(out) == {"hosts": [{"name": "rack-1", "labels": {}, "is_cordoned": True}]}
+    file = yaml.safe_dump({"hosts": [{"name": "rack-1", "is_cordoned": False, "labels": {"zone": "b"}}]})
+    assert shell("apply", "-f", "-", stdin=file)[0] == 0
+    host.refresh_from_db()
+    assert (host.state, host.labels) == ("draining", {"zone": "b"})
+    assert shell("hosts", "uncordon", "rack-1")[0] == 0
+    assert shell("hosts", "remove", "rack-1")[0] == 1, "nobody could be asked"
+    assert shell("hosts", "remove", "rack-1", "--yes")[0] == 0
+    assert "no hosts called 'rack-1'" in shell("hosts", "show", "rack-1")[2]
+    assert "hosts enrol themselves" in shell("apply", "-f", "-", stdin=file)[2]
+    assert "rack-1" in shell("hosts", "list", "--removed", "yes")[1]

@@ -85,6 +85,13 @@ def test_who_is_invited_with_another_role_is_told_before_anything_is_done() -> N
     assert difference(same, there, NOTHING) == []
 
 
+@pytest.mark.parametrize(("marks", "differs"), [({}, True), ({"is_draining": True}, False)])
+def test_no_manifest_puts_a_host_to_use_that_is_being_drained(marks: dict[str, bool], differs: bool) -> None:
+    entries = read({"hosts": [{"name": "rack-1", "is_cordoned": False}]})
+    there = {("hosts", "", "rack-1"): {"labels": {}, "is_cordoned": True, **marks}}
+    assert bool(difference(entries, there, NOTHING)) is differs
+
+
 def test_a_keys_end_is_told_once() -> None:
     entries = read({"tenants": [{"slug": "acme", "keys": [{"name": "ci", "expires_at": "2030-01-01T00:00:00Z"}]}]})
     there = {("tenants", "", "acme"): {}, ("keys", "acme", "ci"): {"expires_at": None}}

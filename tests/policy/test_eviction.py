@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.policy.replicas import EVICTED, Alive, Patience, plan
@@ -77,6 +77,7 @@ def platforms(draw: st.DrawFn) -> list[Alive]:
     return [one(index) for index in range(draw(st.integers(0, 8)))]
 
 
+@settings(deadline=None)
 @given(platforms(), st.integers(0, 6))
 def test_no_drain_takes_what_serves_without_need(there: list[Alive], count: int) -> None:
     made = plan(want(count), there, [], now=NOW, patience=PATIENCE)
@@ -101,6 +102,7 @@ def test_no_drain_takes_what_serves_without_need(there: list[Alive], count: int)
     assert made.create <= max(0, count - sum(one.is_current and not one.evicted for one in there))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_a_drain_comes_to_its_end(count: int, on_it: int) -> None:
     """Whatever is created becomes ready a step later: in two steps nothing is left on the host."""

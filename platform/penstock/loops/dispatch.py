@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 _NUDGE_AGAIN_S = 5
 _LISTENING_S = 10.0
 """An agent that has been silent for longer reads the key when it is back: nudges would only pile up."""
+_FAREWELL_S = 30 * 86_400
 
 
 def orders_key(host_id: str) -> str:
@@ -45,6 +46,16 @@ def orders_send(host: Host, *, client: redis.Redis, now: datetime.datetime) -> b
     if is_due and is_listening and _may_nudge(client, orders.host_id, orders.generation):
         _nudge(orders.host_id, orders.envelope)
     return orders.changed
+
+
+def farewell(host: Host, *, client: redis.Redis, now: datetime.datetime) -> None:
+    """The last orders of a removed host, which holds no replica any more; then its secret is forgotten.
+
+    They stand for a while: an agent that comes back late must not run on what was given up.
+    """
+    orders_send(host, client=client, now=now)
+    client.expire(orders_key(str(host.pk)), _FAREWELL_S)
+    Host.everything.filter(pk=host.pk).update(secret=b"", updated_at=now)
 
 
 def _may_nudge(client: redis.Redis, host_id: str, generation: int) -> bool:

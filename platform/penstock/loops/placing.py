@@ -76,6 +76,18 @@ def would_fit(replica: Replica, *, profiles: Profiles, now: datetime.datetime, w
     return _place(replica, profiles, now=now, host_id=host_id, without=without).host_id is not None
 
 
+def fits_elsewhere(replica: Replica, *, profiles: Profiles, now: datetime.datetime) -> bool:
+    """Whether another like ``replica`` would find room now on a host that is not its own."""
+    others = [
+        view
+        for view in _host_views(replica, profiles, now=now, host_id=None, without=None)
+        if view.id != str(replica.host_id)
+    ]
+    if placement_errors(replica.revision.options):
+        return False
+    return place(need_of(replica, profiles.get(replica.deployment.pool_id)), others).host_id is not None
+
+
 @transaction.atomic
 def _take(replica: Replica, host_id: uuid.UUID, profiles: Profiles, *, now: datetime.datetime) -> bool:
     """Give the replica its host; False if that has no room any more, or the replica has found one.

@@ -16,10 +16,10 @@ from django.db import transaction
 
 from capacity.models import CostProfile, Host
 from capacity.selectors import profiles_in_force
-from penstock.loops.dispatch import orders_send
+from penstock.loops.dispatch import farewell, orders_send
 from penstock.loops.isolation import isolated
 from penstock.loops.placing import Profiles, place_pending, would_fit
-from serving.agents.hosts import host_lose, host_return, replicas_of_lost_fail
+from serving.agents.hosts import host_lose, host_removed_settle, host_return, replicas_of_lost_fail
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
 from serving.models import Deployment, Incident, Replica, Revision
@@ -79,6 +79,7 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
     profiles = profiles_in_force(at=datetime.datetime.fromtimestamp(now, datetime.UTC))
     tick = Tick(client, now, profiles, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
+    _settle_removed(tick)
     for deployment in Deployment.objects.select_related("pool__model"):
         with isolated(f"the reconciliation of {deployment}"):
             _reconcile_deployment(tick, deployment)
@@ -128,6 +129,14 @@ def _check_host(tick: Tick, host: Host, *, since: float) -> None:
         tick.moved += replicas_of_lost_fail(host=host, serving=_proven(tick, host), now=tick.at)
 
 
+def _settle_removed(tick: Tick) -> None:
+    """Hosts that were removed and not yet told: what they held is failed over, their agents are to stop everything."""
+    for host in Host.everything.exclude(removed_at=None).exclude(secret=b""):
+        with isolated(f"the end of host {host}"):
+            tick.moved += host_removed_settle(host=host, now=tick.at)
+            farewell(host, client=tick.client, now=tick.at)
+
+
 def _proven(tick: Tick, host: Host) -> Collection[str]:
     """Replicas of a silent host that showed life lately, to a gateway or to a probe."""
     proven = set()
@@ -147,7 +156,7 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
     rows = {
         str(replica.pk): replica
         for replica in deployment.replicas.filter(state__in=tuple(lifecycle.LIVE)).select_related(
-            "deployment__pool__model", "revision"
+            "deployment__pool__model", "revision", "host"
         )
     }
     alive = [_alive(replica, revision, tick.loads) for replica in rows.values()]
@@ -175,6 +184,7 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
     if plan.gave_up:
         _open_crash_loop(deployment, plan, now=tick.at)
     _explain(tick, deployment, plan)
+    _explain_evicted(rows.values(), plan, now=tick.at)
 
 
 def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> policy.Alive:
@@ -186,6 +196,7 @@ def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> p
         placed=replica.host_id is not None,
         created_at=replica.created_at.timestamp(),
         in_flight_mu=loads.get(str(replica.pk), Load()).mu,
+        evicted=replica.host is not None and replica.host.state == Host.State.DRAINING,
     )
 
 
@@ -261,8 +272,9 @@ def _create(
     stored = deployment.take_turn()
     if any(getattr(stored, name) != getattr(deployment, name) for name in _WANTS):
         return 0  # Somebody wants something else by now: the next pass plans anew.
-    there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE)).count()
-    missing = max(0, min(plan.create, plan.target - there))
+    there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE))
+    there = there.exclude(host__state=Host.State.DRAINING)
+    missing = max(0, min(plan.create, plan.target - there.count()))
     for _ in range(missing):
         replica_create(
             deployment=deployment,
@@ -299,6 +311,19 @@ def _explain(tick: Tick, deployment: Deployment, plan: policy.Plan) -> None:
         "gave_up": plan.gave_up,
     }
     policy_state_write(tick.client, _LOOP, str(deployment.pk), value)
+
+
+def _explain_evicted(replicas: Collection[Replica], plan: policy.Plan, *, now: datetime.datetime) -> None:
+    """Say of each replica on a host that is being drained why it serves on; of one whose drain was taken back nothing.
+
+    A reason is no change of state: nobody but people reads it.
+    """
+    for replica in replicas:
+        reason = plan.kept.get(str(replica.pk), "")
+        if not reason and (replica.state != Replica.State.READY or not replica.reason.startswith(policy.EVICTED)):
+            continue
+        if replica.reason != (reason := reason[:500] or "the engine answers"):
+            Replica.objects.filter(pk=replica.pk, state=replica.state).update(reason=reason, updated_at=now)
 
 
 def _end_drains(tick: Tick) -> None:

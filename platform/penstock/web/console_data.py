@@ -195,6 +195,7 @@ def replica_row(replica: Replica, live: Live, now: datetime) -> ReplicaRow:
         since_s=figures.seconds_between(replica.state_since, now),
         reason=replica.reason,
         host=replica.host.name if replica.host else "",
+        host_handle=replica.host.handle if replica.host else "",
         accelerators=", ".join(str(index) for index in replica.accelerators),
         steps=start_steps(replica.state, replica.phase, progress),
         share=float(share) if isinstance(share, int | float) else None,

@@ -33,6 +33,7 @@ class ReplicaRow:
     since_s: float | None
     reason: str
     host: str
+    host_handle: str
     accelerators: str
     steps: tuple[Step, ...]
     share: float | None

@@ -163,7 +163,8 @@ def _export(arguments: argparse.Namespace) -> int:
     rows = stock.rows([section for section in SECTIONS if section in wanted], tenants=())
     document: dict[str, list[dict[str, Any]]] = {}
     for (section, _, name), fields in rows.items():
-        row = {SECTIONS[section].names[0]: name, **_without_empty(fields)}
+        told = {field: value for field, value in fields.items() if field in SECTIONS[section].fields}
+        row = {SECTIONS[section].names[0]: name, **_without_empty(told)}
         if section == "tenants":
             for part in PARTS:
                 row |= _exported_part(stock, name, part, is_operator=is_operator)

@@ -15,6 +15,8 @@ from typing import Any, Literal
 Shape = Literal["text", "whole", "number", "switch", "texts", "names", "prices", "tiers"]
 INVITED = "is_invited"
 """Marks the member who has not come yet, in what there is."""
+DRAINING = "is_draining"
+"""Marks the host that is being drained, in what there is: no manifest puts it to use again."""
 Key = tuple[str, ...]
 """Kind, tenant (empty where it belongs to none), and the object's own names."""
 
@@ -290,6 +292,8 @@ def merged(there: Any, named: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_same(name: str, wanted: Any, there: Mapping[str, Any], kind: Kind, fields: Mapping[str, Any]) -> bool:
     stands = there.get(name)
+    if name == "is_cordoned" and there.get(DRAINING):
+        return True
     if name == "options" and fields.get("runtime", there.get("runtime")) != there.get("runtime"):
         return False  # Those of another runtime mean other things.
     if name in MERGED and isinstance(wanted, dict):

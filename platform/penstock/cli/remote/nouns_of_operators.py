@@ -6,15 +6,26 @@ from penstock.cli.remote.resources import Field, Resource, Verb, change, create
 
 NAME = Field("name", "name", is_place=True, is_required=True)
 
+_WHY = Field("reason", "why, for the people who see it")
+_REMOVED = Field("removed", "those that were removed, instead of the others", "switch")
+
 HOSTS = Resource(
     "hosts",
     "machines with an agent",
     "/hosts",
-    ("name", "hardware_type", "state", "last_report_at", "labels", "id"),
+    ("name", "hardware_type", "state", "state_reason", "is_drained", "last_report_at", "labels", "id"),
     verbs=(
         change(Field("labels", 'all labels, as {"zone": "a"}', "json")),
-        Verb("cordon", "place nothing new on it; what runs goes on", "POST", "/cordon"),
-        Verb("uncordon", "place replicas on it again", "POST", "/uncordon"),
+        Verb("cordon", "place nothing new on it; what runs goes on", "POST", "/cordon", (_WHY,)),
+        Verb("drain", "empty it: replicas are replaced elsewhere, then stopped", "POST", "/drain", (_WHY,)),
+        Verb("uncordon", "place replicas on it again; ends a drain", "POST", "/uncordon"),
+        Verb(
+            "remove",
+            "take it out for good; its history stays",
+            "DELETE",
+            fields=(Field("force", "give up the replicas of a host whose agent is gone", "switch"),),
+            is_undoable=False,
+        ),
         Verb(
             "renew-secret",
             "a new secret for its agent; the old one is refused within two seconds",
@@ -24,6 +35,7 @@ HOSTS = Resource(
             secret="secret",  # noqa: S106
         ),
     ),
+    filters=(Field("state", "active, cordoned, draining or lost"), _REMOVED),
     nothing="no hosts yet",
 )
 HARDWARE_TYPES = Resource(

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from penstock.cli.remote.api import Api
-from penstock.cli.remote.manifest import INVITED, PARTS, PRICE, SECTIONS, Entry, Key, Step, merged
+from penstock.cli.remote.manifest import DRAINING, INVITED, PARTS, PRICE, SECTIONS, Entry, Key, Step, merged
 
 _REVISION = ("runtime", "options", "target_concurrency")
 Rows = dict[Key, dict[str, Any]]
@@ -55,7 +55,9 @@ class Stock:
 
 
 def _host(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"labels": row["labels"], "is_cordoned": row["state"] == "cordoned"}
+    is_draining = row["state"] == "draining"
+    fields = {"labels": row["labels"], "is_cordoned": is_draining or row["state"] == "cordoned"}
+    return {**fields, DRAINING: True} if is_draining else fields
 
 
 def _pool(api: Api, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
+from django.forms import Form
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
@@ -14,6 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from penstock.web.access import UserRequest, operators_only
 from penstock.web.shell import page
+from tenants.needed import StillNeeded
 from tenants.policy.roles import Action
 
 P = ParamSpec("P")
@@ -76,8 +78,20 @@ def refused(request: UserRequest, error: ValidationError | str, to: str) -> Http
 
 
 def ask(
-    request: UserRequest, *, title: str, effects: Sequence[str], verb: str, back: str, current: str
+    request: UserRequest,
+    *,
+    title: str,
+    effects: Sequence[str],
+    verb: str,
+    back: str,
+    current: str,
+    form: Form | None = None,
+    refusal: StillNeeded | None = None,
 ) -> HttpResponse:
-    """The question before an act that hurts: what will happen, and how to take it back. The button posts here."""
-    context = {"title": title, "effects": effects, "verb": verb, "back": back}
-    return show(request, "operators/ask.html", context, current=current)
+    """The question before an act that hurts: what will happen, and how to take it back. The button posts here.
+
+    ``form`` holds what may be said with it. After a ``refusal`` the page says what stands in the way.
+    """
+    context = {"title": title, "effects": effects, "verb": verb, "back": back, "form": form, "refusal": refusal}
+    status = 409 if refusal else 400 if form is not None and form.is_bound else 200
+    return show(request, "operators/ask.html", context, current=current, status=status)

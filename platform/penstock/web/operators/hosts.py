@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Q, QuerySet
 from django.http import HttpResponse
@@ -29,7 +30,14 @@ from tenants.models import AuditEntry
 CURRENT = "operators:hosts"
 HOLDING = (*IN_TRANSITION, "ready")
 """States in which a replica holds its part of its host."""
-STATES = {"active": "Active", "cordoned": "Cordoned", "lost": "Lost", "silent": "Silent"}
+STATES = {
+    "active": "Active",
+    "cordoned": "Cordoned",
+    "draining": "Draining",
+    "lost": "Lost",
+    "silent": "Silent",
+    "removed": "Removed",
+}
 _SORTS = {"name": "name", "report": "last_report_at", "hardware": "hardware_type__name", "joined": "created_at"}
 _NEWEST = 8
 
@@ -111,7 +119,8 @@ def hosts(request: UserRequest) -> HttpResponse:
     now = timezone.now()
     query, state = text_of(request, "q"), choice_of(request, "state", tuple(STATES))
     kind = text_of(request, "hardware")
-    rows = _filtered(Host.objects.select_related("hardware_type"), query, state, kind, now)
+    there = Host.objects if state != "removed" else Host.everything.exclude(removed_at=None)
+    rows = _filtered(there.select_related("hardware_type"), query, state, kind, now)
     is_filtered = bool(query or state or kind)
     found = listing(request, rows, sorts=_SORTS, default="name", is_filtered=is_filtered)
     context = {
@@ -121,7 +130,7 @@ def hosts(request: UserRequest) -> HttpResponse:
         "state": state,
         "states": STATES.items(),
         "hardware": kind,
-        "kinds": HardwareType.objects.filter(hosts__isnull=False).distinct(),
+        "kinds": HardwareType.objects.filter(pk__in=Host.objects.values("hardware_type")),
         "headline": headline(now),
         "is_empty": not found.total and not is_filtered,
     }
@@ -136,7 +145,7 @@ def _filtered(rows: QuerySet[Host], query: str, state: str, kind: str, now: date
         rows = rows.filter(name__icontains=query)
     if kind:
         rows = rows.filter(hardware_type__slug=kind)
-    if state:
+    if state and state != "removed":
         rows = rows.filter(silent | Q(state="lost")) if state == "silent" else rows.filter(state=state)
     return rows
 
@@ -164,8 +173,15 @@ def headline(now: datetime) -> str:
 
 @read_page
 def host(request: UserRequest, name: str) -> HttpResponse:
-    """One host: its accelerators, what runs on them, its environments, labels and incidents."""
-    row = get_object_or_404(Host.objects.select_related("hardware_type"), name=name)
+    """One host: its accelerators, what runs on them, its environments, labels and incidents.
+
+    Those that were removed have no name any more: they are found by id.
+    """
+    try:
+        wanted = Q(pk=UUID(name))
+    except ValueError:
+        wanted = Q(name=name, removed_at=None)
+    row = get_object_or_404(Host.everything.select_related("hardware_type"), wanted)
     context = _one(row)
     if is_part(request):
         return part(request, "operators/host_live.html", context)
@@ -182,13 +198,35 @@ def _one(row: Host) -> dict[str, Any]:
         "view": view,
         "host": row,
         "headline": _sentence(view),
+        "progress": _progress(view),
         "incidents": [incident_row(one) for one in incidents],
         "rows": rows_of(list(acts)),
     }
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a drain is: replicas that have left the host since it began, of all that it held."""
+
+    gone: int
+    left: int
+
+    @property
+    def share(self) -> float:
+        return self.gone / (self.gone + self.left) if self.left else 1.0
+
+
+def _progress(view: HostView) -> Progress | None:
+    if view.host.state != Host.State.DRAINING:
+        return None
+    ended = Replica.objects.filter(host=view.host, state__in=("stopped", "failed"))
+    return Progress(gone=ended.filter(state_since__gte=view.host.state_since).count(), left=len(view.replicas))
+
+
 def _sentence(view: HostView) -> str:
     host, row = view.host, view.row
+    if host.removed_at is not None:
+        return "It was removed: its agent is refused. What it did stays to be read."
     if row.report_age_s is None:
         return "Its agent has not reported yet. Start it on that machine: penstock up --only agent."
     does = f"It runs {len(view.replicas)} replica{'s' if len(view.replicas) != 1 else ''}, {row.ready} ready"
@@ -197,6 +235,8 @@ def _sentence(view: HostView) -> str:
         return f"{does}{has} Its agent has been silent for {figures.duration(row.report_age_s)}."
     if host.state == Host.State.CORDONED:
         return f"{does}{has} It is cordoned: nothing new is placed on it."
+    if host.state == Host.State.DRAINING:
+        return f"{does}{has} It is being drained." if view.replicas else "It is drained: it can be switched off."
     return f"{does}{has}"
 
 

@@ -1,0 +1,75 @@
+"""Operators' pages that take things out of service: what they ask, what they refuse, and what they offer to undo."""
+
+from __future__ import annotations
+
+from django.test import Client
+
+from capacity.models import Host
+from serving.models import Replica
+from tests import factories
+from tests.web.acting import acts, text, undo
+from tests.web.seed import Seeded
+
+
+def test_a_drain_says_what_will_happen_and_is_taken_back(as_operator: Client, platform: Seeded) -> None:
+    question = text(as_operator.get("/console/hosts/gpu-01/drain"))
+    assert "Nothing new is placed on it." in question
+    assert "no other host has room for" in question
+    assert Host.objects.get(name="gpu-01").state == "active"
+    page = text(as_operator.post("/console/hosts/gpu-01/drain", {"reason": "a <new> fan"}, follow=True))
+    assert Host.objects.get(name="gpu-01").state == "draining"
+    held = Replica.objects.filter(host__name="gpu-01", state__in=("starting", "ready")).count()
+    assert f"0 replicas left it, {held} to go." in page
+    assert "a &lt;new&gt; fan" in page
+    listed = text(as_operator.get("/console/hosts/?state=draining"))
+    assert "gpu-01" in listed
+    assert "gpu-02" not in listed
+    page = text(undo(as_operator, page))
+    assert Host.objects.get(name="gpu-01").state == "active"
+    assert acts("host.drain", "host.uncordon") == ["host.drain", "host.uncordon"]
+    wrong = as_operator.post("/console/hosts/gpu-01/drain", {"reason": "x" * 201})
+    assert wrong.status_code == 400
+    assert Host.objects.get(name="gpu-01").state == "active"
+
+
+def test_a_drained_host_says_so(as_operator: Client, platform: Seeded) -> None:
+    as_operator.post("/console/hosts/gpu-01/drain")
+    Replica.objects.filter(host__name="gpu-01").update(state="stopped")
+    page = text(as_operator.get("/console/hosts/gpu-01/"))
+    assert "It is drained: it can be switched off." in page
+    assert "It is drained: no replica is left." in page
+
+
+def test_a_lost_host_is_not_drained(as_operator: Client) -> None:
+    Host.objects.filter(name="gpu-01").update(state="lost")
+    page = text(as_operator.post("/console/hosts/gpu-01/drain", follow=True))
+    assert "gpu-01 is lost: wait until its agent reports again, or remove it." in page
+    assert not acts("host.drain")
+
+
+def test_a_host_that_is_held_is_not_removed(as_operator: Client, platform: Seeded) -> None:
+    assert "Its agent is refused at once" in text(as_operator.get("/console/hosts/gpu-01/remove"))
+    answer = as_operator.post("/console/hosts/gpu-01/remove", {"force": "on"})
+    assert answer.status_code == 409
+    assert "Drain it first" in text(answer)
+    assert platform.chat.name in text(answer)
+    assert Host.objects.filter(name="gpu-01").exists()
+
+
+def test_a_lost_host_is_removed_by_force_and_its_history_stays(as_operator: Client, platform: Seeded) -> None:
+    host = Host.objects.get(name="gpu-01")
+    Host.objects.filter(pk=host.pk).update(state="lost")
+    assert "Give up its replicas" in text(as_operator.get("/console/hosts/gpu-01/remove"))
+    assert as_operator.post("/console/hosts/gpu-01/remove").status_code == 409
+    page = text(as_operator.post("/console/hosts/gpu-01/remove", {"force": "on"}, follow=True))
+    assert "gpu-01 is removed" in page
+    assert as_operator.get("/console/hosts/gpu-01/").status_code == 404
+    gone = text(as_operator.get(f"/console/hosts/{host.pk}/"))
+    assert "What it did stays to be read." in gone
+    assert "/drain" not in gone
+    assert f"/console/hosts/{host.pk}/" in text(as_operator.get("/console/hosts/?state=removed"))
+    factories.host(name="gpu-01")
+    assert as_operator.get("/console/hosts/gpu-01/").context["host"].pk != host.pk
+    replica = Replica.objects.filter(host=host).first()
+    assert replica is not None
+    assert f"/console/hosts/{host.pk}/" in text(as_operator.get(f"/console/replicas/{replica.pk}/"))
