@@ -15,24 +15,11 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.operate import deploy
 from tests.e2e.stack import Stack, wait_for
 from tests.worker.mlflow_models import Trained, train
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
-
-OPERATE = """
-import json
-from capacity.services.pools import model_create, pool_create
-from penstock.demo import this_hardware
-from serving.services import deployment_create
-given = json.loads({given!r})
-model = model_create(name=given["name"], actor="test", **given["model"])
-pool = pool_create(name=given["name"], model=model, hardware_type=this_hardware(), actor="test")
-made = deployment_create(pool=pool, name=given["name"], actor="test", **given["deployment"]).revisions.get()
-price = pool.profiles.get()
-print(json.dumps(dict(runtime=made.runtime, reason=made.runtime_reason, options=made.options, base=price.base,
-                      alpha=price.alpha, beta=price.beta, modalities=price.modalities)))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +37,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return train(tmp_path_factory.mktemp("classifier") / "iris")
-
-
-def deploy(stack: Stack, name: str, *, model: dict[str, Any], **deployment: Any) -> dict[str, Any]:
-    given = json.dumps({"name": name, "model": model, "deployment": deployment})
-    said: dict[str, Any] = json.loads(stack.manage(OPERATE.format(given=given)).splitlines()[-1])
-    return said
 
 
 def post(stack: Stack, path: str, body: Any, **headers: str) -> httpx.Response:
