@@ -91,6 +91,8 @@
   });
 
   all("[role=tablist]").forEach(tabs);
+  /* A form that comes back with faults is looked at where the first of them stands. */
+  document.querySelector("main [aria-invalid=true]")?.focus();
   localTimes();
   window.penstock = { localTimes, zoneName };
 })();

@@ -40,7 +40,12 @@ def test_a_token_is_made_shown_once_and_works(page: Client, person: User) -> Non
 
 
 def test_a_form_that_is_wrong_says_why(page: Client) -> None:
-    assert page.post("/tokens", {"name": " ", "days": "30"}).status_code == 400
+    nameless = page.post("/tokens", {"name": " ", "days": "30"})
+    assert nameless.status_code == 400
+    assert "A token needs a name" in nameless.content.decode()
+    long = page.post("/tokens", {"name": "x" * 200, "days": "30"})
+    assert long.status_code == 400
+    assert "at most 120 characters" in long.content.decode()
     answer = page.post("/tokens", {"name": "x", "days": "9999"})
     assert answer.status_code == 400
     assert "Choose one of the periods" in answer.content.decode()

@@ -22,6 +22,8 @@ from tenants.services import access_token_create, access_token_revoke
 
 DAYS = (("30", "30 days"), ("90", "90 days"), ("365", "1 year"), ("", "never"))
 _DEFAULT_DAYS = "90"
+_FIELDS = {"days": "days", "expires_at": "days"}
+"""Where the form says what a field of the token has against it; what is not listed stands at the name."""
 
 
 @never_cache
@@ -34,16 +36,19 @@ def tokens(request: UserRequest) -> HttpResponse:
         name, days = request.POST.get("name", "").strip(), request.POST.get("days", "")
         made = {"name": name, "days": days}
         try:
+            if not name:
+                raise ValidationError({"name": "A token needs a name: say where it is used."})
             token, text = access_token_create(
                 user=request.user, name=name, actor=request.user, expires_at=_expiry(days)
             )
         except ValidationError as error:
-            made["error"] = " ".join(error.messages)
+            faults = error.message_dict.items()
+            made["errors"] = {_FIELDS.get(field, "name"): " ".join(lines) for field, lines in faults}
         else:
             made = {"days": _DEFAULT_DAYS, "fresh": token, "text": text}
     rows = AccessToken.objects.filter(user=request.user).order_by("revoked_at", "-created_at")
     context = {"rows": rows, "choices": DAYS, "console_url": settings.PENSTOCK_CONSOLE_URL, **made}
-    return page(request, "shell/tokens.html", context, current="tokens", status=400 if "error" in made else 200)
+    return page(request, "shell/tokens.html", context, current="tokens", status=400 if "errors" in made else 200)
 
 
 @require_POST
@@ -58,5 +63,5 @@ def token_revoke(request: UserRequest, token_id: UUID) -> HttpResponse:
 
 def _expiry(days: str) -> datetime.datetime | None:
     if days not in dict(DAYS):
-        raise ValidationError("Choose one of the periods that the form offers.")
+        raise ValidationError({"days": "Choose one of the periods that the form offers."})
     return timezone.now() + datetime.timedelta(days=int(days)) if days else None
