@@ -81,16 +81,16 @@ def test_a_limit_of_ones_own_stands_beside_it(tenant: Tenant, key: ApiKey, role:
         Limit.objects.create(tenant=tenant, api_key=of, kind="concurrency", value=10, set_by="operator")
         answer = shown(client.post(at, {**FORM, "value": "50"}, follow=True))
         assert "The operator's limit beside it, 10, holds: the smaller does." in answer
-        assert "10 of the operator holds" in answer
+        assert "the operator’s 10 holds" in answer
         assert stand(of) == {"operator": 10, "tenant": 50}
         answer = shown(client.post(at, {**FORM, "value": "4"}, follow=True))
         assert "beside it" not in answer.split("<main")[0]
-        assert "4 of the tenant holds" in answer
+        assert "the tenant’s 4 holds" in answer
         own = Limit.objects.get(api_key=of, set_by="tenant")
         assert removal(own) in answer
         assert "The operator's limit, 10, still holds." in shown(client.post(removal(own), follow=True))
         assert stand(of) == {"operator": 10}
-        assert shown(client.get(page)).count("of the operator holds") == 0
+        assert shown(client.get(page)).count("the operator’s 10 holds") == 0
 
 
 def test_an_operator_sets_and_removes_the_operators_and_sees_both(tenant: Tenant, key: ApiKey) -> None:

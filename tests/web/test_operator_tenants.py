@@ -131,7 +131,7 @@ def test_the_tenants_own_limit_stands_beside_the_operators(as_operator: Client, 
     path = "/console/tenants/northwind/limits"
     own = Limit.objects.create(tenant=platform.northwind, kind="concurrency", value=48, set_by="tenant")
     page = text(as_operator.get("/console/tenants/northwind/"))
-    assert "48 of the tenant holds" in page
+    assert "the tenant’s 48 holds" in page
     page = text(as_operator.post(path, {"kind": "concurrency", "value": "90", "model": ""}, follow=True))
     assert "own limit beside it, 48, holds" in page
     assert limits() == {"operator": 90, "tenant": 48}
