@@ -13,7 +13,7 @@ from aiohttp import web
 from tests.web.playground import HEADERS, REQUEST_ID
 from tests.web.seed import Seeded, usage_record
 
-ANSWER = """The picture shows **one column per replica**: three are ready, one loads its weights.
+ANSWER = """The picture shows one column per replica: three are ready, one loads its weights.
 
 ```python
 ready = [row for row in replicas if row.state == "ready"]

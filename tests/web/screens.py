@@ -119,14 +119,15 @@ def context_of(browser: Browser, base: str, session: str | None, width: int, hei
 
 
 def for_the_docs(base: str, sessions: dict[str, str], shots: Shots, folder: Path) -> None:
-    """The pictures of ``docs/screenshots``: what a screen of 1440 by 1000 px holds."""
-    themes = {shot.name: scheme for shot, scheme in DOCUMENTED}
+    """The pictures of ``docs/screenshots``: what a screen of 1440 px by the height of each holds."""
+    looks = {shot.name: (scheme, height) for shot, scheme, height in DOCUMENTED}
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         for shot in shots:
-            context = context_of(browser, base, sessions[shot.who or ""], 1440, 1000)
+            scheme, height = looks[shot.name]
+            context = context_of(browser, base, sessions[shot.who or ""], WIDTHS[0], height)
             page = context.new_page()
-            page.emulate_media(color_scheme="dark" if themes[shot.name] == "dark" else "light")
+            page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
             page.goto(base + shot.path)
             if shot.act:
                 shot.act(page)
@@ -229,7 +230,7 @@ def of_a_day(
     places = things_of(seeded)
     with going_on(url, seeded):
         if for_docs:
-            for_the_docs(base, sessions, chosen(tuple(shot for shot, _ in DOCUMENTED), places), folder)
+            for_the_docs(base, sessions, chosen(tuple(shot for shot, *_ in DOCUMENTED), places), folder)
         else:
             photograph(base, sessions, chosen(SHOTS, places), folder)
 

@@ -155,12 +155,12 @@ EMPTY_SHOTS = (
     Shot("tenant-audit-empty", "owner", "/t/fresh/audit/"),
 )
 DOCUMENTED = (
-    (Shot("console", "operator", "/console/?range=24h&pool=chat-32b"), "light"),
-    (Shot("deployments", "operator", "/console/deployments/"), "light"),
-    (Shot("deployment", "operator", "/console/deployments/{chat}/"), "dark"),
-    (Shot("hosts", "operator", "/console/hosts/"), "light"),
-    (Shot("tenant", "owner", "/t/northwind/?range=24h"), "dark"),
-    (Shot("usage", "owner", "/t/northwind/usage/?range=24h"), "light"),
-    (Shot("playground", "owner", "/t/northwind/playground/", ask_with_picture), "light"),
+    (Shot("console", "operator", "/console/?range=24h&pool=chat-32b"), "light", 1000),
+    (Shot("deployments", "operator", "/console/deployments/"), "light", 560),
+    (Shot("deployment", "operator", "/console/deployments/{chat}/"), "dark", 640),
+    (Shot("hosts", "operator", "/console/hosts/"), "light", 560),
+    (Shot("tenant", "owner", "/t/northwind/?range=24h"), "dark", 1000),
+    (Shot("usage", "owner", "/t/northwind/usage/?range=24h"), "light", 1000),
+    (Shot("playground", "owner", "/t/northwind/playground/", ask_with_picture), "light", 740),
 )
-"""The pictures of ``docs/screenshots``, each in one of the themes."""
+"""The pictures of ``docs/screenshots``, each in one of the themes, and how high it is in pixels."""
