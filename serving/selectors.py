@@ -4,12 +4,19 @@ import uuid
 from collections.abc import Iterable
 
 from serving.models import Deployment, Revision
+from tenants.models import ApiKey, Limit
 
 
 def current_revisions(deployments: Iterable[Deployment]) -> dict[uuid.UUID, Revision]:
     """The revision that each deployment runs, by deployment id: one query. One without a revision is absent."""
     rows = Revision.objects.filter(deployment__in=list(deployments), is_current=True)
     return {row.deployment_id: row for row in rows}
+
+
+def named_by(name: str) -> tuple[int, int]:
+    """How many keys that are not revoked, and how many limits, name what clients send as model."""
+    held = ApiKey.objects.filter(revoked_at=None).exclude(models_allowed=[]).values_list("models_allowed", flat=True)
+    return sum(name in allowed for allowed in held.iterator()), Limit.objects.filter(model=name).count()
 
 
 def replicas_at_most(deployment: Deployment) -> int:

@@ -4,14 +4,23 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Count, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from capacity.policy import cost
-from capacity.services import model_create, model_update, pool_create, pool_tenants_set, pool_update, profile_add
-from tenants.admin.base import HistoryAdmin, LookInline, ServiceAdmin, column, operator_of
+from capacity.services import (
+    model_create,
+    model_remove,
+    model_update,
+    pool_create,
+    pool_remove,
+    pool_tenants_set,
+    pool_update,
+    profile_add,
+)
+from tenants.admin.base import HistoryAdmin, LookInline, ServiceAdmin, column, confirmed, operator_of
 
 
 @admin.register(Model)
@@ -22,6 +31,7 @@ class ModelAdmin(ServiceAdmin):
     fields = ("name", "slug", "artifact_kind", "artifact_value", "artifact_revision", "parameters", "context_tokens")
     fields_on_add = fields
     readonly_fields = ("slug", "artifact_kind")
+    actions = ("remove",)
 
     @column("Parameters (M)", ordering="parameters")
     def parameter_count(self, model: Model) -> str:
@@ -32,6 +42,10 @@ class ModelAdmin(ServiceAdmin):
 
     def change(self, request: HttpRequest, obj: Model, data: dict[str, Any]) -> None:
         model_update(model=obj, actor=operator_of(request), **data)
+
+    @confirmed(question="Take away these models? Those that a pool sells are refused.", verb="Remove")
+    def remove(self, request: HttpRequest, rows: list[Model]) -> int:
+        return sum(model_remove(model=model, actor=operator_of(request)) for model in rows)
 
 
 class ProfileInline(LookInline):
@@ -87,10 +101,18 @@ class PoolAdmin(ServiceAdmin):
     fields_on_add = ("name", "slug", "model", "hardware_type", *fields[3:-1])
     readonly_fields = ("slug", "model", "version")
     inlines = (ProfileInline,)
+    actions = ("remove",)
+
+    @confirmed(
+        question="Take away these pools? Those that a deployment serves, or of which something is sold, are refused.",
+        verb="Remove",
+    )
+    def remove(self, request: HttpRequest, rows: list[Pool]) -> int:
+        return sum(pool_remove(pool=pool, actor=operator_of(request)) for pool in rows)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Pool]:
         rows: QuerySet[Pool] = super().get_queryset(request)
-        return rows.annotate(deployment_total=Count("deployments"))
+        return rows.annotate(deployment_total=Count("deployments", filter=Q(deployments__removed_at=None)))
 
     @column("Deployments", ordering="deployment_total")
     def deployment_count(self, pool: Any) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.db import models
 from django.db.models import QuerySet
 from django.http import Http404
-from rest_framework import serializers
+from rest_framework import serializers, status
+from rest_framework.response import Response
 
 from tenants.api.base import ApiViewSet
 from tenants.models import Removable
@@ -26,6 +28,23 @@ class NamedViewSet(ApiViewSet[_Row]):
     def get_object(self) -> _Row:
         name = self.kwargs[self.lookup_url_kwarg or self.lookup_field]
         return find_named(self.get_queryset(), name, self.name_field)
+
+
+class RemovableViewSet(NamedViewSet[_Row]):
+    """Its rows may be removed: then they can be looked at by id, and not acted on. ``remove`` is the service."""
+
+    def get_queryset(self) -> QuerySet[_Row]:
+        rows = super().get_queryset()
+        return rows if self.action in ("list", "retrieve", "destroy") else rows.filter(removed_at=None)
+
+    def removed(self, row: Any, remove: Callable[[], object]) -> Response:
+        """204 after ``remove()``, or where it was removed before."""
+
+        def done() -> Response:
+            remove()
+            return Response(status=status.HTTP_204_NO_CONTENT)
+
+        return Response(status=status.HTTP_204_NO_CONTENT) if row.removed_at else self.changed(row, done)
 
 
 def find_named(rows: QuerySet[_Row], name: str, name_field: str = "slug") -> _Row:

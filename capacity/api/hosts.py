@@ -9,12 +9,12 @@ import django_filters
 from django.db.models import QuerySet
 from django.utils.functional import cached_property
 from drf_spectacular.utils import extend_schema, extend_schema_field
-from rest_framework import serializers, status
+from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedViewSet, NamesField
+from capacity.api.base import NamedViewSet, NamesField, RemovableViewSet
 from capacity.api.reads import Use, accelerators_in_use, use_of, uses_by_host
 from capacity.models import Accelerator, HardwareType, Host
 from capacity.services import (
@@ -180,7 +180,7 @@ class HardwareTypesViewSet(NamedViewSet[HardwareType]):
         return self.shown(self.get_object())
 
 
-class HostsViewSet(NamedViewSet[Host]):
+class HostsViewSet(RemovableViewSet[Host]):
     required: ClassVar = {
         **_LOOK,
         "partial_update": Action.PLATFORM_OPERATE,
@@ -200,11 +200,6 @@ class HostsViewSet(NamedViewSet[Host]):
     @cached_property
     def uses(self) -> Any:
         return uses_by_host()
-
-    def get_queryset(self) -> QuerySet[Host]:
-        """What was removed can be looked at, not acted on."""
-        rows = super().get_queryset()
-        return rows if self.action in ("list", "retrieve", "destroy") else rows.filter(removed_at=None)
 
     def list(self, request: Request) -> Response:
         """The machines with an agent, their accelerators, and which replicas hold them."""
@@ -265,17 +260,9 @@ class HostsViewSet(NamedViewSet[Host]):
         409 with what stands in the way while replicas hold a part of it: drain it first. One that was removed before
         stays so.
         """
-        row = self.get_object()
-        if row.removed_at is not None:
-            return Response(status=status.HTTP_204_NO_CONTENT)
-        query = HostRemoval(data=request.query_params)
+        row, query = self.get_object(), HostRemoval(data=request.query_params)
         query.is_valid(raise_exception=True)
-
-        def remove() -> Response:
-            host_remove(host=row, actor=self.caller.actor, **query.validated_data)
-            return Response(status=status.HTTP_204_NO_CONTENT)
-
-        return self.changed(row, remove)
+        return self.removed(row, lambda: host_remove(host=row, actor=self.caller.actor, **query.validated_data))
 
     def _swapped(self, swap: Callable[..., bool], wanted: Host.State, **given: str) -> Response:
         row = self.get_object()

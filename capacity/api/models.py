@@ -10,9 +10,10 @@ from rest_framework import serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedViewSet
+from capacity.api.base import RemovableViewSet
 from capacity.models import Model
-from capacity.services import model_create, model_update
+from capacity.services import model_create, model_remove, model_update
+from tenants.api.filters import RemovedFilterSet
 from tenants.policy.roles import Action
 
 
@@ -30,6 +31,7 @@ class ModelSerializer(serializers.ModelSerializer[Model]):
             "context_tokens",
             "created_at",
             "updated_at",
+            "removed_at",
         )
         read_only_fields = fields
 
@@ -56,7 +58,7 @@ class NewModel(ModelFields):
     artifact_kind = serializers.ChoiceField(Model.Artifact.choices)
 
 
-class ModelFilter(django_filters.FilterSet):
+class ModelFilter(RemovedFilterSet):
     search = django_filters.CharFilter(field_name="name", lookup_expr="icontains", label="Part of the name.")
 
     class Meta:
@@ -64,14 +66,15 @@ class ModelFilter(django_filters.FilterSet):
         fields = ("artifact_kind",)
 
 
-class ModelsViewSet(NamedViewSet[Model]):
+class ModelsViewSet(RemovableViewSet[Model]):
     required: ClassVar = {
         "list": Action.PLATFORM_VIEW,
         "retrieve": Action.PLATFORM_VIEW,
         "create": Action.PLATFORM_OPERATE,
         "partial_update": Action.PLATFORM_OPERATE,
+        "destroy": Action.PLATFORM_OPERATE,
     }
-    queryset = Model.objects.all()
+    queryset = Model.everything.all()
     serializer_class = ModelSerializer
     filterset_class = ModelFilter
     ordering_fields = ("name", "slug", "parameters", "created_at")
@@ -101,3 +104,9 @@ class ModelsViewSet(NamedViewSet[Model]):
         row = self.get_object()
         given = self.read(ModelFields, partial=True)
         return self.changed(row, lambda: self.shown(model_update(model=row, actor=self.caller.actor, **given)))
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, model: str) -> Response:
+        """Take away a model that no pool sells; its slug is free. 409 names the pools that do."""
+        row = self.get_object()
+        return self.removed(row, lambda: model_remove(model=row, actor=self.caller.actor))

@@ -12,7 +12,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedField, NamedViewSet, NumberField, find_named
+from capacity.api.base import NamedField, NamedViewSet, NumberField, RemovableViewSet, find_named
 from capacity.api.prices import (
     CoefficientFields,
     NewProfile,
@@ -22,8 +22,9 @@ from capacity.api.prices import (
     price_of,
 )
 from capacity.models import CostProfile, HardwareType, Model, Pool
-from capacity.services import pool_create, pool_tenants_set, pool_update, profile_add
+from capacity.services import pool_create, pool_remove, pool_tenants_set, pool_update, profile_add
 from tenants.api.base import ApiViewSet, TenantViewSet
+from tenants.api.filters import RemovedFilterSet
 from tenants.models import Tenant
 from tenants.policy.roles import Action
 
@@ -66,6 +67,7 @@ class PoolSerializer(TenantPoolSerializer):
             "version",
             "created_at",
             "updated_at",
+            "removed_at",
         )
         read_only_fields = fields
 
@@ -111,21 +113,22 @@ class TenantPoolFilter(django_filters.FilterSet):
     search = django_filters.CharFilter(field_name="name", lookup_expr="icontains", label="Part of the name.")
 
 
-class PoolFilter(TenantPoolFilter):
+class PoolFilter(TenantPoolFilter, RemovedFilterSet):
     class Meta:
         model = Pool
         fields = ("is_public", "keep_spare")
 
 
-class PoolsViewSet(PricesMixin, NamedViewSet[Pool]):
+class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
     required: ClassVar = {
         "list": Action.PLATFORM_VIEW,
         "retrieve": Action.PLATFORM_VIEW,
         "create": Action.PLATFORM_OPERATE,
         "partial_update": Action.PLATFORM_OPERATE,
         "tenants": Action.PLATFORM_OPERATE,
+        "destroy": Action.PLATFORM_OPERATE,
     }
-    queryset = Pool.objects.select_related("model").prefetch_related("tenants")
+    queryset = Pool.everything.select_related("model").prefetch_related("tenants")
     serializer_class = PoolSerializer
     filterset_class = PoolFilter
     ordering_fields = ("name", "slug", "created_at")
@@ -157,6 +160,15 @@ class PoolsViewSet(PricesMixin, NamedViewSet[Pool]):
         row = self.get_object()
         given = self.read(PoolFields, partial=True)
         return self.changed(row, lambda: self.shown(pool_update(pool=row, actor=self.caller.actor, **given)))
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pool: str) -> Response:
+        """Take away a pool that nothing serves and of which nothing is sold; its slug is free, its prices stay.
+
+        409 names the deployments and reservations that stand in the way.
+        """
+        row = self.get_object()
+        return self.removed(row, lambda: pool_remove(pool=row, actor=self.caller.actor))
 
     @extend_schema(request=PoolTenants, responses=PoolSerializer)
     @action(detail=True, methods=["put"])

@@ -7,13 +7,13 @@ from django.db import models
 from django.db.models import Q
 
 from capacity.models.hardware import HardwareType
-from tenants.models import Identified, Tenant, WrittenOnce
+from tenants.models import Identified, Removable, Tenant, WrittenOnce
 
 BUILT_IN = ("", "embed", "vision")
 """Values of the built-in tiny model: the language model, the embedding model, and the vision-language model."""
 
 
-class Model(Identified):
+class Model(Removable, Identified):
     """Something that can be served: where its weights are, and what is known of it."""
 
     class Artifact(models.TextChoices):
@@ -22,7 +22,7 @@ class Model(Identified):
         HUB = "hub", "Hub id"
         NONE = "none", "No weights"
 
-    slug = models.SlugField(max_length=80, unique=True)
+    slug = models.SlugField(max_length=80)
     name = models.CharField(max_length=200)
     artifact_kind = models.CharField(max_length=8, choices=Artifact.choices)
     artifact_value = models.CharField(max_length=500, blank=True)
@@ -33,6 +33,13 @@ class Model(Identified):
     class Meta:
         ordering = ("name",)
         constraints = (
+            models.UniqueConstraint(
+                fields=("slug",),
+                condition=Q(removed_at=None),
+                name="capacity_model_unique_slug",
+                violation_error_code="slug",
+                violation_error_message="A model with this slug already exists.",
+            ),
             models.CheckConstraint(
                 condition=Q(artifact_kind__in=("tiny", "none")) | ~Q(artifact_value=""),
                 name="capacity_model_artifact_has_value",
@@ -69,13 +76,13 @@ class Model(Identified):
             raise ValidationError({"artifact_value": known})
 
 
-class Pool(Identified):
+class Pool(Removable, Identified):
     """What is sold: a model with one reference price, service objectives, and oversell and N−1 rules.
 
     ``version`` is bumped by compare-and-swap by every sale and every change of what there is to sell.
     """
 
-    slug = models.SlugField(max_length=80, unique=True)
+    slug = models.SlugField(max_length=80)
     name = models.CharField(max_length=120)
     model = models.ForeignKey(Model, on_delete=models.PROTECT, related_name="pools")
     is_public = models.BooleanField(default=True, help_text="Every tenant may use it; else only those listed.")
@@ -93,6 +100,13 @@ class Pool(Identified):
     class Meta:
         ordering = ("name",)
         constraints = (
+            models.UniqueConstraint(
+                fields=("slug",),
+                condition=Q(removed_at=None),
+                name="capacity_pool_unique_slug",
+                violation_error_code="slug",
+                violation_error_message="A pool with this slug already exists.",
+            ),
             models.CheckConstraint(
                 condition=Q(oversell_factor__gte=1.0),
                 name="capacity_pool_oversell_at_least_one",
@@ -201,7 +215,9 @@ class CostProfile(WrittenOnce, Identified):
             if not _is_number(getattr(self, name)):
                 errors[name] = "Give a finite number."
         if not _is_price_list(self.modalities):
-            errors["modalities"] = 'Give MU per unit by modality, e.g. {"image_token": 0.001}; no price may be negative.'
+            errors["modalities"] = (
+                'Give MU per unit by modality, e.g. {"image_token": 0.001}; no price may be negative.'
+            )
         if not _are_tiers(self.long_input_tiers):
             errors["long_input_tiers"] = (
                 "Give pairs [from input tokens, factor] with rising tokens, and factors of at least 1 that never fall."

@@ -25,7 +25,7 @@ def may_remove_host(
     """
     if holding <= 0:
         return Verdict(True, "No replica holds any of it.")
-    held = f"{holding} replica{'s' if holding != 1 else ''}"
+    held = _many(holding, "replica")
     if state != "lost" and has_reported:
         reason = f"{held} still hold{'s' if holding == 1 else ''} a part of it."
         if state == "draining":
@@ -38,3 +38,36 @@ def may_remove_host(
         f"Its agent is gone, and {held} may still run on it.",
         "Force it to give them up: they count as failed and are replaced elsewhere.",
     )
+
+
+def may_remove_pool(*, deployments: int, reservations: int) -> Verdict:
+    """Whether a pool may go that so many deployments serve, and of which so many reservations are not over."""
+    if deployments:
+        return Verdict(False, f"{_many(deployments, 'deployment')} serve it.", "Remove the deployments first.")
+    if reservations:
+        return Verdict(False, f"{_many(reservations, 'reservation')} of it are not over.", "End or cancel them first.")
+    return Verdict(True, "Nothing serves it and nothing of it is sold.")
+
+
+def may_remove_model(*, pools: int) -> Verdict:
+    """Whether a model may go that so many pools sell."""
+    if pools:
+        return Verdict(False, f"{_many(pools, 'pool')} sell it.", "Remove the pools first.")
+    return Verdict(True, "No pool sells it.")
+
+
+def may_remove_deployment(*, holding: int, is_confirmed: bool) -> Verdict:
+    """Whether a deployment may go of which ``holding`` replicas have not ended."""
+    if not holding:
+        return Verdict(True, "It has no replica.")
+    if is_confirmed:
+        return Verdict(True, f"Confirmed by name: {_many(holding, 'replica')} drain and stop.")
+    return Verdict(
+        False,
+        f"{_many(holding, 'replica')} have not ended.",
+        "Disable it and wait until they have stopped, or confirm with its name that they are to drain now.",
+    )
+
+
+def _many(number: int, one: str) -> str:
+    return f"{number} {one}{'s' if number != 1 else ''}"

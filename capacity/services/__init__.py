@@ -18,8 +18,10 @@ from capacity.services.hosts import (
 )
 from capacity.services.pools import (
     model_create,
+    model_remove,
     model_update,
     pool_create,
+    pool_remove,
     pool_tenants_set,
     pool_update,
     profile_add,
@@ -40,8 +42,10 @@ __all__ = [
     "host_secret_renew",
     "host_uncordon",
     "model_create",
+    "model_remove",
     "model_update",
     "pool_create",
+    "pool_remove",
     "pool_tenants_set",
     "pool_update",
     "profile_add",

@@ -11,13 +11,15 @@ from django.db.models import F, Max
 from django.utils import timezone
 from django.utils.text import slugify
 
-from capacity.models import CostProfile, HardwareType, Model, Pool
+from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from capacity.policy import cost
 from capacity.policy.profiles import Hardware, default_profile, hardware_from_report, scoring_profile
+from capacity.policy.removal import may_remove_model, may_remove_pool
 from capacity.selectors import profile_in_force
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Tenant
+from tenants.needed import Reference, StillNeeded
 
 
 class ModelFields(TypedDict, total=False):
@@ -88,6 +90,24 @@ def model_update(*, model: Model, actor: Actor, **fields: Unpack[ModelFields]) -
 
 
 @transaction.atomic
+def model_remove(*, model: Model, actor: Actor) -> bool:
+    """Take away a model that no pool sells; its slug is free. Returns False if somebody removed it before.
+
+    Raises StillNeeded with the pools that sell it.
+    """
+    try:
+        stored = model.take_turn()
+    except Model.DoesNotExist:
+        return False
+    pools = [Reference("pool", pool.slug) for pool in Pool.objects.filter(model=stored)]
+    verdict = may_remove_model(pools=len(pools))
+    if not verdict.is_allowed:
+        raise StillNeeded(f"{stored} cannot be removed: {verdict.reason}", hint=verdict.hint, references=pools)
+    _remove(stored, "model.remove", actor)
+    return True
+
+
+@transaction.atomic
 def pool_create(
     *,
     model: Model,
@@ -103,6 +123,9 @@ def pool_create(
 
     ``tenants`` lists who may use it unless it is public. Raises ValidationError by field.
     """
+    # Whoever removes the model waits for its turn, and then sees the pool.
+    if Model.objects.select_for_update().filter(pk=model.pk).first() is None:
+        raise ValidationError({"model": f"{model} has been removed."})
     name = fields.setdefault("name", model.name)
     pool = Pool(model=model, slug=slug or slugify(name)[:80], **fields)
     pool.full_clean()
@@ -145,6 +168,37 @@ def pool_update(*, pool: Pool, actor: Actor, **fields: Unpack[PoolFields]) -> Po
         bump(stored)
     pool.refresh_from_db()
     return pool
+
+
+@transaction.atomic
+def pool_remove(*, pool: Pool, actor: Actor) -> bool:
+    """Take away a pool that nothing serves and of which nothing is sold; its slug is free, its prices stay.
+
+    Returns False if somebody removed it before. Raises StillNeeded with what stands in the way.
+    """
+    try:
+        stored = pool.take_turn()
+    except Pool.DoesNotExist:
+        return False
+    # Deployments belong to a higher app: here they are known by the name of their relation alone.
+    served = Pool.objects.filter(pk=stored.pk, deployments__isnull=False, deployments__removed_at=None)
+    names = list(served.order_by("deployments__name").values_list("deployments__name", flat=True))
+    states = Reservation.State
+    sold = stored.reservations.filter(state__in=(states.DRAFT, states.ACTIVE)).select_related("tenant")
+    needed = [Reference("deployment", name) for name in names]
+    needed += [Reference("reservation", str(one.pk), f"of {one.tenant.slug}, {one.state}") for one in sold]
+    verdict = may_remove_pool(deployments=len(names), reservations=len(needed) - len(names))
+    if not verdict.is_allowed:
+        raise StillNeeded(f"{stored} cannot be removed: {verdict.reason}", hint=verdict.hint, references=needed)
+    _remove(stored, "pool.remove", actor)
+    record_change(kind="pool", object_id=stored.pk)
+    return True
+
+
+def _remove(stored: Model | Pool, action: str, actor: Actor) -> None:
+    stored.removed_at = timezone.now()
+    stored.save(update_fields=("removed_at", "updated_at"))
+    audit(actor=actor, action=action, target=stored, before=state_of(stored), after={"removed_at": stored.removed_at})
 
 
 @transaction.atomic

@@ -13,6 +13,7 @@ from serving.services import (
     deployment_create,
     deployment_disable,
     deployment_enable,
+    deployment_remove,
     deployment_retry,
     deployment_update,
     revision_create,
@@ -105,7 +106,7 @@ class DeploymentAdmin(ServiceAdmin):
     )
     readonly_fields = ("name", "pool", "is_enabled", "desired_replicas", "retry_attempt", "created_at")
     inlines = (RevisionInline, ReplicaInline)
-    actions = ("retry", "disable", "enable")
+    actions = ("retry", "disable", "enable", "remove")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Deployment]:
         rows: QuerySet[Deployment] = super().get_queryset(request)
@@ -136,6 +137,14 @@ class DeploymentAdmin(ServiceAdmin):
         own = {name: value for name, value in data.items() if name in self.fields}
         if own:
             deployment_update(deployment=obj, actor=operator_of(request), **own)
+
+    @confirmed(
+        question="Take these deployments away? Clients get 404 for them, their names are free, their history stays. "
+        "Those with replicas that have not ended are refused: disable them first.",
+        verb="Remove",
+    )
+    def remove(self, request: HttpRequest, rows: list[Deployment]) -> int:
+        return sum(deployment_remove(deployment=one, actor=operator_of(request)) for one in rows)
 
     @confirmed(question="Start the failed replicas of these deployments again?", verb="Retry")
     def retry(self, request: HttpRequest, rows: list[Deployment]) -> int:

@@ -30,7 +30,7 @@ class DeploymentPartViewSet(ApiViewSet[_Row]):
 def _find(identifier: str) -> Deployment:
     """By id. Raises Http404."""
     try:
-        found = Deployment.objects.filter(pk=uuid.UUID(identifier)).first()
+        found = Deployment.everything.filter(pk=uuid.UUID(identifier)).first()
     except ValueError:
         found = None
     if found is None:

@@ -20,10 +20,12 @@ from serving.services import (
     deployment_create,
     deployment_disable,
     deployment_enable,
+    deployment_remove,
     deployment_retry,
     deployment_update,
 )
 from tenants.api.base import ApiViewSet
+from tenants.api.filters import RemovedFilterSet
 from tenants.policy.roles import Action
 
 MOST_REPLICAS = 10_000
@@ -89,6 +91,7 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
             "revision",
             "created_at",
             "updated_at",
+            "removed_at",
         )
         read_only_fields = fields
 
@@ -97,7 +100,18 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
         return RevisionSerializer(row.current[0]).data if row.current else None
 
 
-class DeploymentFilter(django_filters.FilterSet):
+class DeploymentRemoval(serializers.Serializer[Any]):
+    """How a deployment is removed."""
+
+    confirm = serializers.CharField(
+        max_length=200,
+        default="",
+        allow_blank=True,
+        help_text="Its name: let the replicas that have not ended drain and stop.",
+    )
+
+
+class DeploymentFilter(RemovedFilterSet):
     search = django_filters.CharFilter(field_name="name", lookup_expr="icontains", label="Part of the name.")
     pool = django_filters.CharFilter(field_name="pool__slug", label="Slug of the pool.")
 
@@ -115,6 +129,7 @@ class DeploymentsViewSet(ApiViewSet[Deployment]):
         "enable": Action.PLATFORM_OPERATE,
         "disable": Action.PLATFORM_OPERATE,
         "retry": Action.PLATFORM_OPERATE,
+        "destroy": Action.PLATFORM_OPERATE,
     }
     queryset = Deployment.objects.all()
     serializer_class = DeploymentSerializer
@@ -122,9 +137,12 @@ class DeploymentsViewSet(ApiViewSet[Deployment]):
     ordering_fields = ("name", "created_at")
 
     def get_queryset(self) -> QuerySet[Deployment]:
+        """What was removed can be looked at, not acted on."""
         state = Replica.State
+        looks = self.action in ("list", "retrieve", "destroy")
         return (
-            Deployment.objects.select_related("pool")
+            (Deployment.everything if looks else Deployment.objects)
+            .select_related("pool")
             .prefetch_related(
                 Prefetch("revisions", queryset=Revision.objects.filter(is_current=True), to_attr="current")
             )
@@ -135,6 +153,10 @@ class DeploymentsViewSet(ApiViewSet[Deployment]):
             )
             .order_by("name")
         )
+
+    def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Filters are of the list: one deployment is found by its id, removed or not."""
+        return super().filter_queryset(queryset) if self.action == "list" else queryset
 
     def list(self, request: Request) -> Response:
         """Deployments by name, with how many of their replicas are ready, starting and failed."""
@@ -187,6 +209,25 @@ class DeploymentsViewSet(ApiViewSet[Deployment]):
             return self._as_it_is(deployment_retry(deployment=row, actor=self.caller.actor))
 
         return self.created(again)
+
+    @extend_schema(parameters=[DeploymentRemoval], responses={204: None})
+    def destroy(self, request: Request, pk: str) -> Response:
+        """Take the deployment away. Its name is free, its usage and history stay; clients get 404 for it.
+
+        409 while replicas have not ended, unless ``confirm`` is its name: then they drain and stop. One that was
+        removed before stays so. Keys and limits that name it stay, for whatever has that name next.
+        """
+        row = self.get_object()
+        if row.removed_at is not None:
+            return Response(status=status.HTTP_204_NO_CONTENT)
+        query = DeploymentRemoval(data=request.query_params)
+        query.is_valid(raise_exception=True)
+
+        def remove() -> Response:
+            deployment_remove(deployment=row, actor=self.caller.actor, **query.validated_data)
+            return Response(status=status.HTTP_204_NO_CONTENT)
+
+        return self.changed(row, remove)
 
     def _switched(self, switch: Any) -> Response:
         row = self.get_object()

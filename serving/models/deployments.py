@@ -6,10 +6,10 @@ from django.db.models import Q
 
 from capacity.models import Host, Pool
 from serving.options import engine_errors, placement_errors
-from tenants.models import Identified, WrittenOnce
+from tenants.models import Identified, Removable, WrittenOnce
 
 
-class Deployment(Identified):
+class Deployment(Removable, Identified):
     """A pool being served under a name that clients send as ``model``.
 
     ``name`` stays: engines are launched under it, keys and limits refer to it. ``desired_replicas`` is written by the
@@ -17,7 +17,7 @@ class Deployment(Identified):
     """
 
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="deployments")
-    name = models.CharField(max_length=200, unique=True)
+    name = models.CharField(max_length=200)
     is_enabled = models.BooleanField(default=True, help_text="A disabled deployment runs no replica.")
     min_replicas = models.PositiveIntegerField(default=1)
     max_replicas = models.PositiveIntegerField(default=1)
@@ -29,6 +29,13 @@ class Deployment(Identified):
     class Meta:
         ordering = ("name",)
         constraints = (
+            models.UniqueConstraint(
+                fields=("name",),
+                condition=Q(removed_at=None),
+                name="serving_deployment_unique_name",
+                violation_error_code="name",
+                violation_error_message="A deployment of this name already exists.",
+            ),
             models.CheckConstraint(
                 condition=Q(max_replicas__gte=models.F("min_replicas")),
                 name="serving_deployment_max_at_least_min",

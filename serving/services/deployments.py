@@ -9,11 +9,14 @@ from django.db.models import F, Max
 from django.utils import timezone
 
 from capacity.models import Pool
+from capacity.policy.removal import may_remove_deployment
+from capacity.selectors import HOLDING
 from serving.artifacts import runtime_choice
 from serving.models import Deployment, Revision
 from serving.options import adapters_of
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
+from tenants.needed import Reference, StillNeeded
 
 
 class DeploymentFields(TypedDict, total=False):
@@ -49,6 +52,9 @@ def deployment_create(
 
     Without ``runtime``: the one that fits the model's files, see ``revision_create``.
     """
+    # Whoever removes the pool waits for its turn, and then sees the deployment.
+    if Pool.objects.select_for_update().filter(pk=pool.pk).first() is None:
+        raise ValidationError({"pool": f"{pool} has been removed."})
     deployment = Deployment(
         pool=pool,
         name=name.strip(),
@@ -101,6 +107,33 @@ def deployment_enable(*, deployment: Deployment, actor: Actor) -> bool:
 def deployment_disable(*, deployment: Deployment, actor: Actor) -> bool:
     """Stop serving: replicas drain and stop. Returns False if it was disabled already."""
     return _set_enabled(deployment, False, actor)
+
+
+@transaction.atomic
+def deployment_remove(*, deployment: Deployment, actor: Actor, confirm: str = "") -> bool:
+    """Take the deployment away: clients find it no more, its name is free, its history stays.
+
+    Keys and limits that name it stay as they are: they speak of whatever has that name, now nothing. Replicas that have
+    not ended drain and stop by themselves, if ``confirm`` is its name; else raises StillNeeded. Returns False if
+    somebody removed it before.
+    """
+    try:
+        stored = deployment.take_turn()
+    except Deployment.DoesNotExist:
+        return False
+    there = list(stored.replicas.filter(state__in=HOLDING).select_related("host").order_by("created_at"))
+    verdict = may_remove_deployment(holding=len(there), is_confirmed=confirm == stored.name)
+    if not verdict.is_allowed:
+        named = [Reference("replica", str(one.pk), f"{one.state} on {one.host or 'no host'}") for one in there]
+        raise StillNeeded(f"{stored} cannot be removed: {verdict.reason}", hint=verdict.hint, references=named)
+    before = state_of(stored)
+    stored.removed_at, stored.is_enabled = timezone.now(), False
+    stored.save(update_fields=("removed_at", "is_enabled", "updated_at"))
+    after = {**state_of(stored), "reason": verdict.reason}
+    audit(actor=actor, action="deployment.remove", target=stored, before=before, after=after)
+    record_change(kind="deployment", object_id=stored.pk)
+    deployment.removed_at, deployment.is_enabled = stored.removed_at, False
+    return True
 
 
 @transaction.atomic
@@ -181,7 +214,8 @@ def _take_names() -> None:
 
 def _owner_of_adapter(name: str) -> str:
     """Name of the deployment that serves an adapter of this name; empty where none does."""
-    current = Revision.objects.filter(is_current=True, options__has_key="adapters").select_related("deployment")
+    current = Revision.objects.filter(is_current=True, deployment__removed_at=None, options__has_key="adapters")
+    current = current.select_related("deployment")
     return next((r.deployment.name for r in current if name in adapters_of(r.runtime, r.options)), "")
 
 
@@ -192,7 +226,8 @@ def _require_own_names(revision: Revision) -> None:
         return
     _take_names()
     taken = set(Deployment.objects.filter(name__in=names).values_list("name", flat=True))
-    others = Revision.objects.filter(is_current=True).exclude(deployment=revision.deployment_id)
+    others = Revision.objects.filter(is_current=True, deployment__removed_at=None)
+    others = others.exclude(deployment=revision.deployment_id)
     for other in others.filter(options__has_key="adapters"):
         taken |= names & set(adapters_of(other.runtime, other.options))
     if taken:

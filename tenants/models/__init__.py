@@ -2,7 +2,15 @@
 
 from tenants.models.access import AccessToken, ApiKey, Limit, SignInAttempt, SignInLink
 from tenants.models.api import IdempotentAnswer
-from tenants.models.base import Identified, Removable, WrittenOnce, WrittenOnceError, WrittenOnceQuerySet, uuid7
+from tenants.models.base import (
+    Identified,
+    Removable,
+    TakenError,
+    WrittenOnce,
+    WrittenOnceError,
+    WrittenOnceQuerySet,
+    uuid7,
+)
 from tenants.models.invitations import Invitation
 from tenants.models.log import AuditEntry, Change, Lease
 from tenants.models.people import Membership, Tenant, User
@@ -21,6 +29,7 @@ __all__ = [
     "Removable",
     "SignInAttempt",
     "SignInLink",
+    "TakenError",
     "Tenant",
     "User",
     "WrittenOnce",

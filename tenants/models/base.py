@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import uuid_utils.compat
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.db import models
+from django.db import IntegrityError, models
 from django.db.models.manager import Manager
 from django.utils import timezone
 
@@ -14,6 +14,10 @@ from django.utils import timezone
 def uuid7() -> uuid.UUID:
     """A new UUIDv7: random, and ordered by the time it was made (RFC 9562)."""
     return uuid_utils.compat.uuid7()
+
+
+class TakenError(ValidationError, IntegrityError):
+    """What must be unique was written by somebody else between the look at it and the write: told as if it was seen."""
 
 
 class Identified(models.Model):
@@ -30,6 +34,17 @@ class Identified(models.Model):
     class Meta:
         abstract = True
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As Django's. Raises TakenError, at its field, where somebody else was faster with what must be unique."""
+        is_new = self._state.adding
+        try:
+            super().save(*args, **kwargs)
+        except IntegrityError as error:
+            told = self._taken(error) if is_new else None
+            if told is None:
+                raise
+            raise TakenError(told) from error
+
     def take_turn(self) -> Self:
         """The row as it is stored, touched. Call it in a transaction, before anything that depends on the row is read.
 
@@ -39,6 +54,25 @@ class Identified(models.Model):
         rows = type(self)._default_manager.filter(pk=self.pk)
         rows.update(updated_at=timezone.now())
         return rows.get()
+
+    def _taken(self, error: IntegrityError) -> dict[str, list[str]] | None:
+        """By field what ``error`` says is taken; None where it says something else."""
+        name = getattr(getattr(error.__cause__, "diag", None), "constraint_name", None) or ""
+        columns = str(error).rpartition("UNIQUE constraint failed: ")[2] if "UNIQUE constraint" in str(error) else ""
+        table = self._meta.db_table
+        columns_of = {field.name: field.column for field in self._meta.concrete_fields}
+        for constraint in self._meta.constraints:
+            if not isinstance(constraint, models.UniqueConstraint):
+                continue
+            spelt = ", ".join(f"{table}.{columns_of[field]}" for field in constraint.fields)
+            if constraint.name == name or (spelt and spelt == columns):
+                at = constraint.violation_error_code or NON_FIELD_ERRORS
+                return {at: [str(constraint.violation_error_message)]}
+        for field in self._meta.concrete_fields:
+            is_named = name.startswith(f"{table}_{field.column}_") or columns == f"{table}.{field.column}"
+            if field.unique and not field.primary_key and is_named:
+                return {field.name: self.unique_error_message(type(self), (field.name,)).messages}
+        return None
 
     def validate_constraints(self, exclude: Iterable[str] | None = None) -> None:
         """As Django's, with each error at the field its code names. Raises ValidationError."""

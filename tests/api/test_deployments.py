@@ -97,7 +97,7 @@ def test_options_is_no_method_of_the_api(world: World, served: Deployment) -> No
     for who in ("operator", "viewer"):
         answer = world.by(who).options(f"/deployments/{served.pk}")
         assert answer.status_code == 405
-        assert answer.headers["Allow"] == "GET, HEAD, PATCH"
+        assert answer.headers["Allow"] == "GET, HEAD, PATCH, DELETE"
     assert world.by("nobody").options("/deployments").status_code == 401
 
 

@@ -196,13 +196,14 @@ def test_a_fault_of_ours_is_no_problem_document_and_shows_nothing(
     assert b"secret detail" not in answer.content
 
 
-def test_what_clashes_at_the_same_moment_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_clashes_at_the_same_moment_is_told_at_its_field(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def clash(**_: Any) -> None:
         Tenant.objects.create(name="Again", slug="acme")
 
     monkeypatch.setattr("tenants.api.tenants.tenant_create", clash)
     answer = world.by("operator").post("/tenants", {"name": "Acme"}, format="json")
-    body = problem(answer, 409, "conflict")
+    body = problem(answer, 400, "invalid")
+    assert body["errors"][0]["field"] == "slug"
     assert "UNIQUE" not in body["detail"]
     assert "duplicate" not in body["detail"]
     assert world.by("operator").get("/tenants/acme").status_code == 200

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
 
-from capacity.models import Pool, UsageRecord, UsageRollup, Watermark
+from capacity.models import Host, Pool, UsageRecord, UsageRollup, Watermark
 from capacity.policy.profiles import default_profile
-from capacity.services import host_cordon, pool_tenants_set, profile_add
+from capacity.services import (
+    host_cordon,
+    host_enrol,
+    model_create,
+    pool_create,
+    pool_remove,
+    pool_tenants_set,
+    profile_add,
+)
 from capacity.usage.writer import WriteResult, write_batch
 from penstock.demo import seed_demo
-from serving.models import Incident, Replica
-from serving.services import incident_open, replica_transition, revision_create
-from tenants.models import ApiKey, AuditEntry, Limit, Membership, Tenant, User
+from serving.models import Deployment, Incident, Replica
+from serving.services import deployment_create, incident_open, replica_transition, revision_create
+from tenants.models import ApiKey, AuditEntry, Limit, Membership, TakenError, Tenant, User
 from tenants.services import (
     SignInLinkError,
     api_key_revoke,
@@ -25,6 +35,8 @@ from tenants.services import (
     membership_change,
     sign_in_link_create,
     sign_in_link_redeem,
+    tenant_create,
+    user_create,
 )
 from tenants.signin import sign_in_by_password
 from tests import factories
@@ -182,3 +194,47 @@ def test_the_demo_is_seeded_once() -> None:
     assert [getattr(out, "is_new", None) for out in outcomes].count(True) == 1
     assert Tenant.objects.count() == 2
     assert User.objects.count() == 5
+
+
+def test_of_many_who_make_the_same_one_does_and_the_others_are_told_at_the_field() -> None:
+    """PostgreSQL lets all of them look before the first has written: its constraint decides, in words for people."""
+    model, pool, hardware = factories.model(), factories.pool(), factories.hardware()
+    makers: dict[str, tuple[str, Callable[[], object]]] = {
+        "tenants": ("slug", lambda: tenant_create(name="Same", actor="t")),
+        "users": ("email", lambda: user_create(email="same@example.org", actor="t")),
+        "hosts": ("name", lambda: host_enrol(name="same", hardware_type=hardware, actor="t")),
+        "models": ("slug", lambda: model_create(name="Same", artifact_kind="tiny", actor="t")),
+        "pools": ("slug", lambda: pool_create(model=model, slug="same", hardware_type=hardware, actor="t")),
+        "deployments": ("name", lambda: deployment_create(pool=pool, name="same", runtime="simulated", actor="t")),
+    }
+    for noun, (field, make) in makers.items():
+        outcomes = race(*[make] * THREADS)
+        refused = [one for one in outcomes if isinstance(one, ValidationError)]
+        assert len(refused) == THREADS - 1, (noun, outcomes)
+        assert all(list(one.message_dict) == [field] for one in refused), (noun, refused)
+        assert all("already" in one.message_dict[field][0] for one in refused), (noun, refused)
+
+
+def test_a_constraint_that_only_the_database_has_seen_is_told_at_its_field() -> None:
+    """Without any race: what is checked beforehand is passed over."""
+    tenant = factories.tenant(name="Same")
+    with pytest.raises(TakenError) as refused, transaction.atomic():
+        Tenant(name="Other", slug=tenant.slug).save(force_insert=True)
+    assert refused.value.message_dict == {"slug": ["Tenant with this Slug already exists."]}
+    host = factories.host(name="same")
+    with pytest.raises(TakenError) as refused, transaction.atomic():
+        Host(name="same", hardware_type=host.hardware_type, secret=b"x").save(force_insert=True)
+    assert refused.value.message_dict == {"name": ["There is a host of this name already."]}
+    assert isinstance(refused.value, IntegrityError), "who waits for the database's word still hears it"
+
+
+def test_nothing_is_made_of_what_is_being_removed() -> None:
+    for _ in range(3):
+        pool = factories.pool()
+        outcomes = race(
+            lambda pool=pool: pool_remove(pool=pool, actor="t"),
+            lambda pool=pool: deployment_create(pool=pool, name=f"on {pool.slug}", runtime="simulated", actor="t"),
+        )
+        is_removed = not Pool.objects.filter(pk=pool.pk).exists()
+        is_served = Deployment.objects.filter(pool=pool.pk).exists()
+        assert is_removed != is_served, outcomes

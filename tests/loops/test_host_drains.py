@@ -12,7 +12,7 @@ from capacity.services import host_cordon, host_drain, host_remove, host_uncordo
 from serving.agents.envelopes import ReportRejected
 from serving.gateway.loads import ReplicaBeat
 from serving.models import Incident, Replica
-from serving.services import revision_create
+from serving.services import deployment_remove, revision_create
 from tenants.models import AuditEntry
 from tenants.needed import StillNeeded
 from tests import factories
@@ -208,4 +208,22 @@ def test_a_lost_host_is_removed_by_force_and_its_agent_is_told_to_stop(world: Wo
     assert kept["host_id"] == world.agent.host_id
     assert world.agent.engines
     world.agent.step(world.now)
+    assert world.agent.engines == {}
+
+
+def test_replicas_of_a_removed_deployment_end_what_they_have_in_hand(world: World, gateway: FakeGateway) -> None:
+    world.run(20)
+    (old,) = world.replicas("ready")
+    gateway.replicas[str(old.pk)] = ReplicaBeat(n=1, d=1.0)
+    gateway.beat()
+    assert deployment_remove(deployment=world.deployment, actor=BOSS, confirm=world.deployment.name)
+    for _ in range(5):
+        gateway.beat()
+        world.tick()
+    old.refresh_from_db()
+    assert old.state == "draining"
+    gateway.replicas[str(old.pk)] = ReplicaBeat(n=0)
+    gateway.beat()
+    world.run(8)
+    assert world.replicas("stopped") == [old]
     assert world.agent.engines == {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.test import Client
 
 from capacity.models import Host
-from serving.models import Replica
+from serving.models import Deployment, Replica
+from serving.services import deployment_remove
 from tests import factories
 from tests.web.acting import acts, text, undo
 from tests.web.seed import Seeded
@@ -73,3 +74,35 @@ def test_a_lost_host_is_removed_by_force_and_its_history_stays(as_operator: Clie
     replica = Replica.objects.filter(host=host).first()
     assert replica is not None
     assert f"/console/hosts/{host.pk}/" in text(as_operator.get(f"/console/replicas/{replica.pk}/"))
+
+
+def test_a_deployment_is_removed_by_its_name(as_operator: Client, platform: Seeded) -> None:
+    path, name = f"/console/deployments/{platform.chat.pk}", platform.chat.name
+    assert f"{path}/remove" in text(as_operator.get(f"{path}/"))
+    question = text(as_operator.get(f"{path}/remove"))
+    assert f"Clients that ask for {name} get 404" in question
+    for given in ({}, {"confirm": "something else"}):
+        answer = as_operator.post(f"{path}/remove", given)
+        assert answer.status_code == 409
+        assert "have not ended" in text(answer)
+    page = text(as_operator.post(f"{path}/remove", {"confirm": name}, follow=True))
+    assert f"{name} is removed" in page
+    assert not Deployment.objects.filter(pk=platform.chat.pk).exists()
+    for tab in ("replicas", "events", "revisions", "logs", "audit", "settings"):
+        gone = as_operator.get(f"{path}/?tab={tab}")
+        assert gone.status_code == 200
+        assert "It was removed: clients find it no more." in text(gone)
+        assert f"{path}/remove" not in text(gone)
+    assert as_operator.post(f"{path}/start").status_code == 404
+    assert f"{path}/" in text(as_operator.get("/console/deployments/?state=removed"))
+    assert acts("deployment.remove") == ["deployment.remove"]
+
+
+def test_usage_of_what_is_removed_keeps_its_name(client: Client, platform: Seeded) -> None:
+    client.force_login(platform.owner)
+    before = text(client.get("/t/northwind/usage/?range=30d"))
+    assert platform.chat.name in before
+    deployment_remove(deployment=platform.chat, actor="t", confirm=platform.chat.name)
+    again = text(client.get("/t/northwind/usage/?range=30d"))
+    assert platform.chat.name in again
+    assert "deleted" not in again.replace(before, "")

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q, QuerySet
 
 from capacity.models import CostProfile, Host
 from capacity.selectors import profiles_in_force
@@ -80,7 +81,7 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
     tick = Tick(client, now, profiles, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
     _settle_removed(tick)
-    for deployment in Deployment.objects.select_related("pool__model"):
+    for deployment in _to_reconcile():
         with isolated(f"the reconciliation of {deployment}"):
             _reconcile_deployment(tick, deployment)
     _end_drains(tick)
@@ -90,6 +91,12 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
             orders_send(host, client=client, now=tick.at)
     _close_incidents(tick)
     return tick.moved
+
+
+def _to_reconcile() -> QuerySet[Deployment]:
+    """What is served, and what was removed while it had replicas: they drain as those of a disabled one."""
+    left = Replica.objects.filter(state__in=tuple(lifecycle.LIVE)).values("deployment")
+    return Deployment.everything.filter(Q(removed_at=None) | Q(pk__in=left)).select_related("pool__model")
 
 
 def loads_by_replica(beats: Sequence[GatewayBeat]) -> dict[str, Load]:
@@ -269,7 +276,10 @@ def _create(
 
     Two passes may overlap and miss the same replicas: the second waits here, and counts what the first has made.
     """
-    stored = deployment.take_turn()
+    try:
+        stored = deployment.take_turn()
+    except Deployment.DoesNotExist:
+        return 0  # It was removed meanwhile.
     if any(getattr(stored, name) != getattr(deployment, name) for name in _WANTS):
         return 0  # Somebody wants something else by now: the next pass plans anew.
     there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE))

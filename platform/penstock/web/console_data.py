@@ -73,7 +73,7 @@ def gather(now: datetime) -> Console:
 def pools_in_play(now: datetime) -> list[Pool]:
     """Pools that something serves or of which something is sold."""
     sold = reservations_running(at=now).values("pool")
-    return list(Pool.objects.filter(Q(deployments__isnull=False) | Q(pk__in=sold)).distinct())
+    return list(Pool.objects.filter(Q(pk__in=Deployment.objects.values("pool")) | Q(pk__in=sold)))
 
 
 def without_replaced(replicas: Sequence[Replica]) -> list[Replica]:

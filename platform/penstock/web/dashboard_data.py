@@ -203,8 +203,8 @@ def gather_dashboard(
 ) -> Dashboard:
     """Everything the dashboard shows. ``before`` pages back through the latest requests."""
     rollups = usage_rows(period=period_for(chosen), since=begins(chosen, now), until=now, tenant_id=tenant.pk)
-    names = dict(Deployment.objects.values_list("pk", "name"))
-    pools = dict(Pool.objects.values_list("pk", "name"))
+    names = dict(Deployment.everything.values_list("pk", "name"))
+    pools = dict(Pool.everything.values_list("pk", "name"))
     keys = list(ApiKey.objects.filter(tenant=tenant).order_by("name"))
     by = rollups.values("deployment_id", "pool_id", "key_id").annotate(**SUMS)
     grouped: list[Row] = [dict(row) for row in by]

@@ -98,7 +98,9 @@ MODELS = Resource(
             Field("parameters", "number of parameters", "optional-number"),
             Field("context_tokens", "context length in tokens", "optional-number"),
         ),
+        Verb("remove", "take it away, if no pool sells it", "DELETE", is_undoable=False),
     ),
+    filters=(_REMOVED,),
     nothing="no models yet: penstock models create NAME --artifact-kind hub --artifact-value ID",
 )
 _POOL_FIELDS = (
@@ -133,7 +135,9 @@ POOLS = Resource(
             "/tenants",
             (Field("tenants", "slugs of tenants", "words"), Field("is_public", "every tenant may use it", "switch")),
         ),
+        Verb("remove", "take it away, if nothing serves it and nothing of it is sold", "DELETE", is_undoable=False),
     ),
+    filters=(_REMOVED,),
     nothing="no pools yet: penstock pools create MODEL --hardware-type SLUG",
 )
 BOUNDS = (
@@ -170,7 +174,15 @@ DEPLOYMENTS = Resource(
             "/revisions",
             REVISION_FIELDS,
         ),
+        Verb(
+            "remove",
+            "take it away; its usage and history stay",
+            "DELETE",
+            fields=(Field("confirm", "its name: let the replicas that have not ended drain now"),),
+            is_undoable=False,
+        ),
     ),
+    filters=(_REMOVED,),
     nothing="nothing is served yet: penstock deployments create NAME --pool POOL",
 )
 REPLICAS = Resource(

@@ -72,8 +72,10 @@ class EventRow:
 @read_page
 def deployment(request: UserRequest, deployment_id: UUID) -> HttpResponse:
     """One deployment. Replicas and logs move; the other tabs stand as they were asked for."""
-    row = get_object_or_404(Deployment.objects.select_related("pool__model"), pk=deployment_id)
+    row = get_object_or_404(Deployment.everything.select_related("pool__model"), pk=deployment_id)
     tab = choice_of(request, "tab", [name for name, _ in TABS]) or "replicas"
+    if row.removed_at is not None and tab == "settings":
+        tab = "replicas"
     if is_part(request) and tab == "logs":
         return part(request, "operators/log.html", _logs(request, row))
     context = {**frame(row, tab), **_parts(request, row, tab)}
@@ -99,7 +101,7 @@ def frame(row: Deployment, tab: str) -> dict[str, Any]:
         "live": live,
         "feed_age_s": live.feed_age_s(now.timestamp()),
         "stale_s": STALE_S,
-        "tabs": TABS,
+        "tabs": TABS if row.removed_at is None else [one for one in TABS if one[0] != "settings"],
         "tab": tab,
         "tab_template": f"operators/tab_{tab}.html",
     }
@@ -108,6 +110,8 @@ def frame(row: Deployment, tab: str) -> dict[str, Any]:
 def headline(row: DeploymentRow) -> str:
     """The sentence that answers: does it serve, with how much, of how much that is wanted?"""
     deployment = row.deployment
+    if deployment.removed_at is not None:
+        return "It was removed: clients find it no more. What it did stays to be read."
     if not deployment.is_enabled:
         return "It is stopped: no replica runs, and clients get 503. Start it to serve again."
     wanted = deployment.desired_replicas

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from django import forms
 from django.core.exceptions import ValidationError
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 
+from capacity.selectors import HOLDING
 from penstock.web.access import UserRequest
 from penstock.web.operators.deployment import frame, settings_forms
 from penstock.web.operators.deployment_forms import RevisionForm, ScaleForm, values_of
 from penstock.web.operators.deployments import CURRENT
+from penstock.web.operators.forms import PageForm
 from penstock.web.operators.frame import act, ask, done, form_page, refused, show
 from serving.models import Deployment, Replica, Revision
+from serving.selectors import named_by
 from serving.services import (
     deployment_disable,
     deployment_enable,
+    deployment_remove,
     deployment_retry,
     deployment_update,
     revision_create,
     revision_restore,
 )
+from tenants.needed import StillNeeded
 
 
 def path_of(row: Deployment, tab: str = "") -> str:
@@ -74,6 +80,51 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
     deployment_disable(deployment=row, actor=request.user)
     undo = reverse("operators:deployment-start", args=[row.pk])
     return done(request, f"{row.name} stops: its replicas drain.", path_of(row), undo=undo)
+
+
+class ConfirmForm(PageForm):
+    confirm = forms.CharField(
+        max_length=200, required=False, label="Its name", help_text="Typed here, its replicas drain and stop now."
+    )
+
+
+@form_page
+def remove(request: UserRequest, deployment_id: UUID) -> HttpResponse:
+    """Take the deployment away: asked about, and with replicas to be confirmed by its name."""
+    row = _find(deployment_id)
+    there = Replica.objects.filter(deployment=row, state__in=HOLDING).count()
+    form = ConfirmForm(request.POST if request.method == "POST" else None) if there else None
+    refusal = None
+    if request.method == "POST":
+        confirm = form.cleaned_data["confirm"] if form and form.is_valid() else ""
+        try:
+            deployment_remove(deployment=row, actor=request.user, confirm=confirm)
+        except StillNeeded as error:
+            refusal = error
+        else:
+            text = f"{row.name} is removed: its usage and history stay, and its name is free."
+            return done(request, text, reverse("operators:deployments"))
+    keys, limits = named_by(row.name)
+    effects = [
+        f"Clients that ask for {row.name} get 404 from then on. Its name is free for another deployment.",
+        "Usage, receipts and audit go on telling of it, and its revisions and decisions can be read.",
+    ]
+    if there:
+        many = f"Its {there} replicas end" if there > 1 else "Its replica ends"
+        effects.append(f"{many} what is in flight, and then stop{'s' if there == 1 else ''}.")
+    if keys or limits:
+        effects.append(f"{keys} keys and {limits} limits name it: they stay, for whatever has that name next.")
+    effects.append("It cannot be undone. Stop can: it keeps the deployment without replicas.")
+    return ask(
+        request,
+        title=f"Remove {row.name}?",
+        effects=effects,
+        verb=f"Remove {row.name}",
+        back=path_of(row),
+        current=CURRENT,
+        form=form,
+        refusal=refusal,
+    )
 
 
 @act

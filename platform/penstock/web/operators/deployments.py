@@ -19,7 +19,13 @@ from penstock.web.operators.lists import choice_of, listing, text_of
 from serving.models import Deployment, Replica
 
 CURRENT = "operators:deployments"
-STATES = {"ready": "Serving", "waiting": "No ready replica", "failed": "With failed replicas", "disabled": "Stopped"}
+STATES = {
+    "ready": "Serving",
+    "waiting": "No ready replica",
+    "failed": "With failed replicas",
+    "disabled": "Stopped",
+    "removed": "Removed",
+}
 _SORTS = {"name": "name", "pool": "pool__name", "made": "created_at"}
 
 
@@ -62,7 +68,7 @@ def deployments(request: UserRequest) -> HttpResponse:
         "pool": pool,
         "state": state,
         "states": STATES.items(),
-        "pools": Pool.objects.filter(deployments__isnull=False).distinct(),
+        "pools": Pool.objects.filter(pk__in=Deployment.objects.values("pool")),
         "headline": headline(),
         "is_empty": not found.total and not is_filtered,
     }
@@ -76,7 +82,8 @@ def _with(state: str) -> Exists:
 
 
 def _filtered(query: str, pool: str, state: str) -> QuerySet[Deployment]:
-    rows = Deployment.objects.select_related("pool__model")
+    there = Deployment.everything.exclude(removed_at=None) if state == "removed" else Deployment.objects.all()
+    rows = there.select_related("pool__model")
     if query:
         rows = rows.filter(Q(name__icontains=query) | Q(pool__model__name__icontains=query))
     if pool:
@@ -87,6 +94,7 @@ def _filtered(query: str, pool: str, state: str) -> QuerySet[Deployment]:
         "waiting": Q(is_enabled=True) & ~Q(ready),
         "failed": Q(_with(Replica.State.FAILED)),
         "disabled": Q(is_enabled=False),
+        "removed": Q(),
     }
     return rows.filter(conditions[state]) if state else rows
 

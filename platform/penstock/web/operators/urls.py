@@ -35,6 +35,7 @@ urlpatterns = [
     path("deployments/<uuid:deployment_id>/retry", deployment_acts.retry, name="deployment-retry"),
     path("deployments/<uuid:deployment_id>/start", deployment_acts.start, name="deployment-start"),
     path("deployments/<uuid:deployment_id>/stop", deployment_acts.stop, name="deployment-stop"),
+    path("deployments/<uuid:deployment_id>/remove", deployment_acts.remove, name="deployment-remove"),
     path("deployments/<uuid:deployment_id>/scale", deployment_acts.scale, name="deployment-scale"),
     path("deployments/<uuid:deployment_id>/revisions", deployment_acts.revise, name="deployment-revise"),
     path(

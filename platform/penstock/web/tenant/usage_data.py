@@ -126,17 +126,19 @@ def sums(tenant: Tenant, asked: Filters, now: datetime) -> Sums:
     """What was used in the range, by key and model, of what the filters leave. Outcomes are in the requests alone."""
     rollups = _rollups(tenant, asked, begins(asked.range, now), now)
     grouped: list[Row] = [dict(row) for row in rollups.values("deployment_id", "pool_id", "key_id").annotate(**SUMS)]
-    names = dict(Deployment.objects.values_list("pk", "name"))
-    pools = Pool.objects.in_bulk({row["pool_id"] for row in grouped})
+    # What was removed is told by its name, too, together with what bears that name now.
+    names = dict(Deployment.everything.values_list("pk", "name"))
+    pools = Pool.everything.in_bulk({row["pool_id"] for row in grouped})
     seen = _seen(tenant, asked, now)
     known = callers(tenant, set(seen.values_list("key_id", flat=True).distinct()))
     by_pool: dict[UUID, float] = defaultdict(float)
-    models: dict[UUID, list[Row]] = defaultdict(list)
-    people: dict[tuple[UUID, UUID], list[Row]] = defaultdict(list)
+    models: dict[str, list[Row]] = defaultdict(list)
+    people: dict[tuple[UUID, str], list[Row]] = defaultdict(list)
     for row in grouped:
         by_pool[row["pool_id"]] += row["mu"]
-        models[row["deployment_id"]].append(row)
-        people[row["key_id"], row["deployment_id"]].append(row)
+        model = names.get(row["deployment_id"], "deleted")
+        models[model].append(row)
+        people[row["key_id"], model].append(row)
 
     def most_first(rows: Iterable[Usage]) -> list[Usage]:
         return sorted(rows, key=lambda row: -row.requests)
@@ -144,10 +146,9 @@ def sums(tenant: Tenant, asked: Filters, now: datetime) -> Sums:
     return Sums(
         total=summed("Total", "", grouped),
         by_pool=sorted(((pools[pk], mu) for pk, mu in by_pool.items() if pk in pools), key=lambda pair: pair[0].name),
-        by_model=most_first(summed(names.get(pk, "deleted"), "", rows) for pk, rows in models.items()),
+        by_model=most_first(summed(model, "", rows) for model, rows in models.items()),
         by_caller=most_first(
-            summed(known[key].name if key in known else "deleted", names.get(pk, "deleted"), rows)
-            for (key, pk), rows in people.items()
+            summed(known[key].name if key in known else "deleted", model, rows) for (key, model), rows in people.items()
         ),
         callers=known,
         models=sorted({names[pk] for pk in seen.values_list("deployment_id", flat=True).distinct() if pk in names}),
@@ -159,7 +160,7 @@ def _rollups(tenant: Tenant, asked: Filters, since: datetime, until: datetime) -
     if asked.key is not None:
         rows = rows.filter(key_id=asked.key)
     if asked.model:
-        rows = rows.filter(deployment_id__in=Deployment.objects.filter(name=asked.model).values("pk"))
+        rows = rows.filter(deployment_id__in=Deployment.everything.filter(name=asked.model).values("pk"))
     return rows
 
 
@@ -243,7 +244,7 @@ def receipt(tenant: Tenant, record: UsageRecord) -> Receipt:
     return Receipt(
         record=record,
         caller=callers(tenant, {record.key_id}).get(record.key_id),
-        pool=Pool.objects.filter(pk=record.pool_id).first(),
+        pool=Pool.everything.filter(pk=record.pool_id).first(),
         terms=_terms(record, cost) if cost else [],
         total=cost.total if cost else 0.0,
         factor=cost.factor if cost else 1.0,
