@@ -137,6 +137,8 @@ def bitmap_url() -> str:
 
 CUT = f"data:image/png;base64,{png(224, 224, cut_at=2000)}"
 HUGE = f"data:image/png;base64,{claimed(40_000, 40_000)}"
+LAST: dict[str, Any] = {"extra_headers": {"Connection": "close"}}
+"""Of what the engine answers with 500: it closes the connection then, on which a client might send its next request."""
 CALLS: dict[str, Call] = {
     "no image": chat(),
     "image": chat(png_url(56, 56)),
@@ -150,8 +152,8 @@ CALLS: dict[str, Call] = {
     "too narrow": refused(chat(png_url(1, 400))),
     "bitmap": lambda client: refused(chat(bitmap_url()))(client) if is_through(client) else chat(bitmap_url())(client),
     "plain text": refused(chat("data:text/plain,hello")),
-    "huge": refused(chat(HUGE)),
-    "remote": refused(chat("http://127.0.0.1:9/a.png")),
+    "huge": refused(chat(HUGE, **LAST)),
+    "remote": refused(chat("http://127.0.0.1:9/a.png", **LAST)),
 }
 JUSTIFIED: dict[str, str] = {
     r".*\.(id|item_id)$": "Ids are made for each request.",
@@ -175,14 +177,48 @@ def test_answers_are_equal_but_for_justified_differences(seen: Served) -> None:
 
 
 # ----------------------------------------------------------------- metering
+KINDS = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+def named(name: str, **fields: Any) -> dict[str, Any]:
+    return {"extra_headers": {"X-Request-Id": name}, **fields}
+
+
+@pytest.fixture(scope="module")
+def told(seen: Served) -> dict[str, int]:
+    """Input tokens of requests by their ids, as the engine itself tells them; each was asked through Penstock too."""
+    found: dict[str, int] = {}
+    for stream in (False, True):
+        for number, (size, tokens) in enumerate(SIZES.items()):
+            url, name = png_url(*size, noise=10 + number + 3 * stream), f"chat-{size[0]}-{stream}"
+            usage = ask_chat(seen.direct, url).usage
+            assert body_of(usage)["prompt_tokens_details"]["multimodal_tokens"] == {"image": tokens}
+            found[name] = usage.prompt_tokens
+            ended(ask_chat(seen.through, url, stream=stream, **named(name)))
+        url, data = png_url(224, 224, noise=20 + stream), png(224, 224, noise=22 + stream)
+        found[f"claude-{stream}"] = ask_message(seen.own, data).usage.input_tokens
+        ended(ask_message(seen.claude, data, stream=stream, **named(f"claude-{stream}")))
+        found[f"response-{stream}"] = ask_response(seen.direct, url).usage.input_tokens
+        ended(ask_response(seen.through, url, stream=stream, **named(f"response-{stream}")))
+    return found
+
+
+def ended(answer: Any) -> None:
+    """To the end of it, where it is a stream."""
+    if not hasattr(answer, "usage"):
+        assert streamed(answer)
+
+
 def row_of(stack: Stack, request: str) -> dict[str, Any]:
     return wait_for("the usage row", lambda: stack.usage("client_request_id = ?", request), seconds=20)[0]
 
 
-def require_charged(row: dict[str, Any], price: dict[str, Any], *, images: int) -> None:
-    """MU by hand: the formula as it is documented, with the terms of the pool's price."""
+def require_charged(row: dict[str, Any], price: dict[str, Any], *, tokens: int, images: float) -> None:
+    """The engine's counts, and MU by hand: the formula as it is documented, with the terms of the pool's price."""
+    assert (row["outcome"], row["lower_bound"], row["input_tokens"]) == ("completed", 0, tokens)
     assert json.loads(row["units"]) == {"image_token": images}
     read, cached, made = row["input_tokens"], row["cached_tokens"], row["output_tokens"]
+    assert made > 0
     by_hand = price["base"] + price["alpha"] * (read - cached) + price["epsilon"] * (read**2 - cached**2)
     by_hand += price["alpha"] * price["cached_factor"] * cached
     by_hand += price["beta"] * made + price["gamma"] * made * (read + made / 2)
@@ -192,63 +228,47 @@ def require_charged(row: dict[str, Any], price: dict[str, Any], *, images: int) 
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@KINDS
 def test_image_tokens_are_recorded_as_the_engine_tells_them(
-    stack: Stack, seen: Served, size: tuple[int, int], stream: bool
+    stack: Stack, seen: Served, told: dict[str, int], size: tuple[int, int], stream: bool
 ) -> None:
-    url, name = png_url(*size, noise=4 + stream), f"sight-{size[0]}-{stream}"
-    told = body_of(ask_chat(seen.direct, url))["usage"]
-    assert told["prompt_tokens_details"]["multimodal_tokens"] == {"image": SIZES[size]}
-    headers = {"X-Request-Id": name}
-    if stream:
-        assert streamed(ask_chat(seen.through, url, stream=True, extra_headers=headers))
-    else:
-        mine = body_of(ask_chat(seen.through, url, extra_headers=headers))["usage"]
-        assert mine["prompt_tokens_details"]["multimodal_tokens"] == {"image": SIZES[size]}
+    name = f"chat-{size[0]}-{stream}"
     row = row_of(stack, name)
-    assert (row["outcome"], row["lower_bound"]) == ("completed", 0)
-    assert row["input_tokens"] == told["prompt_tokens"]
-    require_charged(row, seen.made, images=SIZES[size])
+    require_charged(row, seen.made, tokens=told[name], images=SIZES[size])
     # What was set aside before the answer: enough but for the text, of which only the bytes are known, and no more than
     # the picture could be at 28 × 28 pixels a token, or a small one in models that make it larger.
     most = max(512, -(-size[0] // 28) * -(-size[1] // 28))
     assert row["input_tokens"] - 16 <= row["estimated_input_tokens"] <= most + 40
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_anthropics_client_sends_images(stack: Stack, seen: Served, stream: bool) -> None:
-    data, name = png(224, 224, noise=7 + stream), f"claude-{stream}"
-    told = ask_message(seen.own, data).usage
-    sent = ask_message(seen.claude, data, stream=stream, extra_headers={"X-Request-Id": name})
-    if stream:
-        kinds = [event.type for event in sent]
-        assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
-    else:
-        assert sent.usage.input_tokens + (sent.usage.cache_read_input_tokens or 0) == told.input_tokens
-    row = row_of(stack, name)
-    assert (row["dialect"], row["input_tokens"]) == ("messages", told.input_tokens)
-    require_charged(row, seen.made, images=64)
+@KINDS
+def test_anthropics_client_sends_images(stack: Stack, seen: Served, told: dict[str, int], stream: bool) -> None:
+    row = row_of(stack, f"claude-{stream}")
+    assert row["dialect"] == "messages"
+    require_charged(row, seen.made, tokens=told[f"claude-{stream}"], images=64)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_responses_do_not_say_which_tokens_are_images(stack: Stack, seen: Served, stream: bool) -> None:
-    url, name = png_url(224, 224, noise=9 + stream), f"response-{stream}"
-    told = ask_response(seen.direct, url).usage
-    answer = ask_response(seen.through, url, stream=stream, extra_headers={"X-Request-Id": name})
-    assert not stream or list(answer)[-1].type in ("response.completed", "response.incomplete")
-    row = row_of(stack, name)
-    assert (row["dialect"], row["input_tokens"]) == ("responses", told.input_tokens)
+def test_images_are_counted_without_being_asked(seen: Served) -> None:
+    data = png(224, 224, noise=30)
+    content: Any = [{"type": "text", "text": WORDS}, block(data)]
+    counted = seen.claude.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": content}])
+    assert counted.input_tokens == ask_message(seen.own, data).usage.input_tokens
+
+
+@KINDS
+def test_responses_do_not_say_which_tokens_are_images(
+    stack: Stack, seen: Served, told: dict[str, int], stream: bool
+) -> None:
+    row = row_of(stack, f"response-{stream}")
+    assert row["dialect"] == "responses"
     # So they are what the text is not expected to take. The engine makes 64 of the picture, and some 20 of the text.
     images = json.loads(row["units"])["image_token"]
     assert 44 <= images <= row["input_tokens"]
-    require_charged(row, seen.made, images=images)
+    require_charged(row, seen.made, tokens=told[f"response-{stream}"], images=images)
 
 
 # ----------------------------------------------------------------- refusals
 def test_a_broken_image_is_a_clear_400_and_is_settled(stack: Stack, seen: Served) -> None:
-    def named(name: str) -> dict[str, Any]:
-        return {"extra_headers": {"X-Request-Id": name}}
-
     with pytest.raises(openai.BadRequestError, match="image file is truncated") as chat_error:
         ask_chat(seen.through, CUT, **named("broken-chat"))
     with pytest.raises(openai.BadRequestError, match="image file is truncated"):
