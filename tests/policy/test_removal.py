@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capacity.policy.removal import may_remove_host
+from capacity.policy.removal import may_remove_deployment, may_remove_host, may_remove_model, may_remove_pool
 
 STATES = st.sampled_from(["active", "cordoned", "draining", "lost"])
 
@@ -26,3 +26,17 @@ def test_the_hint_says_the_next_step() -> None:
     assert hint("active").startswith("Drain it first")
     assert "when the last of them has stopped" in hint("draining")
     assert hint("lost").startswith("Force it")
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_what_something_refers_to_stays_and_says_what_to_do(one: int, other: int, is_confirmed: bool) -> None:
+    verdicts = {
+        may_remove_pool(deployments=one, reservations=other): one == other == 0,
+        may_remove_model(pools=one): one == 0,
+        may_remove_deployment(holding=one, is_confirmed=is_confirmed): one == 0 or is_confirmed,
+    }
+    for verdict, is_allowed in verdicts.items():
+        assert verdict.is_allowed is is_allowed
+        assert verdict.reason
+        assert bool(verdict.hint) is not is_allowed
+    assert str(one) in may_remove_model(pools=one).reason or one == 0
