@@ -85,6 +85,8 @@ def test_debians_pip_serves_where_ensurepip_is_missing(tmp_path: Path) -> None:
         "--python",
         python,
     ]
+    below = pip_command(tmp_path, has_ensurepip=True, system_pip=None, below=Path("/envs/base"))
+    assert below == ["/envs/base/bin/python", "-m", "pip", "--python", python]
     with pytest.raises(BuildError, match="python3-venv"):
         pip_command(tmp_path, has_ensurepip=False, system_pip=None)
 
@@ -280,6 +282,7 @@ def test_an_environment_upon_another_has_its_own_packages_alone(tmp_path: Path) 
     (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_vision.py")
     assert module.read_text() == "import toy_engine\ndeclared = True\n"
     assert not module.with_name("toy_engine.py").exists()
+    assert not module.with_name("pip").exists(), "the pip below serves"
     toy, (base,) = module.parents[3], [each for each in (tmp_path / "root").glob("base-*") if each.is_dir()]
     assert environments.is_ready(toy)
     assert environments.is_ready(base)

@@ -54,12 +54,17 @@ def preflight(recipe: env.Recipe, *, free_bytes: int, machine: str, glibc: str, 
         )
 
 
-def pip_command(environment: Path, *, has_ensurepip: bool, system_pip: str | None) -> list[str]:
+def pip_command(
+    environment: Path, *, has_ensurepip: bool, system_pip: str | None, below: Path | None = None
+) -> list[str]:
     """Return how pip is called for ``environment``. Raises BuildError when the host has no pip to use.
 
-    Debian ships ``ensurepip`` in a package of its own; its pip can still install into an environment from outside.
+    ``below`` is an environment whose pip serves for this one, too. Debian ships ``ensurepip`` in a package of its own;
+    its pip can still install into an environment from outside.
     """
     python = str(env.interpreter(environment))
+    if below is not None:
+        return [str(env.interpreter(below)), "-m", "pip", "--python", python]
     if has_ensurepip:
         return [python, "-m", "pip"]
     if system_pip:
@@ -140,11 +145,8 @@ def apply_patches(recipe: env.Recipe, site_packages: Path) -> None:
         path.write_text(text.replace(patch.after, patch.after + patch.text))
 
 
-def lie_upon(environment: Path, recipe: env.Recipe, site_packages: Path) -> None:
+def lie_upon(environment: Path, base: Path, site_packages: Path) -> None:
     """Bring in the packages of the environment below. Its own come first."""
-    base = env.base_path(environment.parent, recipe)
-    if base is None:
-        return
     (environment / env.BASE_LINK).symlink_to(Path("..") / base.name)
     (site_packages / "penstock-base.pth").write_text(f"{base / site_packages.relative_to(environment)}\n")
 
@@ -161,8 +163,12 @@ def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> No
     if environment.exists():
         shutil.rmtree(environment)
     has_ensurepip = bool(sysconfig.get_path("stdlib")) and (Path(sysconfig.get_path("stdlib")) / "ensurepip").is_dir()
-    pip = pip_command(environment, has_ensurepip=has_ensurepip, system_pip=shutil.which("pip3") or shutil.which("pip"))
-    venv = [sys.executable, "-m", "venv", *([] if has_ensurepip else ["--without-pip"]), str(environment)]
+    base = env.base_path(environment.parent, recipe)
+    below = base if base is not None and any(base.glob("lib/python3.*/site-packages/pip")) else None
+    system_pip = shutil.which("pip3") or shutil.which("pip")
+    pip = pip_command(environment, has_ensurepip=has_ensurepip, system_pip=system_pip, below=below)
+    is_bare = below is not None or not has_ensurepip
+    venv = [sys.executable, "-m", "venv", *(["--without-pip"] if is_bare else []), str(environment)]
     made = subprocess.run(venv, capture_output=True, text=True, env=child_environment(), check=False, pass_fds=(keep,))
     if made.returncode:
         raise env.BuildError(f"python -m venv failed: {(made.stderr or made.stdout).strip()[-300:]}")
@@ -170,7 +176,8 @@ def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> No
     install(pip, recipe, log_path, site_packages, tell, keep=keep)
     write_aliases(recipe, site_packages)
     apply_patches(recipe, site_packages)
-    lie_upon(environment, recipe, site_packages)
+    if base is not None:
+        lie_upon(environment, base, site_packages)
     tell(Progress(step="check environment", share=INSTALL_SHARE))
     verify(environment, recipe)
     ready = env.Ready(name=recipe.name, built_at=time.time(), build_s=round(time.time() - started, 1))
