@@ -105,7 +105,7 @@ def test_of_two_that_refresh_at_once_one_gives_the_generation(world: World, monk
     stale = Host.objects.get(pk=host.pk)
     send(world)
     Replica.objects.update(state="draining")
-    monkeypatch.setattr(Host.objects, "get", lambda **kwargs: stale)
+    monkeypatch.setattr(Host.everything, "get", lambda **kwargs: stale)
     refreshed = host_orders_refresh(host_id=str(host.pk), secret=world.agent.secret, drain_limit_s=30.0)
     assert refreshed is None
 
