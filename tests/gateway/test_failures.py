@@ -214,7 +214,7 @@ def test_requests_wait_for_a_slot_and_are_refused_when_they_waited_too_long(shar
         thread.start()
         return thread
 
-    threads = [ask(600)]
+    threads = [ask(1200)]
     wait_for("the first request", lambda: len(narrow.log()) == 1)
     threads.append(ask(0))
     wait_for("the second to wait", lambda: httpx.get(f"{shared.url}/readyz").json()["waiting"] == 1)
