@@ -13,8 +13,10 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import Pool, UsageRecord, UsageRollup
+from capacity.models import HardwareType, Pool, UsageRecord, UsageRollup
+from capacity.services import pool_create, pool_remove
 from serving.models import Deployment
+from serving.services import deployment_remove
 from tenants.models import Tenant, User
 from tests.web.open_pool import open_pool
 from tests.web.seed import api_key, people, usage_record
@@ -115,17 +117,56 @@ def test_filters_by_key_and_by_member(owner: Client, used: UsageRecord) -> None:
 def test_the_chart_adds_up_to_what_was_used(
     owner: Client, used: UsageRecord, metric: str, column: str, total: float
 ) -> None:
-    lines = owner.get(f"/t/northwind/usage/series.json?range=1h&metric={metric}&pool=chat-32b").json()
+    lines = owner.get(f"/t/northwind/usage/series.json?range=1h&metric={metric}&pool={used.pool_id}").json()
     assert sum(lines[column]) == pytest.approx(total)  # buckets of one minute, in units per minute
     assert owner.get("/t/northwind/usage/series.json?metric=odd").status_code == 404
     assert owner.get("/t/northwind/usage/series.json?pool=nobodys").status_code == 404
+    assert owner.get(f"/t/northwind/usage/series.json?pool={uuid.uuid4()}").status_code == 404
+
+
+def test_the_chart_of_a_removed_pool_stays_and_its_slug_is_another_pools(owner: Client, used: UsageRecord) -> None:
+    old = Pool.objects.get()
+    deployment_remove(deployment=Deployment.objects.get(), actor="t")
+    pool_remove(pool=old, actor="t")
+    hardware = HardwareType.objects.get()
+    new = pool_create(model=old.model, slug=old.slug, hardware_type=hardware, is_public=True, actor="t")
+    like = UsageRollup.objects.filter(tenant_id=used.tenant_id).values().first()
+    assert like is not None
+    fresh = {"id": None, "pool_id": new.pk, "deployment_id": uuid.uuid4(), "mu": 7.0}
+    UsageRollup.objects.create(**{**like, **fresh})
+    page = shown(owner.get("/t/northwind/usage/?range=1h"))
+    assert {f"pool={pool.pk}" for pool in (old, new)} <= set(re.findall(r"pool=[^&\"]+", page))
+    for pool, total in ((old, 30.0), (new, 7.0)):
+        page = shown(owner.get(f"/t/northwind/usage/?range=1h&pool={pool.pk}"))
+        drawn = re.search(r'data-src="([^"]+)"', page)
+        assert drawn is not None
+        assert sum(owner.get(drawn[1]).json()["mu"]) == pytest.approx(total)
+
+
+def test_a_removed_pool_has_a_chart_for_those_alone_that_used_it(owner: Client, used: UsageRecord) -> None:
+    pool = Pool.objects.get()
+    Pool.objects.update(removed_at=timezone.now())
+    path = f"usage/series.json?range=1h&pool={pool.pk}"
+    assert sum(owner.get(f"/t/northwind/{path}").json()["mu"]) == pytest.approx(30.0)
+    assert owner.get(f"/t/alder/{path}").status_code == 404
+    stranger = Client()
+    stranger.force_login(User.objects.get(email="owner@alder.example"))
+    assert sum(stranger.get(f"/t/alder/{path}").json()["mu"]) == pytest.approx(300.0)
+    # Open to everybody while it was there, and used by nobody; then known from roll-ups alone, which are kept longest.
+    other = Pool.objects.create(slug="other", name="other", model=pool.model, removed_at=timezone.now())
+    path = f"/t/northwind/usage/series.json?pool={other.pk}"
+    assert owner.get(path).status_code == 404
+    like = UsageRollup.objects.filter(tenant_id=used.tenant_id).values().first()
+    assert like is not None
+    UsageRollup.objects.create(**{**like, "id": None, "pool_id": other.pk})
+    assert owner.get(path).status_code == 200
 
 
 def test_a_private_pool_of_others_has_no_chart(owner: Client, sold: Pool) -> None:
     sold.is_public = False
     sold.save()
     sold.tenants.add(Tenant.objects.get(slug="alder"))
-    assert owner.get("/t/northwind/usage/series.json?pool=chat-32b").status_code == 404
+    assert owner.get(f"/t/northwind/usage/series.json?pool={sold.pk}").status_code == 404
 
 
 def test_a_receipt_explains_what_a_request_cost(owner: Client, used: UsageRecord) -> None:

@@ -42,7 +42,7 @@ ROUTES = {
     "tenant-key-limit-set": Route(None, "admin"),
     "tenant-key-limit-remove": Route(None, "admin"),
     "tenant-usage": Route("viewer"),
-    "tenant-usage-series": Route("viewer", query="?pool=chat-32b"),
+    "tenant-usage-series": Route("viewer", query="?pool={pool_id}"),
     "tenant-usage-export": Route("viewer"),
     "tenant-usage-request": Route("viewer"),
     "tenant-members": Route("viewer", "admin"),
@@ -73,7 +73,7 @@ class Things:
         for parameter, value in ids.items():
             route = route.replace(f"<uuid:{parameter}>", str(value))
         assert "<" not in route, route
-        return f"/t/{slug}/{route}{ROUTES[name].query}"
+        return f"/t/{slug}/{route}{ROUTES[name].query.format(**self.ids)}"
 
 
 @pytest.fixture
@@ -99,6 +99,7 @@ def things(db: None) -> Things:
         "member_id": Membership.objects.get(user=viewer).pk,
         "invitation_id": invitation.pk,
         "request_id": record.pk,
+        "pool_id": sold.pk,
     }
     return Things(ids, of_tenant, members)
 

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET
 
 from capacity.api.exports import TYPES, export
-from capacity.models import OUTCOMES, Pool, UsageRecord
+from capacity.models import OUTCOMES, Pool, UsageRecord, UsageRollup
 from capacity.usage.reads import COLUMNS, in_slices
 from penstock.web import figures
 from penstock.web.access import UserRequest
@@ -37,7 +37,8 @@ def usage(request: UserRequest, place: Place) -> HttpResponse:
     rows, older = usage_data.page_of(usage_data.records(place.tenant, asked, now), before)
     metric = request.GET.get("metric") if request.GET.get("metric") in METRICS else "mu"
     pools = [pool for pool, _ in found.by_pool]
-    pool = next((row for row in pools if row.slug == request.GET.get("pool")), pools[0] if pools else None)
+    # By id: slugs of removed pools are used again, and both may have been used in the range.
+    pool = next((row for row in pools if str(row.pk) == request.GET.get("pool")), pools[0] if pools else None)
     missing = {row.key_id for row in rows} - set(found.callers)
     context = {
         "sums": found,
@@ -63,13 +64,13 @@ def usage(request: UserRequest, place: Place) -> HttpResponse:
 @require_GET
 @in_tenant(Action.USAGE_VIEW)
 def usage_series(request: UserRequest, place: Place) -> HttpResponseBase:
-    """The chart's lines as JSON. MU are of one pool that the tenant has used."""
+    """The chart's lines as JSON. MU are of one pool, by its id, that is open to the tenant or that it has used."""
     metric = request.GET.get("metric", "mu")
     if metric not in METRICS:
         raise Http404("There is no such chart.")
     pool = None
     if metric == "mu":
-        pool = Pool.objects.filter(slug=request.GET.get("pool", "")).first()
+        pool = _pool_of(request.GET.get("pool", ""))
         if pool is None or not _is_theirs(place, pool):
             raise Http404("There is no such pool.")
     lines = usage_data.series(place.tenant, _filters(request), metric, pool, timezone.now())
@@ -105,11 +106,19 @@ def _filters(request: UserRequest) -> Filters:
     return Filters.read(request.GET, pick(TENANT_RANGES, request.GET.get("range"), DEFAULT_RANGE))
 
 
+def _pool_of(identifier: str) -> Pool | None:
+    try:
+        return Pool.everything.filter(pk=UUID(identifier)).first()
+    except ValueError:
+        return None
+
+
 def _is_theirs(place: Place, pool: Pool) -> bool:
-    """Open to the tenant, or used by it while it was."""
-    if pool.is_public or pool.tenants.filter(pk=place.tenant.pk).exists():
+    """Open to the tenant, or used by it while it was. Roll-ups are kept for longer than records."""
+    if pool.removed_at is None and (pool.is_public or pool.tenants.filter(pk=place.tenant.pk).exists()):
         return True
-    return UsageRecord.objects.filter(tenant_id=place.tenant.pk, pool_id=pool.pk).exists()
+    theirs = {"tenant_id": place.tenant.pk, "pool_id": pool.pk}
+    return UsageRecord.objects.filter(**theirs).exists() or UsageRollup.objects.filter(**theirs).exists()
 
 
 def _shown(
