@@ -5,6 +5,7 @@ import secrets
 
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from tenants.audit import Actor, audit, state_of
@@ -63,12 +64,15 @@ def invitation_create(
 
 
 def invitation_find(token: str) -> Invitation:
-    """The open invitation that the token stands for. Raises InvitationError."""
-    found = Invitation.objects.select_related("tenant").filter(digest=link_digest(token)).first()
+    """The open invitation that the token stands for, of a sender who may sign in still. Raises InvitationError."""
+    found = Invitation.objects.select_related("tenant", "invited_by").filter(digest=link_digest(token)).first()
     if found is None:
         raise InvitationError("There is no such invitation: the link is incomplete. Copy the whole of it.")
     if found.state != Invitation.State.OPEN:
         raise InvitationError(_ENDED[found.state])
+    # Made while its sender was kept out, or sent before that revoked what they had sent.
+    if found.invited_by is not None and not found.invited_by.is_active:
+        raise InvitationError(_ENDED[Invitation.State.REVOKED])
     return found
 
 
@@ -85,8 +89,10 @@ def invitation_accept(token: str, *, visitor: User | None = None) -> User:
     inviter has seen the link, and it must not let them in as somebody else. Raises InvitationError.
     """
     now = timezone.now()
+    # No join: with one the database would find the row first, and not look again once its turn came to change it.
+    by_somebody_kept_out = Q(invited_by__in=User.objects.filter(is_active=False))
     swapped = Invitation.objects.filter(
-        digest=link_digest(token), accepted_at=None, revoked_at=None, expires_at__gt=now
+        ~by_somebody_kept_out, digest=link_digest(token), accepted_at=None, revoked_at=None, expires_at__gt=now
     ).update(accepted_at=now, updated_at=now)
     if not swapped:
         invitation_find(token)

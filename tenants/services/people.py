@@ -48,7 +48,8 @@ def user_set_password(*, user: User, password: str, actor: Actor) -> None:
 def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
     """Let a user in or keep them out, with an end to their access tokens, open sign-in links and open invitations.
 
-    The invitations are those that they sent: whoever they let in by one of them would still come.
+    The invitations are those that they sent: whoever they let in by one of them would still come. One that was made
+    at the same moment lets nobody in meanwhile, and ends when the user is let in again.
 
     Returns False if it was so already. The last active operator stays: raises ValidationError.
     """
@@ -63,6 +64,7 @@ def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
     if not is_active:
         _void_links(user)
         access_tokens_revoke(user=user, actor=actor)
+    if changed or not is_active:
         invitations_revoke_sent(user=user, actor=actor)
     if changed:
         audit(actor=actor, action="user.activate" if is_active else "user.deactivate", target=user)

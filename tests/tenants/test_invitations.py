@@ -132,6 +132,23 @@ def test_what_somebody_kept_out_has_sent_lets_nobody_in() -> None:
         assert entries.count() == len(sent), "once"
 
 
+def test_an_invitation_made_while_its_sender_was_kept_out_lets_nobody_in(client: Client, tenant: Tenant) -> None:
+    """As one that was being made at that moment, or that is from before a deactivation revoked any."""
+    sender = factories.user()
+    user_set_active(user=sender, is_active=False, actor="t")
+    invitation, token = invitation_create(tenant=tenant, email=ADDRESS, role="owner", actor=sender)
+    with pytest.raises(InvitationError, match="was revoked"):
+        invitation_accept(token)
+    for answer in (client.get(f"/invitations/{token}"), client.post(f"/invitations/{token}")):
+        assert (answer.status_code, b"was revoked" in answer.content) == (410, True)
+    assert not User.objects.filter(email=ADDRESS).exists()
+    assert user_set_active(user=sender, is_active=True, actor="t")
+    invitation.refresh_from_db()
+    assert invitation.state == "revoked", "and does not come back with its sender"
+    _, again = invitation_create(tenant=tenant, email=ADDRESS, actor=sender)
+    assert invitation_accept(again).email == ADDRESS
+
+
 def test_a_member_keeps_the_role_they_were_given_meanwhile(tenant: Tenant) -> None:
     person = user_create(email=ADDRESS, actor="t")
     _, token = invite(tenant, role="admin")
