@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from serving.gateway import errors, refusals
 from serving.gateway.books import Books
+from serving.gateway.dialects import media
 from serving.gateway.dispatch import Busy, NoReplica, Placement
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
@@ -159,6 +160,9 @@ class Exchange:
         if refusals.is_no_route(status, body):
             self.books.leave("refused", ok=True)
             raise errors.not_served(self.deployment.name, self.request.path)
+        if refusals.is_bomb(status, body):
+            self.books.leave("refused", ok=True)
+            raise media.too_large("An image has more pixels than its first bytes say")
         if status not in (400, 413, 422):
             raise EngineRefused(status, f"the engine answered {status}")
         self.books.leave("refused", ok=True)

@@ -28,6 +28,11 @@ def is_no_route(status: int, body: bytes) -> bool:
     return status in (405, 501) or (status == 404 and b"model" not in body[:4096].lower())
 
 
+def is_bomb(status: int, body: bytes) -> bool:
+    """Whether the engine's decoder refused an image for its size, which vLLM answers with 500 as if it had failed."""
+    return status == 500 and b"decompression bomb" in body[:4096].lower()
+
+
 def failure(error: Exception) -> ApiError:
     """What the client hears of a replica's failure; the engine's own words stay inside."""
     if isinstance(error, EngineRefused) and error.status in (429, 503):

@@ -164,8 +164,8 @@ def estimate(
     ratio = (habit.bytes_per_token if habit is not None else 0.0) or learned.ratio(deployment)
     text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
     image_tokens = learned.image_tokens(deployment, ask.images)
-    media = image_tokens + MEDIA_TOKENS * (ask.media - len(ask.images))
-    input_tokens = max(ask.prompts, math.ceil(text) + media)
+    others = math.ceil(text) + MEDIA_TOKENS * (ask.media - len(ask.images))
+    input_tokens = max(ask.prompts, others + image_tokens)
     if ask.cut_to is not None and ask.cut_to >= 0:
         input_tokens = min(input_tokens, max(1, ask.cut_to) * max(1, ask.prompts))
     most = ask.max_output
@@ -182,7 +182,8 @@ def estimate(
     reserved = math.ceil((expected if most is None else ceiling) * ask.choices)
     cached = int(input_tokens * habit.cached_share) if habit is not None else 0
     cost = token_costs(profile, input_tokens=input_tokens, cached_tokens=cached, output_tokens=output_tokens)
-    image_tokens = min(image_tokens, input_tokens)
+    # Of a prompt that is cut, or fills the context, the text is not the images'.
+    image_tokens = max(0, min(image_tokens, input_tokens - others))
     units = ask.units or ({IMAGE_TOKEN: float(image_tokens)} if image_tokens else {})
     # Rows, bytes and images are read as a prompt is: work that is all there when the request comes.
     extra = units_cost(profile, units) if units else 0.0

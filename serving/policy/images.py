@@ -5,7 +5,10 @@ Pure: bytes in, numbers out. Nothing is decoded, so that a file which claims to 
 
 from __future__ import annotations
 
+import math
+import re
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 TOKEN_PIXELS = 28
@@ -14,8 +17,10 @@ families). Models that keep finer detail, or scale images, are learned by what t
 MAX_IMAGE_TOKENS = 16_384
 """Of one image: where Qwen2-VL scales down by default, and the most of what is in use."""
 FORMATS = "PNG, JPEG, GIF or WebP"
-HEAD_BYTES = 64
-"""As much of a file tells its size, but for JPEG, whose size may stand behind a camera's notes and a colour profile."""
+_STEPS = 200
+"""Parts of a file that are walked at most: real ones have a few dozen before the picture begins."""
+_FADE, _STILL = 0.05, 0.01
+_FILLING = re.compile(rb"\xff+")
 
 
 class Size(NamedTuple):
@@ -29,25 +34,75 @@ class Size(NamedTuple):
         return self.width * self.height
 
 
+class TooShort(Exception):
+    """The bytes are those of an image and end before its size is settled."""
+
+
 def size_of(data: bytes) -> Size | None:
-    """The size of the image that ``data`` begins. None: no image of ``FORMATS``, or its size is further behind."""
+    """The size of the image that ``data`` begins; None: no image of ``FORMATS``. Raises TooShort.
+
+    A file can state several sizes: the largest is taken of those before the picture itself, since decoders differ.
+    """
     size: tuple[int, int] | None = None
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
-        size = struct.unpack(">II", data[16:24])
-    elif data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
-        size = struct.unpack("<HH", data[6:10])
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP" and len(data) >= 30:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        size = _png(data)
+    elif data.startswith((b"GIF87a", b"GIF89a")):
+        size = _gif(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         size = _webp(data)
-    elif is_jpeg(data):
+    elif data.startswith(b"\xff\xd8\xff"):
         size = _jpeg(data)
     return Size(*size) if size is not None and min(size) > 0 else None
 
 
-def is_jpeg(data: bytes) -> bool:
-    return data.startswith(b"\xff\xd8\xff")
+def _png(data: bytes) -> tuple[int, int] | None:
+    """Chunks are walked to the picture's data: their length without kind and checksum, their kind."""
+    found: list[tuple[int, int]] = []
+    at = 8
+    for _ in range(_STEPS):
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IDAT", b"IEND"):
+            return _largest(found)
+        if len(kind) < 4 or (kind == b"IHDR" and at + 16 > len(data)):
+            break
+        if kind == b"IHDR":
+            found.append(struct.unpack(">II", data[at + 8 : at + 16]))
+        elif not found:
+            return None
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    raise TooShort
+
+
+def _gif(data: bytes) -> tuple[int, int] | None:
+    """Blocks are walked to the first frame, which may reach beyond the screen that the head states."""
+    if len(data) < 13:
+        raise TooShort
+    width, height = struct.unpack("<HH", data[6:10])
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    is_extension = False
+    for _ in range(_STEPS):
+        if at >= len(data):
+            break
+        kind = data[at]
+        if is_extension:  # lengths, each with as many bytes; none ends them
+            at += 1 + kind
+            is_extension = kind != 0
+        elif kind == 0x2C:
+            if at + 9 > len(data):
+                break
+            left, top, wide, high = struct.unpack("<HHHH", data[at + 1 : at + 9])
+            return max(width, left + wide), max(height, top + high)
+        elif kind == 0x3B:
+            return None
+        else:
+            is_extension = kind == 0x21
+            at += 2 if is_extension else 1
+    raise TooShort
 
 
 def _webp(data: bytes) -> tuple[int, int] | None:
+    if len(data) < 30:
+        raise TooShort
     kind = data[12:16]
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -61,27 +116,30 @@ def _webp(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
-    """Segments are walked to the frame's header: FF, a kind, the length of what follows with itself."""
+    """Segments are walked to the picture's data: FF, a kind, the length of what follows with itself.
+
+    Stray bytes between them are passed over, as decoders do.
+    """
+    found: list[tuple[int, int]] = []
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        kind = data[at + 1]
-        if kind == 0xFF:  # a filling byte
-            at += 1
-        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return width, height
-        elif kind == 0x01 or 0xD0 <= kind <= 0xD8:
-            at += 2
-        elif kind in (0xD9, 0xDA):
-            return None
-        else:
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-            if length < 2:
-                return None
-            at += 2 + length
-    return None
+    for _ in range(_STEPS):
+        filling = _FILLING.search(data, at)
+        if filling is None or filling.end() + 8 > len(data):
+            break
+        at = filling.end()
+        kind = data[at]
+        if kind == 0xDA:
+            return _largest(found)
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[at + 4 : at + 8])
+            found.append((width, height))
+        is_bare = kind in (0x00, 0x01, 0xC8) or 0xD0 <= kind <= 0xD9
+        at += 1 if is_bare else 1 + max(2, int.from_bytes(data[at + 1 : at + 3], "big"))
+    raise TooShort
+
+
+def _largest(sizes: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    return max(sizes, key=lambda size: size[0] * size[1], default=None)
 
 
 def token_bound(size: Size) -> int:
@@ -99,18 +157,23 @@ class ImageHabit:
     __slots__ = ("_classes",)
 
     def __init__(self) -> None:
-        self._classes: dict[int, tuple[int, bool]] = {}
+        self._classes: dict[int, tuple[float, float]] = {}
 
     def note(self, bound: int, tokens: int) -> None:
-        """An image whose ``token_bound`` is ``bound`` has become ``tokens``."""
-        most, is_more = self._classes.get(bound.bit_length(), (0, False))
-        self._classes[bound.bit_length()] = (max(most, tokens), is_more or tokens > bound)
+        """An image whose ``token_bound`` is ``bound`` has become ``tokens``.
+
+        What was seen fades with what comes after it: a new revision may make less of the same images.
+        """
+        is_more = float(tokens > bound)
+        most, more = self._classes.get(bound.bit_length(), (0.0, is_more))
+        most = max(float(tokens), most - _FADE * (most - tokens))
+        self._classes[bound.bit_length()] = (most, more + _FADE * (is_more - more))
 
     def expected(self, bound: int, unknown: int) -> int:
         """Tokens that an image is expected to become at most; at least ``unknown`` where none of its class was seen."""
         seen = self._classes.get(bound.bit_length())
         if seen is None:
             return max(bound, unknown)
-        most, is_more = seen
         # Within a class sizes differ by less than two.
-        return 2 * most if is_more else min(bound, 2 * most)
+        most, more = math.ceil(2 * seen[0]), seen[1]
+        return min(MAX_IMAGE_TOKENS, most if more > _STILL else min(bound, most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
 from serving.gateway.errors import OPENAI, ApiError
-from tests.pictures import PIXEL_URL, claimed, png_url
+from tests.pictures import BY_PILLOW, PIXEL_URL, claimed, png_url
 
 USER = {"role": "user", "content": "hi"}
 PIXEL = PIXEL_URL
@@ -113,11 +114,19 @@ class TestChat:
         assert (ask.text_bytes, ask.media, ask.choices, ask.messages) == (6, 1, 3, 1)
         assert ask.images == (4 * 3,)
 
+    def test_an_image_whose_size_stands_too_far_behind_may_be_as_large_as_any(self) -> None:
+        photo = base64.b64decode(BY_PILLOW["jpeg"])
+        notes = (b"\xff\xe1" + (60_002).to_bytes(2, "big") + bytes(60_000)) * 5
+        data = base64.b64encode(photo[:2] + notes + photo[2:]).decode()
+        image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+        assert parse(Chat(), messages=[{"role": "user", "content": [image]}]).ask.images == (16_384,)
+
     @pytest.mark.parametrize(
         ("url", "code"),
         [
             ("data:text/plain,hello", "invalid_value"),
             ("data:image/png;base64", "invalid_value"),
+            (f"data:image/png;BASE64,{PIXEL}", "invalid_value"),
             ("data:image/png," + PIXEL, "invalid_value"),
             ("data:image/png;base64,", "invalid_image"),
             ("data:image/png;base64,iVBORw0KGgo=", "invalid_image"),
@@ -134,6 +143,8 @@ class TestChat:
         for dialect in (Chat(), Tokenize()):
             error = refusal(dialect, messages=turns)
             assert (error.status, error.code, error.param) == (400, code, "messages[0].content")
+        many = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL_URL}}] * 501}]
+        assert refusal(Chat(), messages=many).code == "too_many_images"
         sound = [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav,x"}}]}]
         assert refusal(Chat(), messages=sound).code == "invalid_value"
 

@@ -85,6 +85,18 @@ def test_a_clients_mistake_is_not_tried_elsewhere(model: Model) -> None:
     assert model.end(answer)["status"] == 400
 
 
+def test_an_image_too_large_for_the_engines_decoder_is_no_failure_of_the_engine(model: Model) -> None:
+    """vLLM answers 500 with Pillow's words: nobody else is to be asked, and the replica stays in use."""
+    words = "Image size (1600000000 pixels) exceeds limit of 178956970 pixels, could be decompression bomb DOS attack."
+    said = json.dumps({"error": {"message": words, "type": "InternalServerError", "param": None, "code": 500}})
+    for _ in range(2):
+        answer = model.post({"fail": "bytes", "status": 500, "bytes": said})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "image_too_large")
+        end = model.end(answer)
+        assert (end["outcome"], end["actual_mu"], len(end["attempts"])) == ("refused", 0.0, 1)
+    assert len(model.log()) == 2
+
+
 # --------------------------------------------------------------- after the first byte
 @pytest.mark.parametrize(
     ("fail", "outcome"), [("error_event", "engine_error"), ("drop", "engine_lost"), ("no_done", "engine_lost")]

@@ -32,6 +32,7 @@ def plan(ordered: ReplicaOrder, host: HostFacts) -> LaunchPlan:
 
 COMMON_ENV = {
     "HF_HUB_OFFLINE": "1",
+    "VLLM_MAX_IMAGE_PIXELS": "64000000",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "NO_COLOR": "1",

@@ -195,6 +195,8 @@ BASE_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "NO_COLOR": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # As the gateway allows (docs/dialects.md), which reads only what a file says of itself.
+    "VLLM_MAX_IMAGE_PIXELS": "64000000",
     # vLLM renames its processes; without this the rename overwrites the environment and with it our markers.
     "SPT_NOENV": "1",
 }

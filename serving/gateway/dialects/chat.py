@@ -170,7 +170,7 @@ def measure(message: Message, number: int, images: list[int]) -> tuple[int, int]
             continue
         size += utf8_length(part.text or "") + utf8_length(part.refusal or "") + utf8_length(part.thinking or "")
         if part.image_url is not None:
-            images.append(media_parts.read_image(_url(part.image_url), f"messages[{number}].content"))
+            media_parts.add_image(images, _url(part.image_url), f"messages[{number}].content")
             media += 1
         for link in (part.audio_url, part.video_url):
             if link is not None:

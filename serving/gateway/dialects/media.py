@@ -9,8 +9,11 @@ from serving.policy import images
 
 MAX_PIXELS = 64_000_000
 """8,000 × 8,000, as with Anthropic. Engines decode an image whole before they scale it down: 200 MB at this size."""
-_LARGEST_HEAD = 1024 * 1024
-"""Bytes of a JPEG file that are looked through for its size."""
+MAX_IMAGES = 500
+"""Of one request, as with OpenAI: each is looked at before the next request is."""
+_HEADS = (4 * 1024, 64 * 1024, 256 * 1024)
+"""Bytes of a file that are looked through for its size, the next where it stands further behind: after a camera's notes
+and a colour profile."""
 
 
 def require_inline(url: str, param: str) -> str:
@@ -25,7 +28,7 @@ def require_inline(url: str, param: str) -> str:
             code="remote_media_not_allowed",
         )
     head, comma, data = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
+    if not comma or not head.endswith(";base64"):
         raise errors.bad_request(
             "A data: URI must hold base64: write it as 'data:image/png;base64,' and the encoded file.",
             param=param,
@@ -34,16 +37,27 @@ def require_inline(url: str, param: str) -> str:
     return data
 
 
-def read_image(url: str, param: str) -> int:
-    """Tokens that the image of a data URI becomes at most, by its size alone. Raises ApiError 400."""
-    return bound_of(require_inline(url, param), param)
+def add_image(found: list[int], url: str, param: str) -> None:
+    """Add to ``found`` the tokens that the image of a data URI becomes at most, by its size. Raises ApiError 400."""
+    if len(found) >= MAX_IMAGES:
+        raise errors.bad_request(
+            f"At most {MAX_IMAGES} images may be in one request.", param=param, code="too_many_images"
+        )
+    found.append(bound_of(require_inline(url, param), param))
 
 
 def bound_of(data: str, param: str) -> int:
-    """The same of the base64 text itself."""
-    size = images.size_of(head := _decoded(data, images.HEAD_BYTES))
-    if size is None and images.is_jpeg(head):
-        size = images.size_of(_decoded(data, _LARGEST_HEAD))
+    """The same of the base64 text itself. Where the size is not found in what is read here, the most of any image."""
+    size: images.Size | None = None
+    for count in _HEADS:
+        try:
+            size = images.size_of(_decoded(data, count))
+        except images.TooShort:
+            if _encoded(count) < len(data):
+                continue
+        break
+    else:
+        return images.MAX_IMAGE_TOKENS
     if size is None:
         raise errors.bad_request(
             f"This is no image that can be read: send a file in {images.FORMATS}, encoded in base64.",
@@ -51,18 +65,25 @@ def bound_of(data: str, param: str) -> int:
             code="invalid_image",
         )
     if size.pixels > MAX_PIXELS:
-        raise errors.bad_request(
-            f"The image has {size.width} × {size.height} pixels; at most {MAX_PIXELS:,} in all are allowed. "
-            "Send it smaller.",
-            param=param,
-            code="image_too_large",
-        )
+        raise too_large(f"The image has {size.width} × {size.height} pixels", param)
     return images.token_bound(size)
+
+
+def too_large(what: str, param: str | None = None) -> errors.ApiError:
+    """``what`` begins the sentence that the client reads."""
+    return errors.bad_request(
+        f"{what}; at most {MAX_PIXELS:,} in all are allowed. Send it smaller.", param=param, code="image_too_large"
+    )
+
+
+def _encoded(count: int) -> int:
+    """Length of the base64 text of ``count`` bytes."""
+    return -(-count // 3) * 4
 
 
 def _decoded(data: str, count: int) -> bytes:
     """About the first ``count`` bytes; what is no base64 ends them."""
-    head = data[: -(-count // 3) * 4]
+    head = data[: _encoded(count)]
     try:
         return binascii.a2b_base64(head + "=" * (-len(head) % 4))
     except (ValueError, binascii.Error):

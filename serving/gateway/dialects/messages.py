@@ -297,7 +297,7 @@ class _Chat:
     def _part(self, block: Block, at: str) -> list[dict[str, Any]]:
         if block.type == "image":
             url = _image(block.source, at)
-            self.images.append(media.read_image(url, f"{at}.source"))
+            media.add_image(self.images, url, f"{at}.source")
             return [{"type": "image_url", "image_url": {"url": url}}]
         text = _document(block.source, at) if block.type == "document" else _text(block, at)
         self.text_bytes += utf8_length(text)

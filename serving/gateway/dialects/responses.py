@@ -201,7 +201,7 @@ def _measure(item: Item, at: str, images: list[int]) -> int:
                 what = "Files" if part.file_id is not None else f"Content of type '{part.type[:40]}'"
                 raise errors.bad_request(f"{what} cannot be sent here.", param=where, code="invalid_value")
             if part.image_url is not None:
-                images.append(media.read_image(part.image_url, where))
+                media.add_image(images, part.image_url, where)
             elif part.type == "input_image":
                 param = f"{where}.image_url"
                 raise errors.bad_request(
