@@ -114,11 +114,12 @@ def host_remove(*, host: Host, actor: Actor, force: bool = False) -> bool:
     if not verdict.is_allowed:
         named = [Reference("replica", str(pk), deployment) for pk, deployment in holding]
         raise StillNeeded(f"{stored.name} cannot be removed: {verdict.reason}", hint=verdict.hint, references=named)
+    before = state_of(stored)
     stored.accelerators.all().delete()
     stored.removed_at = timezone.now()
     stored.save(update_fields=("removed_at", "updated_at"))
     after = {"removed_at": stored.removed_at, "reason": verdict.reason}
-    audit(actor=actor, action="host.remove", target=stored, before=state_of(stored), after=after)
+    audit(actor=actor, action="host.remove", target=stored, before=before, after=after)
     host.removed_at = stored.removed_at
     return True
 

@@ -196,9 +196,10 @@ def pool_remove(*, pool: Pool, actor: Actor) -> bool:
 
 
 def _remove(stored: Model | Pool, action: str, actor: Actor) -> None:
+    before = state_of(stored)
     stored.removed_at = timezone.now()
     stored.save(update_fields=("removed_at", "updated_at"))
-    audit(actor=actor, action=action, target=stored, before=state_of(stored), after={"removed_at": stored.removed_at})
+    audit(actor=actor, action=action, target=stored, before=before, after={"removed_at": stored.removed_at})
 
 
 @transaction.atomic

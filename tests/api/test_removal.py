@@ -120,5 +120,9 @@ def test_services_do_it_once_and_nothing_is_made_of_what_is_gone(world: World, c
     with pytest.raises(Exception, match="has been removed"):
         deployment_create(pool=pool, name="late", runtime="simulated", actor="t")
     assert [model_remove(model=Model.everything.get(pk=model.pk), actor="t") for _ in range(2)] == [True, False]
+    entries = {entry.action: entry for entry in AuditEntry.objects.filter(action__endswith=".remove")}
+    assert set(entries) == {"deployment.remove", "pool.remove", "model.remove"}
+    for entry in entries.values():
+        assert (entry.before["removed_at"], bool(entry.after["removed_at"])) == (None, True), entry.action
     with pytest.raises(Exception, match="has been removed"):
         pool_create(model=model, hardware_type=factories.hardware(), actor="t")

@@ -178,6 +178,7 @@ def test_a_host_is_removed_when_nothing_holds_it(world: World) -> None:
         Host.objects.create(name="host-1", hardware_type=gone.hardware_type, secret=b"x")
     entry = AuditEntry.objects.get(action="host.remove")
     assert (entry.object_name, entry.after["reason"]) == ("host-1", "No replica holds any of it.")
+    assert (entry.before["removed_at"], entry.after["removed_at"]) == (None, gone.removed_at.isoformat())
 
 
 def test_a_lost_host_is_removed_by_force_and_its_agent_is_told_to_stop(world: World) -> None:
