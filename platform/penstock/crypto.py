@@ -17,11 +17,12 @@ _ENCRYPTED: tuple[tuple[type[models.Model], str], ...] = ((Host, "secret"), (Pro
 def rotate_field_keys(*, actor: Actor) -> dict[str, int]:
     """Encrypt every stored secret anew; how many, by model. Safe to repeat. Raises DecryptionError, row by row done.
 
-    A secret that is replaced meanwhile is left alone: it is under the newest key already.
+    That of a removed host counts as long as it is kept: the host's last orders are sealed with it. A secret that is replaced meanwhile is left alone: it is under the newest key already.
     """
     counts: dict[str, int] = {}
     for model, column in _ENCRYPTED:
-        rows = model._default_manager.order_by("pk")
+        # The base manager sees removed rows as well; what is empty has been forgotten.
+        rows = model._base_manager.exclude(**{column: b""}).order_by("pk")
         counts[model._meta.label_lower] = sum(_rotate(row, column, actor) for row in rows)
     return counts
 
@@ -31,7 +32,7 @@ def _rotate(row: models.Model, column: str, actor: Actor) -> bool:
     stored = bytes(getattr(row, column))
     swapped = (
         type(row)
-        ._default_manager.filter(pk=row.pk, **{column: stored})
+        ._base_manager.filter(pk=row.pk, **{column: stored})
         .update(**{column: reencrypt(stored), "updated_at": timezone.now()})
     )
     if swapped:

@@ -70,6 +70,21 @@ def test_field_keys_are_rotated_and_old_ones_dropped(settings: Any) -> None:
         decrypt(Host.objects.get(pk=host.pk).secret)
 
 
+def test_the_key_of_a_removed_host_is_rotated_until_it_is_forgotten(settings: Any) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    settings.PENSTOCK_FIELD_KEYS = (old,)
+    (waiting, secret), (told, _) = (
+        host_enrol(name=name, hardware_type=factories.hardware(), actor="t") for name in ("waiting", "told")
+    )
+    Host.objects.filter(pk=told.pk).update(removed_at=timezone.now(), secret=b"")
+    Host.objects.filter(pk=waiting.pk).update(removed_at=timezone.now())
+    settings.PENSTOCK_FIELD_KEYS = (new, old)
+    assert rotate_field_keys(actor="t")["capacity.host"] == 1
+    settings.PENSTOCK_FIELD_KEYS = (new,)
+    assert decrypt(Host.everything.get(pk=waiting.pk).secret) == secret, "its last orders can be sealed"
+    assert bytes(Host.everything.get(pk=told.pk).secret) == b""
+
+
 def test_encryption_does_not_repeat_itself() -> None:
     assert encrypt(b"same") != encrypt(b"same")
 
