@@ -10,7 +10,7 @@ from kombu import Exchange, Queue
 
 from capacity.models import Host
 from penstock.loops.broker import ORDERS_TASK, agents_app, broker_url, host_queue
-from penstock.loops.dispatch import orders_send
+from penstock.loops.dispatch import farewell, orders_send
 from serving.agents.orders import host_orders_refresh
 from serving.models import Replica
 from serving.services import replica_create
@@ -108,6 +108,33 @@ def test_of_two_that_refresh_at_once_one_gives_the_generation(world: World, monk
     monkeypatch.setattr(Host.everything, "get", lambda **kwargs: stale)
     refreshed = host_orders_refresh(host_id=str(host.pk), secret=world.agent.secret, drain_limit_s=30.0)
     assert refreshed is None
+
+
+@pytest.mark.parametrize("why", ["its key is lost", "another process gives the generation"])
+def test_a_removed_host_is_forgotten_only_once_its_last_orders_stand(
+    world: World, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    place(world, "ready")
+    send(world)
+    host = world.host()
+    kept = sealed = bytes(host.secret)
+    Replica.objects.update(state="failed")
+    Host.objects.update(removed_at=world.at)
+    with monkeypatch.context() as meanwhile:
+        if why == "its key is lost":
+            kept = b"under a lost key"
+            Host.everything.update(secret=kept)
+        else:
+            Host.everything.update(generation=host.generation + 1)
+            meanwhile.setattr(Host.everything, "get", lambda **_: host)
+        farewell(Host.everything.filter(pk=host.pk)[0], client=world.client, now=world.at)
+    assert bytes(Host.everything.get(pk=host.pk).secret) == kept
+    assert [order.intent for order in standing(world).replicas] == ["run"], "nobody has told the agent to stop"
+    Host.everything.update(secret=sealed)
+    farewell(Host.everything.get(pk=host.pk), client=world.client, now=world.at)
+    assert bytes(Host.everything.get(pk=host.pk).secret) == b""
+    assert standing(world).replicas == ()
+    assert 0 < int(world.client.ttl(f"agent:orders:{world.agent.host_id}"))  # type: ignore[arg-type]
 
 
 def test_a_state_that_came_back_empty_gets_the_orders_again(world: World) -> None:

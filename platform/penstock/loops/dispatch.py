@@ -11,7 +11,7 @@ from kombu.exceptions import KombuError, OperationalError
 from capacity.models import Host
 from penstock.loops.broker import AGENT_PREFIX, ORDERS_TASK, agents_app, host_queue
 from serving.agents.envelopes import ReportRejected, host_secret
-from serving.agents.orders import host_orders_refresh
+from serving.agents.orders import SealedOrders, host_orders_refresh
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,21 @@ def orders_key(host_id: str) -> str:
 
 def orders_send(host: Host, *, client: redis.Redis, now: datetime.datetime) -> bool:
     """Bring the host's orders up to date, and nudge its agent until it has acknowledged them; True if they changed."""
+    orders = _orders_write(host, client=client, now=now)
+    return orders is not None and orders.changed
+
+
+def _orders_write(host: Host, *, client: redis.Redis, now: datetime.datetime) -> SealedOrders | None:
+    """The orders that now stand in the state; None: they could not be made, the log says why."""
     try:
         secret = host_secret(host)
     except ReportRejected as error:
         log.error("no orders for host %s: %s", host.name, error)
-        return False
+        return None
     orders = host_orders_refresh(host_id=str(host.pk), secret=secret, drain_limit_s=settings.PENSTOCK_DRAIN_LIMIT_S)
     if orders is None:
-        return False
-    key, sealed = orders_key(orders.host_id), json.dumps(orders.envelope, sort_keys=True).encode()
+        return None
+    key, sealed = orders_key(orders.host_id), _as_kept(orders)
     # The state may have come back empty, or hold what a slower process wrote after a faster one.
     is_stale = client.get(key) != sealed
     if is_stale:
@@ -45,17 +51,26 @@ def orders_send(host: Host, *, client: redis.Redis, now: datetime.datetime) -> b
     is_due = orders.changed or is_stale or host.acknowledged_generation < orders.generation
     if is_due and is_listening and _may_nudge(client, orders.host_id, orders.generation):
         _nudge(orders.host_id, orders.envelope)
-    return orders.changed
+    return orders
 
 
 def farewell(host: Host, *, client: redis.Redis, now: datetime.datetime) -> None:
-    """The last orders of a removed host, which holds no replica any more; then its secret is forgotten.
+    """The last orders of a removed host, which holds no replica any more; once they stand, its secret is forgotten.
 
-    They stand for a while: an agent that comes back late must not run on what was given up.
+    They stand for a while: an agent that comes back late must not run on what was given up. Where they cannot be
+    written the secret is kept, and the next tick tries again.
     """
-    orders_send(host, client=client, now=now)
-    client.expire(orders_key(str(host.pk)), _FAREWELL_S)
+    orders = _orders_write(host, client=client, now=now)
+    key = orders_key(str(host.pk))
+    # A slower process may have written older ones since: without the secret nobody could put them right.
+    if orders is None or client.get(key) != _as_kept(orders):
+        return
+    client.expire(key, _FAREWELL_S)
     Host.everything.filter(pk=host.pk).update(secret=b"", updated_at=now)
+
+
+def _as_kept(orders: SealedOrders) -> bytes:
+    return json.dumps(orders.envelope, sort_keys=True).encode()
 
 
 def _may_nudge(client: redis.Redis, host_id: str, generation: int) -> bool:
