@@ -17,7 +17,8 @@ _ENCRYPTED: tuple[tuple[type[models.Model], str], ...] = ((Host, "secret"), (Pro
 def rotate_field_keys(*, actor: Actor) -> dict[str, int]:
     """Encrypt every stored secret anew; how many, by model. Safe to repeat. Raises DecryptionError, row by row done.
 
-    That of a removed host counts as long as it is kept: the host's last orders are sealed with it. A secret that is replaced meanwhile is left alone: it is under the newest key already.
+    The secret of a removed host counts as long as it is kept: the host's last orders are sealed with it. One that is
+    replaced meanwhile is left alone: it is under the newest key already.
     """
     counts: dict[str, int] = {}
     for model, column in _ENCRYPTED:
