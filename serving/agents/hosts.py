@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import uuid
 from collections.abc import Collection
 from typing import cast
 
@@ -28,7 +29,11 @@ def host_lose(*, host: Host, silent_s: float, now: datetime.datetime) -> bool:
         kind=Incident.Kind.HOST_LOST,
         summary=f"host {host.name} is lost: its agent has been silent for {silent_s:.0f} s",
         host_id=host.pk,
-        evidence={"state_before": was, "silent_s": round(silent_s, 1)},
+        evidence={
+            "state_before": was,
+            "state_before_since": host.state_since.isoformat(),
+            "silent_s": round(silent_s, 1),
+        },
         now=now,
     )
     log.warning("host %s is lost: its agent has been silent for %.0f s", host.name, silent_s)
@@ -37,24 +42,35 @@ def host_lose(*, host: Host, silent_s: float, now: datetime.datetime) -> bool:
 
 @transaction.atomic
 def host_return(*, host: Host, now: datetime.datetime) -> bool:
-    """Take a host back whose agent reports again, as it was: cordoned, draining, or active.
+    """Take a host back whose agent reports again, as it was: cordoned or draining since then, or active.
 
     Returns False if somebody moved it first.
     """
     incidents = list(Incident.objects.filter(kind=Incident.Kind.HOST_LOST, host_id=host.pk, closed_at=None))
-    was = next((incident.evidence.get("state_before") for incident in incidents), None)
-    state = Host.State(was) if was in (Host.State.CORDONED, Host.State.DRAINING) else Host.State.ACTIVE
+    seen = incidents[0].evidence if incidents else {}
+    state, since = Host.State.ACTIVE, now
+    if seen.get("state_before") in (Host.State.CORDONED, Host.State.DRAINING):
+        state = Host.State(seen["state_before"])
+        since = datetime.datetime.fromisoformat(seen.get("state_before_since", now.isoformat()))
     swapped = Host.objects.filter(pk=host.pk, state=Host.State.LOST).update(
-        state=state, state_since=now, updated_at=now
+        state=state, state_since=since, updated_at=now
     )
     if not swapped:
         return False
-    host.state = state
+    host.state, host.state_since = state, since
     for incident in incidents:
         gone_s = (now - incident.opened_at).total_seconds()
         incident_close(incident=incident, what=f"its agent reports again after {gone_s:.0f} s", now=now)
     log.info("host %s is back", host.name)
     return True
+
+
+def hosts_lost_in_a_drain() -> set[uuid.UUID]:
+    """Ids of lost hosts that were being drained: they still are, whatever runs on without its agent."""
+    lost = Host.objects.filter(state=Host.State.LOST).values("pk")
+    incidents = Incident.objects.filter(kind=Incident.Kind.HOST_LOST, closed_at=None, host_id__in=lost)
+    drained = incidents.filter(evidence__state_before=Host.State.DRAINING.value)
+    return {pk for pk in drained.values_list("host_id", flat=True) if pk is not None}
 
 
 def host_removed_settle(*, host: Host, now: datetime.datetime) -> int:

@@ -152,6 +152,35 @@ def test_a_lost_host_returns_to_its_drain(world: World) -> None:
     assert host_cordon(host=world.host(), actor=BOSS), "a drain is stopped half way by a cordon"
 
 
+def test_a_drain_goes_on_while_its_host_is_lost_and_serves(world: World, gateway: FakeGateway) -> None:
+    """Its engine outlives its agent: the replacement is waited for, and is not the one too many."""
+    world.run(20)
+    (old,) = there(world.agent, "ready")
+    second = world.add_host("host-2")
+    second.behaviour = lambda order: ["starting"] * 30 + ["ready"]
+    host_drain(host=world.host(), actor=BOSS)
+    began = world.host().state_since
+    gateway.replicas[str(old.pk)] = ReplicaBeat(n=1)
+    states = []
+    for _ in range(45):
+        gateway.replicas[str(old.pk)] = ReplicaBeat(n=1, last_token_at=world.now)
+        gateway.beat()
+        world.tick(silent=(world.agent,))
+        states.append((world.host().state, old.pk in {one.pk for one in there(world.agent, "ready")}))
+    assert ("lost", True) in states, "its replica left before its replacement was ready"
+    old.refresh_from_db()
+    assert (old.state, old.reason) == ("draining", "its host is being drained; enough others serve")
+    assert len(there(second, "ready")) == 1
+    assert not world.replicas("failed", "stopped", "stopping")
+    gateway.replicas[str(old.pk)] = ReplicaBeat(n=0)
+    gateway.beat()
+    world.run(30)
+    assert there(world.agent) == []
+    assert len(world.replicas("ready")) == 1
+    host = world.host()
+    assert (host.state, host.state_since) == ("draining", began), "the page counts from the drain on"
+
+
 def test_a_host_is_removed_when_nothing_holds_it(world: World) -> None:
     world.run(20)
     host = world.host()

@@ -6,6 +6,7 @@ incidents close when a replacement serves.
 
 import datetime
 import logging
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +16,18 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from capacity.models import CostProfile, Host
+from capacity.models import Host
 from capacity.selectors import profiles_in_force
 from penstock.loops.dispatch import farewell, orders_send
 from penstock.loops.isolation import isolated
 from penstock.loops.placing import Profiles, place_pending, would_fit
-from serving.agents.hosts import host_lose, host_removed_settle, host_return, replicas_of_lost_fail
+from serving.agents.hosts import (
+    host_lose,
+    host_removed_settle,
+    host_return,
+    hosts_lost_in_a_drain,
+    replicas_of_lost_fail,
+)
 from serving.gateway.loads import GatewayBeat, read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
 from serving.models import Deployment, Incident, Replica, Revision
@@ -59,7 +66,8 @@ class Load:
 class Tick:
     """One pass. ``moved`` counts replicas that changed state; ``has_gateways``: at least one tells what it does.
 
-    ``profiles``: the prices in force, asked for once.
+    ``profiles``: the prices in force, asked for once. ``lost_in_a_drain``: ids of the hosts that were lost while they
+    were being drained.
     """
 
     client: redis.Redis
@@ -67,6 +75,7 @@ class Tick:
     profiles: Profiles
     has_gateways: bool = True
     loads: dict[str, Load] = field(default_factory=dict)
+    lost_in_a_drain: Collection[uuid.UUID] = ()
     moved: int = 0
 
     @property
@@ -80,6 +89,7 @@ def reconcile(client: redis.Redis, *, now: float) -> int:
     profiles = profiles_in_force(at=datetime.datetime.fromtimestamp(now, datetime.UTC))
     tick = Tick(client, now, profiles, has_gateways=bool(beats), loads=loads_by_replica(beats))
     _check_hosts(tick)
+    tick.lost_in_a_drain = hosts_lost_in_a_drain()
     _settle_removed(tick)
     for deployment in _to_reconcile():
         with isolated(f"the reconciliation of {deployment}"):
@@ -166,7 +176,7 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
             "deployment__pool__model", "revision", "host"
         )
     }
-    alive = [_alive(replica, revision, tick.loads) for replica in rows.values()]
+    alive = [_alive(tick, replica, revision) for replica in rows.values()]
     alive, leaving = _room_made(tick, deployment, alive, rows)
     plan = policy.plan(
         policy.Want(
@@ -186,24 +196,24 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
     for removal in plan.remove:
         tick.moved += _remove(rows[removal.id], removal, now=tick.at)
     if plan.create:
-        profile = tick.profiles.get(deployment.pool_id)
-        tick.moved += _create(deployment, revision, plan, profile, now=tick.at)
+        tick.moved += _create(tick, deployment, revision, plan)
     if plan.gave_up:
         _open_crash_loop(deployment, plan, now=tick.at)
     _explain(tick, deployment, plan)
     _explain_evicted(rows.values(), plan, now=tick.at)
 
 
-def _alive(replica: Replica, revision: Revision, loads: Mapping[str, Load]) -> policy.Alive:
+def _alive(tick: Tick, replica: Replica, revision: Revision) -> policy.Alive:
     state: Any = replica.state
+    is_drained = replica.host is not None and replica.host.state == Host.State.DRAINING
     return policy.Alive(
         id=str(replica.pk),
         state=state,
         is_current=replica.revision_id == revision.pk,
         placed=replica.host_id is not None,
         created_at=replica.created_at.timestamp(),
-        in_flight_mu=loads.get(str(replica.pk), Load()).mu,
-        evicted=replica.host is not None and replica.host.state == Host.State.DRAINING,
+        in_flight_mu=tick.loads.get(str(replica.pk), Load()).mu,
+        evicted=is_drained or replica.host_id in tick.lost_in_a_drain,
     )
 
 
@@ -264,14 +274,7 @@ def _remove(replica: Replica, removal: policy.Removal, *, now: datetime.datetime
 
 
 @transaction.atomic
-def _create(
-    deployment: Deployment,
-    revision: Revision,
-    plan: policy.Plan,
-    profile: CostProfile | None,
-    *,
-    now: datetime.datetime,
-) -> int:
+def _create(tick: Tick, deployment: Deployment, revision: Revision, plan: policy.Plan) -> int:
     """Make what the plan misses; how many.
 
     Two passes may overlap and miss the same replicas: the second waits here, and counts what the first has made.
@@ -283,7 +286,8 @@ def _create(
     if any(getattr(stored, name) != getattr(deployment, name) for name in _WANTS):
         return 0  # Somebody wants something else by now: the next pass plans anew.
     there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE))
-    there = there.exclude(host__state=Host.State.DRAINING)
+    there = there.exclude(host__state=Host.State.DRAINING).exclude(host__in=tick.lost_in_a_drain)
+    profile = tick.profiles.get(deployment.pool_id)
     missing = max(0, min(plan.create, plan.target - there.count()))
     for _ in range(missing):
         replica_create(
@@ -292,7 +296,7 @@ def _create(
             reason=plan.reason,
             supply_mu_per_min=profile.replica_mu_per_min if profile else 100.0,
             attempt=deployment.retry_attempt,
-            now=now,
+            now=tick.at,
         )
     return missing
 
