@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
@@ -302,6 +302,7 @@ TRANSLATED = {"/v1/messages", "/v1/messages/count_tokens"}
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@example("/invocations", {"model": ""})
 @given(st.sampled_from(sorted(DIALECTS)), st.dictionaries(FIELDS, JSON, max_size=6))
 def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str, Any]) -> None:
     dialect = DIALECTS[path]

@@ -1,8 +1,10 @@
 """Which rounds ``penstock test`` runs."""
 
 import argparse
+import itertools
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from penstock.cli.test import Round, rounds_of, run_round
 from penstock.testing import ONLY_DATABASE
@@ -13,8 +15,8 @@ def titles(database: str | None, *, has_arguments: bool = False) -> list[str]:
 
 
 def test_everything_runs_by_default() -> None:
-    assert titles(None) == titles("both") == ["SQLite", "PostgreSQL", "Redis 6.2", "processes"]
-    assert titles("sqlite") == ["SQLite", "processes"]
+    assert titles(None) == titles("both") == ["SQLite", "PostgreSQL", "Redis 6.2", "processes", "faults"]
+    assert titles("sqlite") == ["SQLite", "processes", "faults"]
     assert titles("postgresql") == ["PostgreSQL"]
 
 
@@ -25,11 +27,16 @@ def test_chosen_tests_run_once_on_sqlite_unless_asked_otherwise() -> None:
 
 
 def test_no_test_falls_between_two_rounds() -> None:
-    fast, postgresql, redis, processes = rounds_of(None, has_arguments=False)
-    picked = fast.options[fast.options.index("-m") + 1]
-    assert picked == f"not ({processes.options[processes.options.index('-m') + 1]})"
+    def picked(each: Round, marks: set[str]) -> bool:
+        return Expression.compile(each.options[each.options.index("-m") + 1]).evaluate(lambda name, **_: name in marks)
+
+    fast, postgresql, redis, *processes = rounds_of(None, has_arguments=False)
+    assert len(processes) == 2
+    markers = ("e2e", "faults", "vllm", "slow", "browser")
+    for marks in itertools.chain.from_iterable(itertools.combinations(markers, n) for n in range(len(markers) + 1)):
+        assert [picked(each, set(marks)) for each in (fast, *processes)].count(True) == 1, marks
+        assert picked(redis, set(marks)) == picked(fast, set(marks))
     assert postgresql.environment[ONLY_DATABASE] == "1"
-    assert redis.options[redis.options.index("-m") + 1] == picked
 
 
 def test_a_round_that_cannot_run_is_named_and_fails_ci(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ path the body's ``model`` says it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from capacity.policy.cost import invocation_units
@@ -64,14 +66,14 @@ class Invocations(Dialect):
         fields = base.read_fields(_decoder, body)
         model = self.model
         if not model:
-            try:
+            with suppress(*UNREADABLE):
                 model = _decode_name(fields.model)
-            except UNREADABLE:
-                raise errors.bad_request(
-                    "Name the model in the path, POST /invocations/<model>, or as 'model' in the body.",
-                    param="model",
-                    code="missing_required_parameter",
-                ) from None
+        if not model:
+            raise errors.bad_request(
+                "Name the model in the path, POST /invocations/<model>, or as 'model' in the body.",
+                param="model",
+                code="missing_required_parameter",
+            )
         rows = _count_rows(fields)
         if rows > MAX_ROWS:
             raise errors.bad_request(
