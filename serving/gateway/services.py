@@ -95,16 +95,21 @@ class Services:
         return found
 
     def price(self, admitted: AdmitLine, usage: Usage) -> float:
-        """MU of a request by the profile version it was admitted under, or the pool's present one if that is gone."""
+        """MU of a request by the profile version it was admitted under, or the pool's present one if that is gone.
+
+        Where the pool is gone as well, nothing tells what a token costs: then it is the share of the admitted estimate
+        that the tokens used have in the tokens estimated, at most all of it.
+        """
+        if not usage.input_tokens and not usage.output_tokens:
+            return 0.0
         profile = self._profiles.get((admitted.pool, admitted.profile_version))
         if profile is None:
             pool = self.store.view.pools.get(admitted.pool)
             if pool is None:
-                # Nothing is known of the price any more: the estimate is all there is.
-                return admitted.estimated_mu
+                used = usage.input_tokens + usage.output_tokens
+                estimated = admitted.estimated.input_tokens + admitted.estimated.output_tokens
+                return admitted.estimated_mu * min(1.0, used / max(1, estimated))
             profile = self.profile(pool)
-        if not usage.input_tokens and not usage.output_tokens:
-            return 0.0
         return request_cost(
             profile,
             input_tokens=usage.input_tokens,
