@@ -6,7 +6,7 @@ from typing import Literal
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 
-from capacity.models import CostProfile, Host, Reservation, UsageRollup
+from capacity.models import CostProfile, Host, Pool, Reservation, UsageRollup
 
 Group = Literal["pool_id", "deployment_id"]
 HOLDING = ("pending", "starting", "ready", "draining", "stopping")
@@ -21,6 +21,14 @@ def replicas_holding(host: Host) -> list[tuple[uuid.UUID, str]]:
     """
     rows = Host.everything.filter(pk=host.pk, replicas__state__in=HOLDING).order_by("replicas__created_at")
     return list(rows.values_list("replicas__pk", "replicas__deployment__name"))
+
+
+def replicas_left(pool: Pool) -> list[tuple[uuid.UUID, str, str, str]]:
+    """Replicas of the pool's removed deployments that hold a part of a host: id, deployment, state and host."""
+    left = {"removed_at__isnull": False, "replicas__state__in": HOLDING, "replicas__host__isnull": False}
+    rows = Pool.everything.filter(pk=pool.pk, **{f"deployments__{name}": value for name, value in left.items()})
+    named = ("replicas__pk", "name", "replicas__state", "replicas__host__name")
+    return list(rows.order_by("deployments__replicas__created_at").values_list(*(f"deployments__{n}" for n in named)))
 
 
 def profiles_in_force(*, at: datetime.datetime) -> dict[uuid.UUID, CostProfile]:

@@ -40,10 +40,16 @@ def may_remove_host(
     )
 
 
-def may_remove_pool(*, deployments: int, reservations: int) -> Verdict:
-    """Whether a pool may go that so many deployments serve, and of which so many reservations are not over."""
+def may_remove_pool(*, deployments: int, reservations: int, holding: int = 0) -> Verdict:
+    """Whether a pool may go that so many deployments serve, and of which so many reservations are not over.
+
+    ``holding``: replicas of deployments that were removed and that still hold a part of a host.
+    """
     if deployments:
         return Verdict(False, f"{_many(deployments, 'deployment')} serve it.", "Remove the deployments first.")
+    if holding:
+        reason = f"{_many(holding, 'replica')} of removed deployments {'has' if holding == 1 else 'have'} not ended."
+        return Verdict(False, reason, "They end what they have in hand and stop: remove it then.")
     if reservations:
         return Verdict(False, f"{_many(reservations, 'reservation')} of it are not over.", "End or cancel them first.")
     return Verdict(True, "Nothing serves it and nothing of it is sold.")

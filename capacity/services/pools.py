@@ -15,7 +15,7 @@ from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from capacity.policy import cost
 from capacity.policy.profiles import Hardware, default_profile, hardware_from_report, scoring_profile
 from capacity.policy.removal import may_remove_model, may_remove_pool
-from capacity.selectors import profile_in_force
+from capacity.selectors import profile_in_force, replicas_left
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Tenant
@@ -172,7 +172,7 @@ def pool_update(*, pool: Pool, actor: Actor, **fields: Unpack[PoolFields]) -> Po
 
 @transaction.atomic
 def pool_remove(*, pool: Pool, actor: Actor) -> bool:
-    """Take away a pool that nothing serves and of which nothing is sold; its slug is free, its prices stay.
+    """Take away a pool that nothing serves any more and of which nothing is sold; its slug is free, its prices stay.
 
     Returns False if somebody removed it before. Raises StillNeeded with what stands in the way.
     """
@@ -187,7 +187,10 @@ def pool_remove(*, pool: Pool, actor: Actor) -> bool:
     sold = stored.reservations.filter(state__in=(states.DRAFT, states.ACTIVE)).select_related("tenant")
     needed = [Reference("deployment", name) for name in names]
     needed += [Reference("reservation", str(one.pk), f"of {one.tenant.slug}, {one.state}") for one in sold]
-    verdict = may_remove_pool(deployments=len(names), reservations=len(needed) - len(names))
+    # What these still have in hand is priced and settled by their pool.
+    left = replicas_left(stored)
+    verdict = may_remove_pool(deployments=len(names), reservations=len(sold), holding=len(left))
+    needed += [Reference("replica", str(pk), f"of {name}, {state} on {host}") for pk, name, state, host in left]
     if not verdict.is_allowed:
         raise StillNeeded(f"{stored} cannot be removed: {verdict.reason}", hint=verdict.hint, references=needed)
     _remove(stored, "pool.remove", actor)

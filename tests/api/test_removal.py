@@ -113,6 +113,22 @@ def test_pools_and_models_are_removed_from_the_top_down(world: World, chat: Depl
     assert pool_create(model=again, slug=pool.slug, hardware_type=factories.hardware(), actor="t").pk != pool.pk
 
 
+@pytest.mark.parametrize("state", ["starting", "ready", "draining", "stopping"])
+def test_a_pool_stays_while_replicas_of_a_removed_deployment_end(world: World, chat: Deployment, state: str) -> None:
+    operator, path = world.by("operator"), f"/pools/{chat.pool.slug}"
+    replica = factories.replica(chat, host=factories.host(name="rack-1"))
+    other = factories.replica(host=factories.host(name="rack-2"))
+    unplaced = factories.replica(chat)
+    Replica.objects.exclude(pk=unplaced.pk).update(state=state, address="http://127.0.0.1:9000")
+    deployment_remove(deployment=chat, actor="t", confirm="chat")
+    body = problem(operator.delete(path), 409, "in_use")
+    detail = f"of chat, {state} on rack-1"
+    assert body["references"] == [{"kind": "replica", "name": str(replica.pk), "detail": detail}]
+    assert "1 replica of removed deployments has not ended" in body["detail"]
+    Replica.objects.exclude(pk=other.pk).update(state="stopped")
+    assert operator.delete(path).status_code == 204
+
+
 def test_services_do_it_once_and_nothing_is_made_of_what_is_gone(world: World, chat: Deployment) -> None:
     pool, model = chat.pool, chat.pool.model
     assert [deployment_remove(deployment=chat, actor="t") for _ in range(2)] == [True, False]

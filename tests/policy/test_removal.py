@@ -32,6 +32,7 @@ def test_the_hint_says_the_next_step() -> None:
 def test_what_something_refers_to_stays_and_says_what_to_do(one: int, other: int, is_confirmed: bool) -> None:
     verdicts = {
         may_remove_pool(deployments=one, reservations=other): one == other == 0,
+        may_remove_pool(deployments=0, reservations=other, holding=one): one == other == 0,
         may_remove_model(pools=one): one == 0,
         may_remove_deployment(holding=one, is_confirmed=is_confirmed): one == 0 or is_confirmed,
     }
