@@ -34,6 +34,14 @@ _KEY = OpenApiParameter("key", OpenApiTypes.UUID, OpenApiParameter.PATH, descrip
 _NONE = "No such limit is set. A limit for one model is named by ?model=<served name>."
 
 
+class SetByOther(exceptions.NotFound):
+    """It is not the caller's own limit that is set, but the other one, which is not removed by accident."""
+
+    def __init__(self, set_by: str) -> None:
+        super().__init__(f"Only the {set_by}'s limit is set.")
+        self.hint = f"Name it to remove it: ?set_by={set_by} in the address, --set-by {set_by} on the command line."
+
+
 class LimitFields(serializers.Serializer[Any]):
     value = serializers.IntegerField(min_value=1, max_value=_MOST, help_text="Per minute, or at once for concurrency.")
     model = serializers.CharField(
@@ -155,7 +163,7 @@ class LimitsViewSet(TenantViewSet[Limit]):
             other = self._stored()
             if other is not None and not named:
                 self._allow(other.set_by)
-                raise Http404(f"Only the {other.set_by}'s limit is set: name it by ?set_by={other.set_by}.")
+                raise SetByOther(other.set_by)
             raise Http404(_NONE)
 
         def end() -> Response:

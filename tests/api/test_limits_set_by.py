@@ -100,7 +100,8 @@ def test_an_operator_acts_for_the_tenant_by_name(world: World, base: str) -> Non
     operator, admin = world.by("operator"), world.by("admin")
     put(admin, base, 4)
     told = problem(operator.delete(f"{base}/concurrency"), 404, "not_found")
-    assert "?set_by=tenant" in told["detail"], "never by accident"
+    assert told["detail"] == "Only the tenant's limit is set.", "never by accident"
+    assert "?set_by=tenant in the address, --set-by tenant on the command line" in told["hint"]
     assert said(put(operator, base, 7, set_by="tenant").json()) == ("tenant", 7, True, 7)
     assert operator.delete(f"{base}/concurrency?set_by=tenant").status_code == 204
     entries = AuditEntry.objects.filter(action__startswith="limit.").order_by("at", "pk")

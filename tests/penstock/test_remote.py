@@ -232,6 +232,20 @@ def test_the_operators_limit_is_seen_and_not_changed_by_the_tenant(
     assert shell("limits", "remove", "concurrency")[0] == 1
 
 
+def test_an_operator_removes_the_tenants_limit_as_the_command_line_is_told(
+    shell: Shell, people: dict[str, tuple[User, str]]
+) -> None:
+    sign_in(shell, people, "owner")
+    assert shell("limits", "set", "tokens_per_min", "50")[0] == 0
+    sign_in(shell, people, "operator")
+    code, _, err = shell("limits", "remove", "tokens_per_min", "--tenant", "acme")
+    assert code == 1
+    assert "Only the tenant's limit is set." in err
+    words = re.search(r"(--set-by \w+) on the command line", err)
+    assert words is not None, err
+    assert shell("limits", "remove", "tokens_per_min", "--tenant", "acme", *words[1].split())[0] == 0
+
+
 def test_people_are_invited_and_let_in_by_links(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
     sign_in(shell, people, "operator")
     _, link, _ = shell("invitations", "create", "new@example.org", "--role", "viewer", "--tenant", "acme")
