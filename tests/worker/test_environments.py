@@ -107,6 +107,12 @@ def test_what_cannot_work_is_refused_at_once(changes: dict[str, object], words: 
         preflight(CPU, **(good | changes))  # type: ignore[arg-type]
 
 
+def test_less_than_a_gigabyte_of_disk_is_told_as_such() -> None:
+    small = environments.Recipe(name="small", minimum_free_bytes=200_000_000, verify="")
+    with pytest.raises(BuildError, match=r"needs 0\.2 GB of free disk, 0\.1 GB are left"):
+        preflight(small, free_bytes=100_000_000, machine="x86_64", glibc="2.36", python=(3, 11))
+
+
 def test_environments_are_addressed_by_content() -> None:
     base = environments.environment_folder(CPU, ("a==1",), python="3.11", machine="x86_64")
     assert base.startswith("vllm-cpu-")

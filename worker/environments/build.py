@@ -49,7 +49,7 @@ def preflight(recipe: env.Recipe, *, free_bytes: int, machine: str, glibc: str, 
     if free_bytes < recipe.minimum_free_bytes:
         need, have = recipe.minimum_free_bytes / 1e9, free_bytes / 1e9
         raise env.BuildError(
-            f"{recipe.name} needs {need:.0f} GB of free disk, {have:.1f} GB are left: free some, "
+            f"{recipe.name} needs {need:.1f} GB of free disk, {have:.1f} GB are left: free some, "
             "or put environments elsewhere with PENSTOCK_ENVIRONMENTS_DIR."
         )
 
