@@ -293,6 +293,13 @@ def test_an_environment_upon_another_has_its_own_packages_alone(tmp_path: Path) 
     assert environments.is_ready(toy)
     assert environments.is_ready(base)
     assert not (base / "lib" / module.parents[1].name / "site-packages" / "toy_vision.py").exists()
+    moved = (tmp_path / "root").rename(tmp_path / "moved")
+    toy, base = moved / toy.name, moved / base.name
+    assert environments.is_ready(toy)
+    where = "import toy_vision as v; print(v.declared, v.toy_engine.__file__)"
+    python = [str(environments.interpreter(toy)), "-c", where]
+    told = subprocess.run(python, capture_output=True, text=True, env=child_environment(), cwd=tmp_path, check=False)
+    assert told.stdout.startswith(f"True {toy}"), told.stderr
     (base / environments.READY_MARKER).unlink()
     assert not environments.is_ready(toy), "what it lies upon is gone, and is built again with it"
 

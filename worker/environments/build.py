@@ -146,9 +146,15 @@ def apply_patches(recipe: env.Recipe, site_packages: Path) -> None:
 
 
 def lie_upon(environment: Path, base: Path, site_packages: Path) -> None:
-    """Bring in the packages of the environment below. Its own come first."""
+    """Bring in the packages of the environment below. Its own come first.
+
+    Nothing says where the two are, only how they lie beside each other: their folder can be moved.
+    """
     (environment / env.BASE_LINK).symlink_to(Path("..") / base.name)
-    (site_packages / "penstock-base.pth").write_text(f"{base / site_packages.relative_to(environment)}\n")
+    within = site_packages.relative_to(environment)
+    # Python joins what a .pth file says with the folder that it is in.
+    upwards = Path(*[".."] * len(within.parts))
+    (site_packages / "penstock-base.pth").write_text(f"{upwards / env.BASE_LINK / within}\n")
 
 
 def build(environment: Path, recipe: env.Recipe, tell: Tell, *, keep: int) -> None:
