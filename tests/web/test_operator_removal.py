@@ -33,6 +33,40 @@ def test_a_drain_says_what_will_happen_and_is_taken_back(as_operator: Client, pl
     assert Host.objects.get(name="gpu-01").state == "active"
 
 
+def test_what_is_taken_back_is_as_it_was_before(as_operator: Client) -> None:
+    """A drain of a cordoned host goes back to its cordon, an end of a drain goes back to the drain; each with why."""
+
+    def is_now() -> tuple[str, str]:
+        row = Host.objects.get(name="gpu-01")
+        return row.state, row.state_reason
+
+    def post(act: str, **fields: str) -> str:
+        return text(as_operator.post(f"/console/hosts/gpu-01/{act}", fields, follow=True))
+
+    post("cordon", reason="noisy")
+    assert is_now() == ("cordoned", "noisy")
+    page = post("drain", reason="a new fan")
+    assert is_now() == ("draining", "a new fan")
+    undo(as_operator, page)
+    assert is_now() == ("cordoned", "noisy")
+    post("drain", reason="a new fan")
+    for act, state in (("uncordon", "active"), ("cordon", "cordoned")):
+        page = post(act)
+        assert is_now() == (state, "")
+        undo(as_operator, page)
+        assert is_now() == ("draining", "a new fan")
+    undo(as_operator, post("uncordon"))
+    assert is_now()[0] == "draining"
+
+
+def test_what_did_nothing_is_not_taken_back(as_operator: Client) -> None:
+    for act in ("drain", "cordon", "uncordon"):
+        first, again = (text(as_operator.post(f"/console/hosts/gpu-01/{act}", follow=True)) for _ in range(2))
+        assert ">Undo<" in first, act
+        assert ">Undo<" not in again, act
+    assert acts("host.drain", "host.cordon", "host.uncordon") == ["host.drain", "host.cordon", "host.uncordon"]
+
+
 def test_a_drained_host_says_so(as_operator: Client, platform: Seeded) -> None:
     as_operator.post("/console/hosts/gpu-01/drain")
     Replica.objects.filter(host__name="gpu-01").update(state="stopped")

@@ -31,6 +31,13 @@ class ReasonForm(PageForm):
     )
 
 
+def way_back(row: Host) -> tuple[str, dict[str, object]]:
+    """What a button posts that takes the host back to the state it has now: the path, and the fields."""
+    acts = {Host.State.CORDONED: "host-cordon", Host.State.DRAINING: "host-drain"}
+    act = acts.get(Host.State(row.state), "host-uncordon")
+    return reverse(f"operators:{act}", args=[row.name]), {"reason": row.state_reason}
+
+
 class ForceForm(PageForm):
     force = forms.BooleanField(required=False, label="Give up its replicas: they count as failed")
 
@@ -40,6 +47,7 @@ def drain(request: UserRequest, name: str) -> HttpResponse:
     """Empty the host. Asked about, with what has room elsewhere now and what has not."""
     row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
     form = ReasonForm(request.POST) if request.method == "POST" else ReasonForm()
+    undo, fields = way_back(row)
     swapped = form.attempt(lambda given: host_drain(host=row, actor=request.user, **given)) if form.is_bound else None
     if swapped is None:
         return ask(
@@ -51,12 +59,13 @@ def drain(request: UserRequest, name: str) -> HttpResponse:
             current=CURRENT,
             form=form,
         )
-    if not swapped:
-        row.refresh_from_db(fields=("state",))
-        if row.state != Host.State.DRAINING:
-            return refused(request, f"{name} is {row.state}: wait until its agent reports again, or remove it.", page)
     text = f"{name} is being drained: this page shows what is left on it."
-    return done(request, text, page, undo=reverse("operators:host-uncordon", args=[name]))
+    if swapped:
+        return done(request, text, page, undo=undo, fields=fields)
+    row.refresh_from_db(fields=("state",))
+    if row.state != Host.State.DRAINING:
+        return refused(request, f"{name} is {row.state}: wait until its agent reports again, or remove it.", page)
+    return done(request, text, page)
 
 
 def _effects_of_drain(row: Host, *, now: datetime) -> list[str]:

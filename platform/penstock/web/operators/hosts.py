@@ -23,6 +23,7 @@ from penstock.web.live import read_live
 from penstock.web.operators.audit import rows_of
 from penstock.web.operators.forms import LabelsField, PageForm
 from penstock.web.operators.frame import act, ask, done, form_page, is_part, part, read_page, refused, show
+from penstock.web.operators.host_acts import ReasonForm, way_back
 from penstock.web.operators.lists import choice_of, listing, text_of
 from serving.models import Incident, Replica
 from tenants.models import AuditEntry
@@ -245,23 +246,29 @@ def _sentence(view: HostView) -> str:
 def cordon(request: UserRequest, name: str) -> HttpResponse:
     """Place nothing new on the host. What runs goes on, so it is not asked about: it can be undone."""
     row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
-    if not host_cordon(host=row, actor=request.user):
-        row.refresh_from_db(fields=("state",))
-        if row.state != Host.State.CORDONED:
-            return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
+    form, (undo, fields) = ReasonForm(request.POST), way_back(row)
+    reason = form.cleaned_data["reason"] if form.is_valid() else ""
     text = f"{name} is cordoned: what runs on it goes on, nothing new is placed there."
-    return done(request, text, page, undo=reverse("operators:host-uncordon", args=[name]))
+    if host_cordon(host=row, actor=request.user, reason=reason):
+        return done(request, text, page, undo=undo, fields=fields)
+    row.refresh_from_db(fields=("state",))
+    if row.state != Host.State.CORDONED:
+        return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
+    return done(request, text, page)
 
 
 @act
 def uncordon(request: UserRequest, name: str) -> HttpResponse:
-    """Place replicas on the host again."""
+    """Place replicas on the host again, and end its drain."""
     row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
-    if not host_uncordon(host=row, actor=request.user):
-        row.refresh_from_db(fields=("state",))
-        if row.state != Host.State.ACTIVE:
-            return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
-    return done(request, f"{name} takes replicas again.", page, undo=reverse("operators:host-cordon", args=[name]))
+    undo, fields = way_back(row)
+    text = f"{name} takes replicas again."
+    if host_uncordon(host=row, actor=request.user):
+        return done(request, text, page, undo=undo, fields=fields)
+    row.refresh_from_db(fields=("state",))
+    if row.state != Host.State.ACTIVE:
+        return refused(request, f"{name} is {row.state}: wait until its agent reports again.", page)
+    return done(request, text, page)
 
 
 @act
