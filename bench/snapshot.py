@@ -67,6 +67,9 @@ def measure(keys: int, url: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp(prefix="pb"))
+    # A platform whose settings are in this shell is not what is measured, or written to.
+    for name in ("DATABASE_URL", "DATABASE_URL_FILE", "REDIS_URL", "REDIS_URL_FILE"):
+        os.environ.pop(name, None)
     os.environ |= {"DJANGO_SETTINGS_MODULE": "penstock.settings", "PENSTOCK_DATA": str(folder)}
     from penstock import bundled_state
 

@@ -26,12 +26,13 @@ from urllib.request import urlopen
 import redis
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
+from penstock.cli.test import chromium
 from tests.web.shots import DOCUMENTED, EMPTY_SHOTS, SHOTS, Shot
 
 if TYPE_CHECKING:
     from tests.web.seed import Seeded
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = chromium() or "/usr/bin/chromium"
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -177,6 +178,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="ps") as name:
         data = Path(name)
+        # A platform whose settings are in this shell is not what is photographed, or written to.
+        for setting in ("DATABASE_URL", "DATABASE_URL_FILE", "REDIS_URL", "REDIS_URL_FILE"):
+            os.environ.pop(setting, None)
         os.environ |= {
             "PENSTOCK_DATA": str(data),
             "PENSTOCK_SECRET_KEY": "only-for-pictures",

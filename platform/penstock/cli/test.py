@@ -88,11 +88,20 @@ def prepare_environment() -> None:
     cache = Path.home() / ".cache" / "penstock" / "environments"
     os.environ.setdefault("PENSTOCK_ENVIRONMENTS_DIR", str(cache))
     Path(os.environ["PENSTOCK_ENVIRONMENTS_DIR"]).mkdir(parents=True, exist_ok=True)
-    browser = os.environ.get("PENSTOCK_CHROMIUM") or next((p for n in _BROWSERS if (p := shutil.which(n))), "")
-    if browser:
+    if browser := chromium():
         os.environ["PENSTOCK_CHROMIUM"] = browser
     else:
         print("no Chromium found: the browser tests are skipped (apt install chromium, or set PENSTOCK_CHROMIUM)")
+
+
+def chromium() -> str:
+    """Path of the browser for the tests: the one that PENSTOCK_CHROMIUM names, else one in PATH; empty: there is none.
+
+    A name in PENSTOCK_CHROMIUM that is not there is returned as it is.
+    """
+    if named := os.environ.get("PENSTOCK_CHROMIUM"):
+        return shutil.which(named) or named
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), "")
 
 
 def run_round(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str]]:
