@@ -272,3 +272,19 @@ def test_a_revision_that_cannot_be_read_holds_up_nobody(
     assert placed(world, broken, sound) == [None, [0]]
     assert broken.reason.startswith("make a revision with other options. ")
     assert next(iter(options)) in broken.reason
+
+
+def test_replacements_of_one_host_do_not_share_the_same_memory(world: World) -> None:
+    """As the loop places them: what the first was given, the second does not find; a third that needs less does."""
+    cpu = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
+    has(world, 0, memory_bytes=30 * GIB)
+    sizes = (2 * GIB, 2 * GIB, GIB)
+    leaving = [waiting(cpu, "simulated", options={"memory_bytes": size}) for size in sizes]
+    assert placed(world, *leaving) == [[], [], []]
+    second = world.add_host("host-2")
+    world.deliver(second)
+    host = world.host(second)
+    Host.objects.filter(pk=host.pk).update(report={**host.report, "memory_available_bytes": 3 * GIB})
+    found = placing.without_room(leaving, host=world.host(), profiles=profiles_in_force(at=world.at), now=world.at)
+    assert found == [leaving[1]]
+    assert Replica.objects.count() == 3

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from django.test import Client
+from django.utils import timezone
 
-from capacity.models import Host
+from capacity.models import HardwareType, Host
 from serving.models import Deployment, Replica
 from serving.services import deployment_remove
 from tests import factories
 from tests.web.acting import acts, text, undo
 from tests.web.seed import Seeded
+from tests.web.seed import host as add_host
+from tests.web.seed import replica as add_replica
 
 
 def test_a_drain_says_what_will_happen_and_is_taken_back(as_operator: Client, platform: Seeded) -> None:
@@ -65,6 +68,24 @@ def test_what_did_nothing_is_not_taken_back(as_operator: Client) -> None:
         assert ">Undo<" in first, act
         assert ">Undo<" not in again, act
     assert acts("host.drain", "host.cordon", "host.uncordon") == ["host.drain", "host.cordon", "host.uncordon"]
+
+
+def test_room_for_one_of_two_is_not_promised_to_both(as_operator: Client, platform: Seeded) -> None:
+    add_host("gpu-03", HardwareType.objects.get(slug="h200"), timezone.now(), accelerators=1)
+    question = text(as_operator.get("/console/hosts/gpu-01/drain"))
+    assert "Each of its 2 replicas is replaced on another host first" in question
+    assert "no other host has room for chat-32b: after 30 s 1 of them stop without a replacement" in question
+    add_host("gpu-04", HardwareType.objects.get(slug="h200"), timezone.now(), accelerators=1)
+    assert "no other host has room" not in text(as_operator.get("/console/hosts/gpu-01/drain"))
+
+
+def test_a_drain_counts_all_that_its_host_holds(as_operator: Client, platform: Seeded) -> None:
+    node, revision = Host.objects.get(name="node-01"), platform.sim.revisions.get()
+    for _ in range(55):
+        add_replica(platform.sim, revision, node, "ready", timezone.now())
+    assert "Each of its 57 replicas is replaced" in text(as_operator.get("/console/hosts/node-01/drain"))
+    Replica.objects.filter(host=node).update(state="draining")
+    assert "it can be switched off when that has stopped" in text(as_operator.get("/console/hosts/node-01/drain"))
 
 
 def test_a_drained_host_says_so(as_operator: Client, platform: Seeded) -> None:

@@ -3,7 +3,7 @@
 import datetime
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -76,16 +76,30 @@ def would_fit(replica: Replica, *, profiles: Profiles, now: datetime.datetime, w
     return _place(replica, profiles, now=now, host_id=host_id, without=without).host_id is not None
 
 
-def fits_elsewhere(replica: Replica, *, profiles: Profiles, now: datetime.datetime) -> bool:
-    """Whether another like ``replica`` would find room now on a host that is not its own."""
-    others = [
-        view
-        for view in _host_views(replica, profiles, now=now, host_id=None, without=None)
-        if view.id != str(replica.host_id)
-    ]
-    if placement_errors(replica.revision.options):
-        return False
-    return place(need_of(replica, profiles.get(replica.deployment.pool_id)), others).host_id is not None
+def without_room(
+    leaving: Iterable[Replica], *, host: Host, profiles: Profiles, now: datetime.datetime
+) -> list[Replica]:
+    """Those of ``leaving`` whose replacements would find no room on hosts other than ``host``.
+
+    They are placed one after another, as the loop does: what one would be given, the next does not find.
+    """
+    hosts = list(Host.objects.exclude(pk=host.pk).prefetch_related("accelerators"))
+    occupants = _occupants(Replica.objects.exclude(host=host))
+    homeless = []
+    for replica in leaving:
+        views = [_host_view(one, occupants.get(one.pk, []), replica, profiles, freed_bytes=0, now=now) for one in hosts]
+        placement = _placement(replica, profiles, views)
+        if placement.host_id is None:
+            homeless.append(replica)
+            continue
+        replacement = Replica(
+            deployment=replica.deployment,
+            revision=replica.revision,
+            state=Replica.State.PENDING,
+            accelerators=list(placement.accelerators),
+        )
+        occupants.setdefault(uuid.UUID(placement.host_id), []).append(replacement)
+    return homeless
 
 
 @transaction.atomic
@@ -117,11 +131,14 @@ def _place(
     without: Replica | None = None,
 ) -> Placement:
     """The decision for a replica over all hosts, or over one; ``without`` one of their replicas."""
+    return _placement(replica, profiles, _host_views(replica, profiles, now=now, host_id=host_id, without=without))
+
+
+def _placement(replica: Replica, profiles: Profiles, views: Sequence[HostView]) -> Placement:
     if errors := placement_errors(replica.revision.options):
         # A revision from before they were checked: nobody else must wait for it.
         return Placement(None, (), f"make a revision with other options. {' '.join(errors)}", {})
-    need = need_of(replica, profiles.get(replica.deployment.pool_id))
-    return place(need, _host_views(replica, profiles, now=now, host_id=host_id, without=without))
+    return place(need_of(replica, profiles.get(replica.deployment.pool_id)), views)
 
 
 def need_of(replica: Replica, profile: CostProfile | None, options: Mapping[str, Any] | None = None) -> Need:
@@ -175,20 +192,27 @@ def _host_views(
     without: Replica | None,
 ) -> list[HostView]:
     """The hosts, or one of them, as the placement of ``replica`` sees them; as if ``without`` had left."""
-    there = Replica.objects.filter(host__isnull=False, state__in=_OCCUPYING)
+    there = Replica.objects.all()
     hosts = Host.objects.prefetch_related("accelerators")
     if host_id is not None:
         there, hosts = there.filter(host=host_id), hosts.filter(pk=host_id)
     if without is not None:
         there = there.exclude(pk=without.pk)
-    occupants: dict[object, list[Replica]] = {}
-    for other in there.select_related("deployment__pool__model", "revision"):
-        occupants.setdefault(other.host_id, []).append(other)
+    occupants = _occupants(there)
     # What an engine that serves holds is missing from what its host reports as available.
     freed = _held_bytes(without, profiles) if without and without.state == Replica.State.READY else 0
     return [
         _host_view(host, occupants.get(host.pk, []), replica, profiles, freed_bytes=freed, now=now) for host in hosts
     ]
+
+
+def _occupants(rows: QuerySet[Replica]) -> dict[object, list[Replica]]:
+    """Which of ``rows`` hold a part of a host, by its id."""
+    occupants: dict[object, list[Replica]] = {}
+    there = rows.filter(host__isnull=False, state__in=_OCCUPYING)
+    for other in there.select_related("deployment__pool__model", "revision"):
+        occupants.setdefault(other.host_id, []).append(other)
+    return occupants
 
 
 def _held_bytes(placed: Replica, profiles: Profiles) -> int:

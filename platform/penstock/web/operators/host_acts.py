@@ -13,16 +13,16 @@ from django.utils import timezone
 from capacity.models import Host
 from capacity.selectors import HOLDING, profiles_in_force
 from capacity.services import host_drain, host_remove
-from penstock.loops.placing import fits_elsewhere
+from penstock.loops.placing import without_room
 from penstock.web.access import UserRequest
 from penstock.web.operators.forms import PageForm
 from penstock.web.operators.frame import ask, done, form_page, refused
 from serving.models import Replica
+from serving.policy.lifecycle import LIVE
 from serving.policy.replicas import Patience
 from tenants.needed import StillNeeded
 
 CURRENT = "operators:hosts"
-_LOOKED_AT = 50
 
 
 class ReasonForm(PageForm):
@@ -70,15 +70,16 @@ def drain(request: UserRequest, name: str) -> HttpResponse:
 
 def _effects_of_drain(row: Host, *, now: datetime) -> list[str]:
     there = Replica.objects.filter(host=row, state__in=HOLDING).select_related("deployment__pool__model", "revision")
-    live = [one for one in there.order_by("created_at")[:_LOOKED_AT] if one.state in ("pending", "starting", "ready")]
-    profiles = profiles_in_force(at=now.astimezone(UTC))
-    homeless = [
-        one for one in live if one.deployment.is_enabled and not fits_elsewhere(one, profiles=profiles, now=now)
-    ]
+    held = list(there.order_by("created_at"))
+    live = [one for one in held if one.state in LIVE]
+    wanted = [one for one in live if one.deployment.is_enabled]
+    homeless = without_room(wanted, host=row, profiles=profiles_in_force(at=now.astimezone(UTC)), now=now)
     lines = ["Nothing new is placed on it."]
     if live:
         many = f"Each of its {len(live)} replicas is" if len(live) > 1 else "Its replica is"
         lines.append(f"{many} replaced on another host first, then ends what it has in hand and stops.")
+    elif held:
+        lines.append("What is left on it is on its way out already: it can be switched off when that has stopped.")
     else:
         lines.append("No replica is left on it: it can be switched off at once.")
     if homeless:
