@@ -14,7 +14,10 @@ from django.utils import timezone
 from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from penstock.web.console_rows import Totals
 from serving.models import Deployment, ScalingDecision
+from serving.services import deployment_remove
 from tests.web.seed import Seeded
+
+PAST = ("have", "offered", "used", "sold")
 
 
 def decisions(name: str, minutes_ago: int, *, count: int = 1, before: int = 2, after: int = 2) -> None:
@@ -139,3 +142,25 @@ def test_a_pinned_deployment_could_have_what_it_is_pinned_to(
     assert [kind for kind, _ in row.marks].count("slot") == max(0, most - 4)
     assert page.totals.could == most + 4
     assert as_operator.get("/console/series.json").json()["could"][-1] == most + 4
+
+
+@pytest.mark.parametrize("query", ["?range=6h", "?range=6h&pool=chat-32b"])
+def test_the_past_stays_when_a_deployment_is_removed(as_operator: Client, platform: Seeded, query: str) -> None:
+    def lines() -> dict[str, dict[float, float | None]]:
+        drawn = as_operator.get(f"/console/series.json{query}").json()
+        # But for the newest minutes, which the clock moves while this test runs.
+        return {name: dict(zip(drawn["t"][:-3], drawn[name], strict=False)) for name in (*PAST, "could")}
+
+    before = lines()
+    assert sum(value or 0.0 for value in before["used"].values()) > 0.0
+    deployment_remove(deployment=platform.chat, actor="t", confirm=platform.chat.name)
+    after = lines()
+    for name in PAST:
+        both = before[name].keys() & after[name].keys()
+        assert len(both) > 300
+        assert {at: after[name][at] for at in both} == pytest.approx({at: before[name][at] for at in both}), name
+    could = {(value or 0.0) for value in after["could"].values()}
+    assert max(could) < max(value or 0.0 for value in before["could"].values())
+    Deployment.everything.filter(pk=platform.chat.pk).update(removed_at=timezone.now() - timedelta(hours=9))
+    gone = lines()["used"]
+    assert sum(value or 0.0 for value in gone.values()) < sum(value or 0.0 for value in before["used"].values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Q, Sum
 
 from capacity.models import Pool, Reservation, UsageRollup
@@ -163,7 +164,11 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
     """
     starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
     begins = datetime.fromtimestamp(starts[0], UTC)
-    deployments = list(Deployment.objects.filter(**({"pool": pool} if pool else {})))
+    # What was removed meanwhile had, was offered and used what it did; until its last stream ended, it still did.
+    ended = begins - timedelta(seconds=settings.PENSTOCK_DRAIN_LIMIT_S)
+    seen_since = Deployment.everything.filter(Q(removed_at=None) | Q(removed_at__gt=ended))
+    deployments = list(seen_since.filter(**({"pool": pool} if pool else {})))
+    living = [row for row in deployments if row.removed_at is None]
     profiles = profiles_in_force(at=now)
 
     def factor_of(pool_id: UUID) -> float:
@@ -183,7 +188,7 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
         use.append(scale(per_bucket(starts, step_s, used[row.pk], until), factor))
     could = sum(
         replicas_at_most(row) * reference_mu_per_min(profiles.get(row.pool_id)) * factor_of(row.pool_id)
-        for row in deployments
+        for row in living
     )
     sold = [scale(list(sold_line(starts, own)), factor_of(pool_id)) for pool_id, own in sales.items()]
     if deployments:
@@ -193,7 +198,7 @@ def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str
         "unit": "MU/min" if pool else "replica-equivalents",
         "t": starts,
         "have": add(have) if have else empty,
-        "could": [could] * len(starts) if deployments else empty,
+        "could": [could] * len(starts) if living else empty,
         "sold": add(sold) if sold else empty,
         "offered": add(offered) if offered else empty,
         "used": add(use) if use else empty,
