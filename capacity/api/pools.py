@@ -165,7 +165,7 @@ class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
     def destroy(self, request: Request, pool: str) -> Response:
         """Take away a pool that nothing serves and of which nothing is sold; its slug is free, its prices stay.
 
-        409 names the deployments and reservations that stand in the way.
+        409 names what stands in the way: deployments, replicas of removed ones that have not ended, and reservations.
         """
         row = self.get_object()
         return self.removed(row, lambda: pool_remove(pool=row, actor=self.caller.actor))
@@ -192,11 +192,14 @@ class ProfilesViewSet(ApiViewSet[CostProfile]):
     ordering_fields = ("version", "effective_from")
 
     def get_queryset(self) -> QuerySet[CostProfile]:
-        rows = CostProfile.objects.filter(pool=find_named(Pool.objects.all(), self.kwargs["pool"]))
+        rows = CostProfile.objects.filter(pool=find_named(Pool.everything.all(), self.kwargs["pool"]))
         return rows.select_related("hardware_type").order_by("-version")
 
     def list(self, request: Request, pool: str) -> Response:
-        """All versions of the pool's price, newest first. A version is never edited: a new one replaces it."""
+        """All versions of the pool's price, newest first. A version is never edited: a new one replaces it.
+
+        Those of a removed pool stay, under its id.
+        """
         return self.listed(self.get_queryset())
 
     @extend_schema(request=NewProfile, responses={201: ProfileSerializer})

@@ -108,7 +108,12 @@ def test_pools_and_models_are_removed_from_the_top_down(world: World, chat: Depl
     assert operator.delete(f"/models/{model.slug}").status_code == 204
     assert [operator.get(f"/{noun}?removed=true").json()["count"] for noun in ("pools", "models")] == [1, 1]
     assert world.by("owner").get("/tenants/acme/pools").json()["results"] == []
-    assert operator.get(f"/pools/{pool.pk}/profiles").status_code == 404
+    (price,) = operator.get(f"/pools/{pool.pk}/profiles").json()["results"]
+    assert price["version"] == 1
+    problem(operator.get(f"/pools/{pool.slug}/profiles"), 404, "not_found")
+    next_price = {"hardware_type": factories.hardware().slug, "alpha": 0.1}
+    problem(operator.post(f"/pools/{pool.pk}/profiles", next_price, format="json"), 404, "not_found")
+    problem(world.by("owner").get(f"/pools/{pool.pk}/profiles"), 403, "permission_denied")
     again = factories.model(slug=model.slug)
     assert pool_create(model=again, slug=pool.slug, hardware_type=factories.hardware(), actor="t").pk != pool.pk
 
