@@ -11,8 +11,10 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import UsageRecord, UsageRollup
+from capacity.models import HardwareType, Pool, UsageRecord, UsageRollup
+from capacity.services import pool_create
 from penstock.web.dashboard_data import TENANT_RANGES, Place, gather_dashboard
+from serving.services import deployment_create, deployment_remove
 from tenants.models import ApiKey, Tenant
 from tests.web.seed import Seeded
 
@@ -89,3 +91,32 @@ def test_a_place_that_is_none_shows_the_newest(client: Client, platform: Seeded,
     assert answer.status_code == 200
     newest = UsageRecord.objects.filter(tenant_id=platform.northwind.pk).latest("ended_at")
     assert answer.context["data"].latest[0].record == newest
+
+
+def test_a_name_that_is_used_again_stands_once(platform: Seeded) -> None:
+    now = timezone.now()
+
+    def shown() -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+        data = gather_dashboard(platform.northwind, TENANT_RANGES["24h"], now, None, False)
+        for rows in (data.by_model, data.by_key):
+            assert len({(row.name, row.sub) for row in rows}) == len(rows)
+            assert sum(row.requests for row in rows) == data.total.requests
+        models, keys = ({(row.name, row.sub): row.requests for row in rows} for rows in (data.by_model, data.by_key))
+        return models, keys
+
+    models, keys = shown()
+    old, pool = platform.chat, platform.chat.pool
+    deployment_remove(deployment=old, actor="t", confirm=old.name)
+    Pool.objects.filter(pk=pool.pk).update(removed_at=timezone.now())
+    again = pool_create(
+        model=pool.model, name=pool.name, slug=pool.slug, hardware_type=HardwareType.objects.get(slug="cpu"), actor="t"
+    )
+    new = deployment_create(pool=again, name=old.name, runtime="simulated", actor="t")
+    like = UsageRollup.objects.filter(tenant_id=platform.northwind.pk, deployment_id=old.pk, period="minute")
+    row = like.order_by("-starts_at").values().first()
+    assert row is not None
+    UsageRollup.objects.create(**{**row, "id": None, "deployment_id": new.pk, "pool_id": again.pk, "requests": 11})
+    key = ApiKey.objects.get(pk=row["key_id"])
+    models[old.name, pool.name] += 11
+    keys[key.name, old.name] += 11
+    assert shown() == (models, keys)

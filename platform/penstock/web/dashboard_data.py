@@ -261,15 +261,18 @@ def _mu_by_pool(grouped: Sequence[Row]) -> dict[UUID, float]:
 
 
 def _by_model(grouped: Sequence[Row], names: dict[UUID, str], pools: dict[UUID, str]) -> list[Usage]:
-    by: dict[tuple[UUID, UUID], list[Row]] = defaultdict(list)
+    """By model and pool; what was removed stands together with what bears its name now."""
+    by: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in grouped:
-        by[row["deployment_id"], row["pool_id"]].append(row)
-    rows = [summed(_name(names, deployment), _name(pools, pool), own) for (deployment, pool), own in by.items()]
-    return sorted(rows, key=lambda row: -row.requests)
+        by[_name(names, row["deployment_id"]), _name(pools, row["pool_id"])].append(row)
+    return sorted((summed(model, pool, own) for (model, pool), own in by.items()), key=lambda row: -row.requests)
 
 
 def _by_key(grouped: Sequence[Row], names: dict[UUID, str], keys: dict[UUID, str]) -> list[Usage]:
-    rows = [summed(_name(keys, row["key_id"]), _name(names, row["deployment_id"]), [row]) for row in grouped]
+    by: dict[tuple[UUID, str], list[Row]] = defaultdict(list)
+    for row in grouped:
+        by[row["key_id"], _name(names, row["deployment_id"])].append(row)
+    rows = [summed(_name(keys, key), model, own) for (key, model), own in by.items()]
     return sorted(rows, key=lambda row: -row.requests)
 
 
