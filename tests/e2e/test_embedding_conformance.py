@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.e2e.conformance import address_of, body_of, require_alike
+from tests.e2e.pages import usage_pages
 from tests.e2e.stack import Stack, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -110,6 +111,9 @@ def test_an_embedding_has_its_usage_row(stack: Stack, address: str) -> None:
     assert (row["dialect"], row["outcome"]) == ("embeddings", "completed")
     assert (row["input_tokens"], row["output_tokens"]) == (answer.usage.prompt_tokens, 0)
     assert row["actual_mu"] > 0
+    receipt, told_mu = usage_pages(stack, row)
+    assert "embedding-usage" in receipt
+    assert told_mu == pytest.approx(row["actual_mu"], rel=0.01)
 
 
 CURLS: dict[str, tuple[str, dict[str, Any]]] = {

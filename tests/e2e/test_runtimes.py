@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from tests.e2e.operate import deploy
+from tests.e2e.pages import usage_pages
 from tests.e2e.stack import Stack, wait_for
 from tests.worker.mlflow_models import Trained, train
 
@@ -84,6 +85,10 @@ def test_a_classifier_answers_and_is_metered_in_mu(own: Stack, trained: Trained)
     price = made["modalities"]
     by_hand = made["base"] + price["row"] * len(trained.rows) + price["kib"] * sent / 1024
     assert row["actual_mu"] == pytest.approx(by_hand, rel=1e-9)
+    receipt, told_mu = usage_pages(own, row)
+    assert "iris-metered" in receipt
+    assert f'<td>row</td><td class="num quiet">–</td><td class="num">{len(trained.rows)}</td>' in receipt
+    assert told_mu == pytest.approx(by_hand, rel=0.01)
 
 
 def test_a_classifier_is_asked_for_predictions_alone(own: Stack, trained: Trained) -> None:

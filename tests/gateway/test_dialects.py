@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Tokenize
+from serving.gateway.dialects import DIALECTS, Chat, Completions, Dialect, Invocations, Tokenize
 from serving.gateway.errors import OPENAI, ApiError
+from serving.gateway.records import DeploymentRecord
 from tests.pictures import BY_PILLOW, PIXEL_URL, claimed, png_url
 
 USER = {"role": "user", "content": "hi"}
@@ -297,12 +298,15 @@ FIELDS = st.sampled_from(
         "store",
     ]
 )
+MLFLOW = DeploymentRecord(id="d", name="m", pool="p", revision="r", runtime="mlflow", speaks=("invocations",))
 OWN = {"priority", "cache_salt", "stream_options"}
 TRANSLATED = {"/v1/messages", "/v1/messages/count_tokens"}
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @example("/invocations", {"model": ""})
+@example("/invocations", {"model": "m"})
+@example("/invocations", {"model": "m", "instances": [[1]]})
 @given(st.sampled_from(sorted(DIALECTS)), st.dictionaries(FIELDS, JSON, max_size=6))
 def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str, Any]) -> None:
     dialect = DIALECTS[path]
@@ -321,6 +325,9 @@ def test_random_json_is_understood_or_refused_with_400(path: str, body: dict[str
 def attempt(dialect: Dialect, body: bytes) -> tuple[ApiError | None, dict[str, Any]]:
     try:
         parsed = dialect.parse(body)
+        if isinstance(dialect, Invocations):
+            # What MLflow is sent is made when it is known to be MLflow.
+            dialect.require(parsed, MLFLOW)
     except ApiError as error:
         return error, {}
     return None, json.loads(dialect.engine_body(parsed, priority=0, cache_salt="s"))

@@ -26,13 +26,13 @@ class Address(NamedTuple):
         pieces = []
         for piece in self.route.split("<"):
             inside, closed, rest = piece.rpartition(">")
-            pieces.append(_thing(self.name, inside.rpartition(":")[2], things) + rest if closed else piece)
+            pieces.append(self.thing(inside.rpartition(":")[2], things) + rest if closed else piece)
         return "/" + "".join(pieces)
 
-
-def _thing(name: str, parameter: str, things: dict[str, str]) -> str:
-    own = f"{name} {parameter}"
-    return things[own] if own in things else things[parameter]
+    def thing(self, parameter: str, things: dict[str, str]) -> str:
+        """What stands for a parameter of this address."""
+        own = f"{self.name} {parameter}"
+        return things[own] if own in things else things[parameter]
 
 
 def addresses() -> list[Address]:
@@ -82,6 +82,8 @@ def things_of(seeded: Seeded) -> dict[str, str]:
         "invitation_id": invitation.pk,
         "limit_id": row.limits.get(api_key=None).pk,
         "key_id": row.api_keys.get(name="sandbox").pk,
+        "pool": "chat-32b",
+        "tenant-usage-series pool": seeded.chat.pool_id,
         "request_id": UsageRecord.objects.filter(tenant_id=row.pk, outcome="completed").latest("ended_at").pk,
         "invitation token": link,
         "sign-in-link token": sign_in_link_create(user=seeded.viewer, actor=seeded.operator),

@@ -122,10 +122,11 @@ def wide_and_light(page: Page) -> None:
     page.set_viewport_size({"width": 1440, "height": 900})
 
 
-def is_page(page: Page, address: Address, url: str) -> bool:
+def is_page(page: Page, address: Address, site: Site) -> bool:
     """Not what can only be posted, a part of a page, data, or a way to another page."""
     # Without a pool there are no series to answer with.
-    answer = page.request.get(url, params={"pool": "chat-32b"}, max_redirects=0)
+    url, pool = site.url + address.path(site.things), address.thing("pool", site.things)
+    answer = page.request.get(url, params={"pool": pool}, max_redirects=0)
     assert answer.status in (200, 302, 405), (address, answer.status)
     return answer.status == 200 and answer.text().lstrip().startswith("<!doctype html>")
 
@@ -133,8 +134,8 @@ def is_page(page: Page, address: Address, url: str) -> bool:
 @pytest.mark.parametrize("who", ["operator", "owner", None])
 def test_every_page(pages: dict[str | None, Page], site: Site, who: str | None) -> None:
     page = pages[who]
-    own = [(address, address.path(site.things)) for address in addresses() if address.who == who]
-    paths = [path for address, path in own if is_page(page, address, site.url + path)]
+    own = [address for address in addresses() if address.who == who]
+    paths = [address.path(site.things) for address in own if is_page(page, address, site)]
     assert len(paths) >= {"operator": 18, "owner": 11, None: 3}[who]
     lines = []
     for path in (*paths, *(more.format(**site.things) for more in MORE[who])):
