@@ -84,7 +84,7 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
 
 class ConfirmForm(PageForm):
     confirm = forms.CharField(
-        max_length=200, required=False, label="Its name", help_text="Typed here, its replicas drain and stop now."
+        max_length=200, label="Type its name to confirm", help_text="It serves: its replicas drain and stop at once."
     )
 
 
