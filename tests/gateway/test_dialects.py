@@ -144,8 +144,9 @@ class TestChat:
         for dialect in (Chat(), Tokenize()):
             error = refusal(dialect, messages=turns)
             assert (error.status, error.code, error.param) == (400, code, "messages[0].content")
-        many = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL_URL}}] * 501}]
-        assert refusal(Chat(), messages=many).code == "too_many_images"
+        one = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL_URL}}]}
+        for dialect in (Chat(), Tokenize()):
+            assert refusal(dialect, messages=[one] * 501).code == "too_many_images", "however many messages hold them"
         sound = [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav,x"}}]}]
         assert refusal(Chat(), messages=sound).code == "invalid_value"
 

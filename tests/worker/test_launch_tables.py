@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving.gateway.dialects.media import MAX_PIXELS
 from tests.worker.conftest import order
 from worker.runtimes import get_runtime
 from worker.runtimes.base import HostFacts, LaunchPlan, OptionError
@@ -39,6 +40,10 @@ COMMON_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "SPT_NOENV": "1",
 }
+
+
+def test_engines_decode_images_as_large_as_the_gateway_lets_through() -> None:
+    assert int(COMMON_ENV["VLLM_MAX_IMAGE_PIXELS"]) == MAX_PIXELS
 
 
 def test_the_cpu_table() -> None:

@@ -48,7 +48,10 @@ class Tokenize(Dialect):
         text_bytes = utf8_length(fields.prompt or "") + len(members.get("tools", b""))
         if fields.messages is not None:
             base.require_range("messages", len(fields.messages), 1, chat.MAX_MESSAGES)
-            text_bytes += sum(chat.measure(message, number, [])[0] for number, message in enumerate(fields.messages))
+            images: list[int] = []
+            text_bytes += sum(
+                chat.measure(message, number, images)[0] for number, message in enumerate(fields.messages)
+            )
         return Parsed(model=fields.model, members=members, ask=Ask(prompts=1, choices=0, text_bytes=text_bytes))
 
     def engine_body(self, parsed: Parsed, *, priority: int, cache_salt: str) -> bytes:
