@@ -24,6 +24,36 @@ ReplicaPhase = Literal["environment", "weights", "starting", "warming", "ready",
 """What the agent sees of a replica, in the order it lives through them."""
 
 
+class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The shape of one request, in tokens; ``cached_tokens`` of its input are to be found in the prefix cache."""
+
+    input_tokens: int
+    cached_tokens: int = 0
+    output_tokens: int = 1
+
+
+class CalibrationOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What to measure on a replica that is out of rotation: the cost of each shape, then the curve up to the knee.
+
+    A new ``calibration_id`` begins anew; an order without a calibration stops the measurement.
+    """
+
+    calibration_id: str
+    shapes: tuple[Shape, ...]
+    """The cost grid, in the order in which it is measured."""
+    repeats: int = 3
+    mix: tuple[Shape, ...] = ()
+    """The requests that are offered while the knee is looked for, in equal parts; none: no knee is looked for."""
+    ttft_objective_ms: float = 1000.0
+    tpot_objective_ms: float = 50.0
+    attained_share: float = 0.95
+    """Share of the requests of a level that must keep both objectives."""
+    window_s: float = 20.0
+    """Measured seconds per level."""
+    max_concurrency: int = 16
+    """Target concurrency of the replica, in requests."""
+
+
 class ReplicaOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The desired state of one replica on one host.
 
@@ -49,6 +79,7 @@ class ReplicaOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     drain_s: float = 30.0
     attempt: int = 0
     """Raised by the control plane (a person pressed retry): a failed replica of a lower attempt is tried again."""
+    calibration: CalibrationOrder | None = None
 
 
 class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +104,56 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     step: str
     share: float | None = None
     detail: str = ""
+
+
+class CostPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What requests of one shape cost the engine."""
+
+    shape: Shape
+    engine_ms: tuple[float, ...]
+    """Engine milliseconds per request, one value per repeat."""
+    cached_tokens: float = 0.0
+    """Mean per request, as the engine counted them."""
+    output_tokens: float = 0.0
+    """Mean per request, as the engine counted them."""
+
+
+class LevelPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One level of open-loop load. Tokens are totals of the requests that were completed in the window."""
+
+    rate_per_s: float
+    """Offered requests per second."""
+    completed: int
+    seconds: float
+    """Length of the window."""
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    ttft_ms: dict[str, float]
+    """By ``p50``, ``p95``, ``p99``; empty when no request came to its first token."""
+    tpot_ms: dict[str, float]
+    """By ``p50``, ``p95``, ``p99``; empty when no request had two tokens."""
+    attained: float
+    """Share in 0..1 of the requests due in the window that kept both objectives; a failed one did not."""
+
+
+class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the measurement of a calibration has come, and all that it has found so far."""
+
+    calibration_id: str
+    state: Literal["waiting", "measuring", "done", "failed"]
+    """``waiting``: the replica is not ready, or still serves somebody else."""
+    reason: str = ""
+    """For ``waiting`` and ``failed``: why, and what a person can do."""
+    method: Literal["", "engine_cpu", "saturated"] = ""
+    """``engine_cpu``: CPU time of the engine's processes; ``saturated``: elapsed time of a saturated engine."""
+    share: float = 0.0
+    """Progress in 0..1."""
+    step: str = ""
+    detail: str = ""
+    points: tuple[CostPoint, ...] = ()
+    levels: tuple[LevelPoint, ...] = ()
+    engine_version: str = ""
 
 
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +181,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     attempt: int = 0
     adopted: bool = False
     """The engine was found running by a restarted agent and taken over."""
+    calibration: CalibrationReport | None = None
 
 
 class AcceleratorReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
