@@ -10,7 +10,7 @@ from django.db import transaction
 
 from tenants.models import Change
 
-Kind = Literal["tenant", "key", "pool", "deployment", "replica"]
+Kind = Literal["tenant", "key", "pool", "deployment", "replica", "reservation"]
 
 on_commit_hooks: list[Callable[[], None]] = []
 """Called after a commit that recorded changes, once per recorded change; they must not raise."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from capacity.models import CostProfile, Pool
+from capacity.models import CostProfile, Pool, Reservation
 from capacity.selectors import profiles_in_force
 from serving.gateway.records import (
     DeploymentRecord,
@@ -18,6 +18,7 @@ from serving.gateway.records import (
     PoolRecord,
     ProfileRecord,
     ReplicaRecord,
+    ReservationRecord,
     TenantRecord,
     encode,
 )
@@ -29,6 +30,7 @@ from tenants.policy.limits import holdings
 _Name = TypeVar("_Name", bound=str)
 
 _CHUNK = 500
+_BURST_S = 10.0
 PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
 
 _KINDS: dict[str, LimitKind] = {
@@ -203,12 +205,33 @@ def _replicas(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator
         yield replica.pk, record.id, encode(record)
 
 
+def _reservations(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
+    """What is sold, from the sale until it is over: gateways begin and end it on time, whoever is down then."""
+    states = Reservation.State
+    rows = Reservation.objects.filter(state__in=(states.DRAFT, states.ACTIVE)).select_related("profile")
+    if ids is not None:
+        rows = rows.filter(pk__in=ids)
+    for reservation in rows.order_by("pk").iterator(_CHUNK):
+        record = ReservationRecord(
+            id=str(reservation.pk),
+            tenant=str(reservation.tenant_id),
+            pool=str(reservation.pool_id),
+            mu_per_min=reservation.mu_per_min,
+            burst_mu=reservation.mu_per_min * _BURST_S / 60.0,
+            starts_at=reservation.starts_at.timestamp(),
+            ends_at=reservation.ends_at.timestamp() if reservation.ends_at else None,
+            profile=_profile(reservation.profile),
+        )
+        yield reservation.pk, record.id, encode(record)
+
+
 _BUILDERS: dict[str, Callable[[Iterable[uuid.UUID] | None, datetime.datetime], Iterator[Published]]] = {
     "tenant": _tenants,
     "key": _keys,
     "pool": _pools,
     "deployment": _deployments,
     "replica": _replicas,
+    "reservation": _reservations,
 }
 
 

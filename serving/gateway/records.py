@@ -116,12 +116,32 @@ class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     token: str = ""
 
 
+class ReservationRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """MU that a tenant has bought of a pool, published from the sale until it is over: the times say when it holds.
+
+    ``mu_per_min`` and ``burst_mu`` count in the MU of ``profile``, the version of the pool's price that was bought: a
+    request is charged to the reservation by it, whatever the pool's record says by then.
+    """
+
+    id: str
+    tenant: str
+    pool: str
+    mu_per_min: float
+    burst_mu: float
+    """What the bucket holds: max(10 s of the rate, the largest admissible request), unless agreed otherwise."""
+    starts_at: float
+    """UNIX seconds, as ``ends_at``; None: without an end."""
+    profile: ProfileRecord
+    ends_at: float | None = None
+
+
 RECORD_TYPES: dict[str, type[msgspec.Struct]] = {
     "tenant": TenantRecord,
     "key": KeyRecord,
     "pool": PoolRecord,
     "deployment": DeploymentRecord,
     "replica": ReplicaRecord,
+    "reservation": ReservationRecord,
 }
 """Kinds of snapshot record, by the name they travel under."""
 

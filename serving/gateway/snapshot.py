@@ -1,4 +1,4 @@
-"""What a gateway knows of tenants, keys, pools, deployments and replicas, and how it keeps up with the publisher."""
+"""What a gateway knows of tenants, keys, pools, what serves and what is sold of them, and how it keeps up."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from serving.gateway.records import (
     KeyRecord,
     PoolRecord,
     ReplicaRecord,
+    ReservationRecord,
     TenantRecord,
     decode_record,
 )
@@ -73,6 +74,7 @@ class Snapshot:
         self.pools: dict[str, PoolRecord] = {}
         self.deployments: dict[str, DeploymentRecord] = {}
         self.replicas: dict[str, ReplicaRecord] = {}
+        self.reservations: dict[str, ReservationRecord] = {}
         self.deployments_by_name: dict[str, DeploymentRecord] = {}
         self.replicas_by_deployment: dict[str, tuple[ReplicaRecord, ...]] = {}
         self.raw: dict[str, dict[str, bytes]] = {kind: {} for kind in RECORD_TYPES}
@@ -82,6 +84,7 @@ class Snapshot:
             "pool": self.pools,
             "deployment": self.deployments,
             "replica": self.replicas,
+            "reservation": self.reservations,
         }
 
     def apply(self, delta: Iterable[tuple[str, str, bytes | None]]) -> None:

@@ -42,7 +42,7 @@ class Change(models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    kind = models.CharField(max_length=20, help_text="Kind of snapshot record: tenant, key, pool, deployment, replica.")
+    kind = models.CharField(max_length=20, help_text="Kind of snapshot record, e.g. tenant or key.")
     object_id = models.UUIDField()
     at = models.DateTimeField(default=timezone.now)
     version = models.BigIntegerField(null=True, blank=True, db_index=True)
@@ -52,9 +52,9 @@ class Change(models.Model):
         indexes = (models.Index(fields=("id",), condition=models.Q(version=None), name="tenants_change_unpublished"),)
         constraints = (
             models.CheckConstraint(
-                condition=models.Q(kind__in=("tenant", "key", "pool", "deployment", "replica")),
+                condition=models.Q(kind__in=("tenant", "key", "pool", "deployment", "replica", "reservation")),
                 name="tenants_change_known_kind",
-                violation_error_message="The kind must be tenant, key, pool, deployment or replica.",
+                violation_error_message="The kind must be tenant, key, pool, deployment, replica or reservation.",
             ),
         )
 

@@ -87,7 +87,7 @@ def published(client, kind):
 def check(client):
     """The stated digest, computed from the definition."""
     total = 0
-    for kind in ("tenant", "key", "pool", "deployment", "replica"):
+    for kind in ("tenant", "key", "pool", "deployment", "replica", "reservation"):
         for name, raw in client.hgetall(f"penstock:snap:{kind}").items():
             text = kind.encode() + b"\0" + name + b"\0" + raw
             total += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")

@@ -36,6 +36,19 @@ WRITTEN: dict[str, tuple[Any, dict[str, Any]]] = {
             "target_concurrency": 8,
         },
     ),
+    "reservation": (
+        RECORD_TYPES["reservation"],
+        {
+            "id": "s",
+            "tenant": "t",
+            "pool": "p",
+            "mu_per_min": 60.0,
+            "burst_mu": 10.0,
+            "starts_at": 1.0,
+            "ends_at": 2.0,
+            "profile": PROFILE,
+        },
+    ),
     "orders": (
         HostOrders,
         {
