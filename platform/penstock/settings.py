@@ -69,6 +69,7 @@ CSRF_FAILURE_VIEW = "penstock.web.errors.csrf_failure"
 
 MIDDLEWARE = [
     "penstock.web.request_id.request_id",
+    "penstock.web.health.health_by_any_name",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

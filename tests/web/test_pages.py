@@ -393,6 +393,13 @@ def test_health_is_good_when_database_and_state_answer(client: Client, state: re
     assert answer.json() == {"status": "ok", "database": "ok", "state": "ok"}
 
 
+def test_health_is_told_by_whatever_name_a_probe_asks(client: Client, state: redis.Redis, db: None) -> None:
+    for name in ("10.0.0.7:8000", "web", "[fd00::7]"):
+        assert client.get("/healthz", headers={"host": name}).status_code == 200
+        assert client.get("/sign-in/", headers={"host": name}).status_code == 400, "pages are not"
+    assert client.post("/healthz").status_code == 405
+
+
 def test_health_names_what_does_not_answer(client: Client, no_state: None, db: None) -> None:
     answer = client.get("/healthz")
     assert answer.status_code == 503
