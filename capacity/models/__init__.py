@@ -3,7 +3,17 @@
 from capacity.models.enrolment import EnrolmentToken
 from capacity.models.hardware import Accelerator, HardwareType, Host
 from capacity.models.pools import CostProfile, Model, Pool, Reservation
-from capacity.models.usage import OUTCOMES, BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
+from capacity.models.supply import ReplicaSupply
+from capacity.models.usage import (
+    OUTCOMES,
+    BooksState,
+    QuarantinedUsage,
+    UsageAnchor,
+    UsageChain,
+    UsageRecord,
+    UsageRollup,
+    Watermark,
+)
 
 __all__ = [
     "OUTCOMES",
@@ -16,7 +26,10 @@ __all__ = [
     "Model",
     "Pool",
     "QuarantinedUsage",
+    "ReplicaSupply",
     "Reservation",
+    "UsageAnchor",
+    "UsageChain",
     "UsageRecord",
     "UsageRollup",
     "Watermark",

@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
+from capacity.policy.chain import GENESIS
 from capacity.usage.lines import Outcome
 from tenants.models import WrittenOnce, uuid7
 
@@ -51,6 +52,10 @@ class UsageRecord(WrittenOnce):
     first_byte_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField()
     written_at = models.DateTimeField(auto_now_add=True)
+    chain_sequence = models.BigIntegerField(
+        null=True, help_text="Place in the tenant's chain, from 1. Empty: booked before there was one."
+    )
+    chain_hash = models.CharField(max_length=64, blank=True, help_text="Of this row and of the one before it.")
 
     class Meta:
         ordering = ("-ended_at",)
@@ -95,6 +100,11 @@ class UsageRecord(WrittenOnce):
                 condition=~Q(service_class=""),
                 name="capacity_usage_has_class",
                 violation_error_message="A request has a service class.",
+            ),
+            models.UniqueConstraint(
+                fields=("tenant_id", "chain_sequence"),
+                name="capacity_usage_one_place_in_chain",
+                violation_error_message="The tenant's chain has a row at this place already.",
             ),
         )
 
@@ -152,6 +162,47 @@ class UsageRollup(models.Model):
 
     def __str__(self) -> str:
         return f"{self.period} {self.starts_at:%Y-%m-%d %H:%M}"
+
+
+class UsageChain(models.Model):
+    """The end of one tenant's chain of usage records. Who books for the tenant holds this row."""
+
+    tenant_id = models.UUIDField(primary_key=True)
+    sequence = models.BigIntegerField(default=0, help_text="Rows in the chain.")
+    hash = models.CharField(max_length=64, default=GENESIS)
+
+    def __str__(self) -> str:
+        return f"{self.sequence} rows, {self.hash[:12]}"
+
+
+class UsageAnchor(WrittenOnce):
+    """Where a tenant's chain stood when a day (UTC) was over. Kept for ever: records are deleted, what they were is not
+    to be told otherwise.
+    """
+
+    mutable_fields = frozenset({"is_deleted"})
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    tenant_id = models.UUIDField()
+    day = models.DateField(help_text="The last day (UTC) that was over.")
+    at = models.DateTimeField()
+    sequence = models.BigIntegerField()
+    hash = models.CharField(max_length=64)
+    is_deleted = models.BooleanField(default=False, help_text="Retention has deleted the records up to here.")
+
+    class Meta:
+        ordering = ("-day", "tenant_id")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("tenant_id", "day"),
+                name="capacity_usageanchor_one_a_day",
+                violation_error_message="The tenant's chain has an anchor for this day already.",
+            ),
+        )
+        indexes = (models.Index(fields=("at",), condition=Q(is_deleted=False), name="capacity_usageanchor_kept"),)
+
+    def __str__(self) -> str:
+        return f"{self.day}: {self.sequence} rows, {self.hash[:12]}"
 
 
 class Watermark(models.Model):

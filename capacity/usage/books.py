@@ -8,6 +8,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from capacity.models import BooksState, UsageRecord, UsageRollup, Watermark
+from capacity.usage.chain import chained_delete_old
 from capacity.usage.rows import period_start
 from tenants.audit import Actor, audit
 
@@ -70,7 +71,8 @@ def watermark_close(*, segment: str, actor: Actor) -> bool:
 
 @transaction.atomic
 def usage_delete_old(*, before: datetime.datetime, actor: Actor) -> int:
-    """Retention: the only way that usage records go. Roll-ups stay. Only what is final is deleted. Returns how many.
+    """Retention: the only way that usage records go. Roll-ups and anchors stay. Only what is final is deleted, and of a
+    chain what lies before an anchor: up to a day later than asked. Returns how many.
 
     The books remember up to when: a segment of which they hold no record any more may still be shipped again.
     """
@@ -78,7 +80,8 @@ def usage_delete_old(*, before: datetime.datetime, actor: Actor) -> int:
     if final_until is None:
         return 0
     limit = min(before, final_until)
-    count, _ = QuerySet(UsageRecord).filter(ended_at__lt=limit).delete()
+    unchained: QuerySet[UsageRecord] = QuerySet(UsageRecord).filter(chain_sequence=None, ended_at__lt=limit)
+    count = unchained.delete()[0] + chained_delete_old(before=limit)
     if count:
         BooksState.objects.filter(Q(deleted_until=None) | Q(deleted_until__lt=limit), pk=1).update(deleted_until=limit)
         target = BooksState.objects.get(pk=1)

@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import Pair, Poison, ReadBatch, poison_of, read_batch, read_pair
+from capacity.usage.chain import Heads
 from capacity.usage.lines import UsageBatch
 from capacity.usage.rows import RollupKey, RowError, Sums, moment, sum_up, usage_record
 from tenants.audit import Actor, audit
@@ -152,7 +153,7 @@ def _book(pairs: Sequence[Pair], *, gateway: str, mark: Watermark | None = None)
     deleted_until = _deleted_until(mark) if mark is not None and fresh else None
     if deleted_until is not None:
         fresh = {pk: row for pk, row in fresh.items() if row[0].ended_at >= deleted_until}
-    records = _insert(list(fresh.values()), poison)
+    records = _insert(list(fresh.values()), poison) if fresh else []
     late = _roll_up(records)
     return _Booked(records, poison, late)
 
@@ -178,25 +179,48 @@ def _deleted_until(mark: Watermark) -> datetime.datetime | None:
 
 
 def _insert(fresh: list[tuple[UsageRecord, Pair]], poison: list[Poison]) -> list[UsageRecord]:
-    """Insert all at once or, where the database refuses one, one by one. Appends to ``poison``; returns what is in."""
-    try:
-        with transaction.atomic():
-            UsageRecord.objects.bulk_create([record for record, _ in fresh], batch_size=_CHUNK)
-        return [record for record, _ in fresh]
-    except (IntegrityError, DataError, ValueError):
-        pass
-    inserted = []
-    for record, pair in fresh:
-        try:
-            with transaction.atomic():
-                UsageRecord.objects.bulk_create([record])
-        except (IntegrityError, DataError, ValueError) as error:
+    """Chain and insert all at once or, where the database refuses one, one by one. Appends to ``poison``; returns what
+    is in.
+    """
+    heads = Heads(record.tenant_id for record, _ in fresh)
+    before = heads.kept()
+    inserted = [record for record, _ in fresh]
+    if not _append(inserted, heads):
+        heads.back_to(before)
+        inserted = []
+        for record, pair in fresh:
+            before = heads.kept()
+            reason = _append_one(record, heads)
+            if not reason:
+                inserted.append(record)
+                continue
+            heads.back_to(before)
             # An id that another segment has just booked is known, not poisoned.
             if not UsageRecord.objects.filter(pk=record.pk).exists():
-                poison.append(poison_of(pair, str(error)))
-        else:
-            inserted.append(record)
+                poison.append(poison_of(pair, reason))
+    heads.store()
     return inserted
+
+
+def _append(records: Sequence[UsageRecord], heads: Heads) -> bool:
+    try:
+        with transaction.atomic():
+            heads.append(records)
+            UsageRecord.objects.bulk_create(records, batch_size=_CHUNK)
+    except (IntegrityError, DataError, ValueError):
+        return False
+    return True
+
+
+def _append_one(record: UsageRecord, heads: Heads) -> str:
+    """Why the record is not in the books; empty where it is."""
+    try:
+        with transaction.atomic():
+            heads.append((record,))
+            UsageRecord.objects.bulk_create([record])
+    except (IntegrityError, DataError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _quarantine(poison: Sequence[Poison], batch: ReadBatch) -> None:

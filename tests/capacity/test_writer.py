@@ -15,6 +15,7 @@ from django.utils import timezone
 from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import BatchError
 from capacity.usage.books import finalise_minutes, usage_delete_old
+from capacity.usage.chain import anchors_take
 from capacity.usage.lines import Usage, UsageBatch
 from capacity.usage.writer import write_batch
 from tenants.models import AuditEntry
@@ -296,6 +297,7 @@ def test_retention_deletes_only_what_is_final_and_keeps_the_sums() -> None:
     write_batch(batch(Traffic().pair(T + 10), Traffic().pair(T + 400), watermark=T + 180))
     assert usage_delete_old(before=timezone.now(), actor="retention") == 0
     finalise_minutes(NOON + datetime.timedelta(hours=1))
+    anchors_take(now=NOON + datetime.timedelta(minutes=1))
     assert usage_delete_old(before=NOON + datetime.timedelta(days=1), actor="retention") == 1
     assert UsageRecord.objects.count() == 1
     assert UsageRollup.objects.filter(period="minute").count() == 2
@@ -309,6 +311,7 @@ def test_a_segment_shipped_again_after_retention_is_not_booked_twice(closed: boo
     old = [traffic.pair(T + second) for second in (10, 20, 30)]
     write_batch(batch(*old, watermark=T + 600, closed=closed))
     finalise_minutes(NOON + datetime.timedelta(minutes=11))
+    anchors_take(now=NOON + datetime.timedelta(minutes=4))
     assert usage_delete_old(before=NOON + datetime.timedelta(minutes=5), actor="retention") == 3
     assert BooksState.objects.get().deleted_until == NOON + datetime.timedelta(minutes=5)
     before = rollups()
@@ -323,7 +326,8 @@ def test_what_was_never_booked_is_late_however_old() -> None:
     traffic = Traffic()
     write_batch(batch(traffic.pair(T + 10), watermark=T + 600))
     finalise_minutes(NOON + datetime.timedelta(minutes=11))
-    usage_delete_old(before=NOON + datetime.timedelta(minutes=5), actor="retention")
+    anchors_take(now=NOON + datetime.timedelta(minutes=4))
+    assert usage_delete_old(before=NOON + datetime.timedelta(minutes=5), actor="retention") == 1
     result = write_batch(batch(traffic.pair(T + 20), segment="found on a shelf", watermark=0.0))
     more = write_batch(batch(traffic.pair(T + 25), segment="found on a shelf", sequence=2, watermark=0.0))
     assert (result.written, result.late, more.written) == (1, 1, 1)
@@ -331,10 +335,11 @@ def test_what_was_never_booked_is_late_however_old() -> None:
 
 
 def test_retention_remembers_how_far_it_has_come_and_never_less() -> None:
-    traffic = Traffic()
-    write_batch(batch(traffic.pair(T + 10), traffic.pair(T + 200), watermark=T + 600))
+    write_batch(batch(Traffic().pair(T + 10), Traffic().pair(T + 200), watermark=T + 600))
     finalise_minutes(NOON + datetime.timedelta(minutes=11))
+    anchors_take(now=NOON + datetime.timedelta(minutes=1))
     assert usage_delete_old(before=NOON + datetime.timedelta(minutes=2), actor="retention") == 1
-    write_batch(batch(traffic.pair(T + 15), segment="late", watermark=0.0))
+    write_batch(batch(Traffic().pair(T + 15), segment="late", watermark=0.0))
+    anchors_take(now=NOON + datetime.timedelta(minutes=1))
     assert usage_delete_old(before=NOON + datetime.timedelta(minutes=1), actor="retention") == 1
     assert BooksState.objects.get().deleted_until == NOON + datetime.timedelta(minutes=2)

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
+from capacity.usage.chain import anchors_take
 from penstock.loops.isolation import isolated
 from serving.services import decisions_delete_old, replicas_delete_old
 from tenants.models import SignInLink
@@ -40,6 +41,7 @@ def upkeep() -> None:
     usage_keep = now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS)
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
         ("ending reservations", lambda: reservations_end(now=now, actor=ACTOR)),
+        ("anchoring usage", lambda: anchors_take(now=now)),
         ("forgetting replicas", lambda: replicas_delete_old(before=keep)),
         ("forgetting decisions", lambda: decisions_delete_old(before=keep)),
         ("forgetting usage", lambda: usage_delete_old(before=usage_keep, actor=ACTOR)),
