@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -52,6 +53,10 @@ class CalibrationOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Measured seconds per level."""
     max_concurrency: int = 16
     """Target concurrency of the replica, in requests."""
+    batch_s: float = 2.0
+    """Aimed length of one measured batch of a shape; a batch holds as many requests as take so long."""
+    max_levels: int = 14
+    """The search for the knee ends after so many levels."""
 
 
 class ReplicaOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,6 +117,8 @@ class CostPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: Shape
     engine_ms: tuple[float, ...]
     """Engine milliseconds per request, one value per repeat."""
+    input_tokens: float = 0.0
+    """Mean per request, as the engine counted them; 0: it did not tell."""
     cached_tokens: float = 0.0
     """Mean per request, as the engine counted them."""
     output_tokens: float = 0.0
@@ -135,6 +142,22 @@ class LevelPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By ``p50``, ``p95``, ``p99``; empty when no request had two tokens."""
     attained: float
     """Share in 0..1 of the requests due in the window that kept both objectives; a failed one did not."""
+    requests: int = 0
+    """Requests due in the window."""
+
+
+def knee_bracket(levels: Sequence[LevelPoint], attained_share: float) -> tuple[LevelPoint | None, LevelPoint | None]:
+    """Return the levels between which the knee lies: the last that kept the objectives, and the first that did not.
+
+    None where there is no such level. A level that kept them above one that did not is taken for luck: both the search
+    and the judgement of its curve stay below the first broken level.
+    """
+    kept = None
+    for level in sorted(levels, key=lambda each: (each.rate_per_s, -each.attained)):
+        if level.attained < attained_share:
+            return kept, level
+        kept = level
+    return kept, None
 
 
 class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -153,6 +176,8 @@ class CalibrationReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     detail: str = ""
     points: tuple[CostPoint, ...] = ()
     levels: tuple[LevelPoint, ...] = ()
+    saturation_per_s: float = 0.0
+    """Requests of the mix that the engine completes per second when it never runs out of them; 0: not measured yet."""
     engine_version: str = ""
 
 
