@@ -95,6 +95,12 @@ class Pool(Removable, Identified):
     slo_share = models.FloatField("SLO share", default=0.01, help_text="Share of requests that may wait longer (0..1).")
     oversell_factor = models.FloatField(default=1.0, help_text="MU/min sold per MU/min had.")
     keep_spare = models.BooleanField(default=True, help_text="N−1: keep the promise with one replica lost.")
+    adopts_calibrations = models.BooleanField(
+        default=False, help_text="A calibration becomes the price by itself where its errors are small enough."
+    )
+    adoption_error_limit = models.FloatField(
+        default=0.1, help_text="Mean relative error up to which that happens (0..1)."
+    )
     version = models.BigIntegerField(default=1, editable=False)
 
     class Meta:
@@ -136,6 +142,12 @@ class Pool(Removable, Identified):
                 name="capacity_pool_positive_tpot",
                 violation_error_code="tpot_objective_ms",
                 violation_error_message="The objective for the time per output token must be positive.",
+            ),
+            models.CheckConstraint(
+                condition=Q(adoption_error_limit__gt=0.0) & Q(adoption_error_limit__lt=1.0),
+                name="capacity_pool_adoption_limit_between_0_and_1",
+                violation_error_code="adoption_error_limit",
+                violation_error_message="The limit of the error must lie between 0 and 1.",
             ),
         )
 

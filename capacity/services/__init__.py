@@ -27,6 +27,7 @@ from capacity.services.pools import (
     profile_add,
 )
 from capacity.services.reservations import reservations_end
+from capacity.services.supplies import replica_supply_set
 
 __all__ = [
     "enrolment_token_create",
@@ -49,5 +50,6 @@ __all__ = [
     "pool_tenants_set",
     "pool_update",
     "profile_add",
+    "replica_supply_set",
     "reservations_end",
 ]

@@ -43,6 +43,8 @@ class PoolFields(TypedDict, total=False):
     slo_share: float
     oversell_factor: float
     keep_spare: bool
+    adopts_calibrations: bool
+    adoption_error_limit: float
 
 
 @transaction.atomic

@@ -10,9 +10,9 @@ import msgspec
 from django.utils import timezone
 
 from capacity.models import Host
-from serving.models import Replica
+from serving.models import Calibration, Replica
 from serving.options import PLACEMENT_OPTIONS
-from worker.spec import HostOrders, Intent, ReplicaOrder, seal
+from worker.spec import CalibrationOrder, HostOrders, Intent, ReplicaOrder, seal
 
 _INTENTS: dict[str, Intent] = {
     Replica.State.PENDING: "run",
@@ -41,10 +41,14 @@ def replica_orders(host: Host, *, drain_limit_s: float) -> tuple[ReplicaOrder, .
         .select_related("deployment__pool__model", "revision")
         .order_by("id")
     )
-    return tuple(_replica_order(row, drain_limit_s=drain_limit_s) for row in rows)
+    measured = Calibration.objects.filter(state=Calibration.State.MEASURING)
+    orders = {row.pk: row.order for row in measured.filter(pk__in=[r.calibration_id for r in rows if r.calibration_id])}
+    return tuple(
+        _replica_order(row, drain_limit_s=drain_limit_s, calibration=orders.get(row.calibration_id)) for row in rows
+    )
 
 
-def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
+def _replica_order(replica: Replica, *, drain_limit_s: float, calibration: dict[str, Any] | None) -> ReplicaOrder:
     model = replica.deployment.pool.model
     return ReplicaOrder(
         replica_id=str(replica.id),
@@ -52,7 +56,8 @@ def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
         deployment_name=replica.deployment.name,
         runtime=replica.revision.runtime,
         served_name=replica.deployment.name,
-        intent=_INTENTS[replica.state],
+        # What drains to be measured goes on running: its agent must not refuse what it is about to ask the engine.
+        intent="run" if replica.calibration_id else _INTENTS[replica.state],
         artifact={
             "kind": model.artifact_kind,
             "value": model.artifact_value,
@@ -65,6 +70,7 @@ def _replica_order(replica: Replica, *, drain_limit_s: float) -> ReplicaOrder:
         evidence=replica.kill,
         drain_s=drain_limit_s,
         attempt=replica.attempt,
+        calibration=msgspec.convert(calibration, CalibrationOrder) if calibration else None,
     )
 
 

@@ -18,6 +18,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from capacity.models import Accelerator, Host
+from serving.agents.calibrations import calibration_told
 from serving.agents.envelopes import ReportRejected
 from serving.agents.logs import logs_keep
 from serving.gateway.state import replica_ring, ring_push
@@ -75,6 +76,8 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
         if replica is None:
             applied.foreign += _is_foreign(seen.replica_id, host)
             continue
+        if replica.calibration_id is not None and seen.calibration is not None:
+            calibration_told(replica=replica, told=seen.calibration, now=now)
         if seen.attempt >= replica.attempt:
             _apply_replica(replica, seen, applied, hostname=report.hostname, now=now)
         if seen.metrics:
@@ -198,15 +201,17 @@ def _is_foreign(replica_id: str, host: Host) -> int:
 def _transition(replica: Replica, seen: ReplicaReport | None, detail: str, unreachable: str = "") -> Transition:
     # A drain is ended by the reconcile loop, which knows what is in flight; a report must not.
     state = cast(State, replica.state)
+    is_held = replica.calibration_id is not None
     return next_state(
         state,
         seen.phase if seen else None,
-        intent_of(state),
+        "run" if is_held else intent_of(state),
         detail=detail,
         unreachable=unreachable,
         in_flight=1,
         state_age_s=0.0,
         drain_s=1.0,
+        held=is_held,
     )
 
 

@@ -156,6 +156,9 @@ class Replica(Identified):
     launched_at = models.DateTimeField(null=True, blank=True)
     ready_at = models.DateTimeField(null=True, blank=True)
     supply_mu_per_min = models.FloatField("supply (MU/min)", default=100.0)
+    calibration_id = models.UUIDField(
+        null=True, blank=True, editable=False, help_text="Measures it right now: it drains, and is kept."
+    )
 
     class Meta:
         ordering = ("deployment", "created_at")
@@ -184,6 +187,12 @@ class Replica(Identified):
                 name="serving_replica_positive_supply",
                 violation_error_code="supply_mu_per_min",
                 violation_error_message="A replica must supply more than 0 MU/min.",
+            ),
+            models.CheckConstraint(
+                condition=Q(calibration_id__isnull=True) | Q(state="draining"),
+                name="serving_replica_measured_out_of_rotation",
+                violation_error_code="calibration_id",
+                violation_error_message="Only a replica that is out of rotation can be measured.",
             ),
         )
 

@@ -34,6 +34,7 @@ class Incident(models.Model):
         CRASH = "crash", "Replica crashed"
         START_FAILED = "start_failed", "Replica did not start"
         HOST_LOST = "host_lost", "Host lost"
+        COST_DRIFT = "cost_drift", "Cost drifted"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     kind = models.CharField(max_length=16, choices=Kind.choices)
@@ -51,9 +52,9 @@ class Incident(models.Model):
         ordering = ("-opened_at",)
         constraints = (
             models.CheckConstraint(
-                condition=models.Q(kind__in=("hang", "crash", "start_failed", "host_lost")),
+                condition=models.Q(kind__in=("hang", "crash", "start_failed", "host_lost", "cost_drift")),
                 name="serving_incident_known_kind",
-                violation_error_message="The kind must be hang, crash, start_failed or host_lost.",
+                violation_error_message="The kind must be hang, crash, start_failed, host_lost or cost_drift.",
             ),
             models.CheckConstraint(
                 condition=models.Q(closed_at__isnull=True) | models.Q(closed_at__gte=models.F("opened_at")),

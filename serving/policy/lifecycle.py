@@ -75,6 +75,7 @@ def next_state(
     in_engine: float | None = None,
     state_age_s: float = 0.0,
     drain_s: float = 30.0,
+    held: bool = False,
 ) -> Transition:
     """Return the next state of a replica from what its agent sees and what is wanted of it.
 
@@ -85,11 +86,15 @@ def next_state(
     A drain ends when the gateways have nothing ``in_flight`` (None: no gateway tells) and the engine itself nothing
     running or waiting (``in_engine``, None: it does not tell), or ``drain_s`` after it began, ``state_age_s`` ago. Host
     loss is ``lose``.
+
+    ``held``: it drains to be measured and comes back. Its engine is to run, and no report ends its drain.
     """
     if current in ("stopped", "failed"):
         return Transition(current, current, "it has ended")
     if phase is None and not acknowledged:
         return Transition(current, current, "the agent has not applied the orders yet")
+    if held and current == "draining" and phase == "ready":
+        return Transition(current, current, "out of rotation while it is measured")
     if intent == "run":
         return _while_running(current, phase, detail, unreachable)
     if phase in (None, "stopped"):

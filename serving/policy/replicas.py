@@ -32,7 +32,7 @@ class Alive:
     """A replica that serves or is on its way. ``in_flight_mu`` is what it would have to finish first.
 
     ``makes_room``: it is of an older revision and holds what a current one that found no host needs. ``evicted``: its
-    host is being drained.
+    host is being drained. ``held``: it is out of rotation to be measured, and comes back.
     """
 
     id: str
@@ -43,6 +43,7 @@ class Alive:
     in_flight_mu: float = 0.0
     makes_room: bool = False
     evicted: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +141,13 @@ def plan(
 
     What is evicted is replaced in the same way, but must go: a replacement that has found no host for ``room_s`` is not
     waited for.
+
+    What is held is neither stopped nor replaced, and does not count as one that serves.
     """
     patience = patience or Patience()
     count, reason = target(want)
+    held = [replica for replica in alive if replica.held]
+    alive = [replica for replica in alive if not replica.held]
     current = [replica for replica in alive if replica.is_current and not replica.evicted]
     older = [replica for replica in alive if not replica.is_current and not replica.evicted]
     evicted = [replica for replica in alive if replica.evicted]
@@ -157,7 +162,8 @@ def plan(
     ]
     if not remove and not leaving and homeless:
         remove = _giving_way(current, older, patience=patience)
-    made = _launches(count, current, failures, reason, now=now, last_stable_at=last_stable_at, patience=patience)
+    there = [*current, *(replica for replica in held if replica.is_current)]
+    made = _launches(count, there, failures, reason, now=now, last_stable_at=last_stable_at, patience=patience)
     why = made.reason if made.gave_up or made.wait_until is not None else f"{len(stay)} to come"
     kept = {replica.id: f"{EVICTED}; it serves until its replacement is ready ({why})" for replica in stay}
     return replace(made, remove=tuple(remove), kept=kept)

@@ -1,6 +1,7 @@
 """Replicas: made pending, then moved from state to state by compare-and-swap."""
 
 import datetime
+import uuid
 from typing import Any, TypedDict, Unpack, cast
 
 from django.db import transaction
@@ -37,6 +38,7 @@ class ReplicaFields(TypedDict, total=False):
     ready_at: datetime.datetime | None
     supply_mu_per_min: float
     revision: Revision
+    calibration_id: uuid.UUID | None
 
 
 @transaction.atomic
@@ -83,14 +85,16 @@ def replica_transition(
 ) -> bool:
     """Move ``replica`` from the state it was read in to ``to``. Returns False if somebody moved it before.
 
-    ``now`` is when the state began. On success ``replica`` carries the new values. Raises TransitionError for a step
-    that ``serving.policy.lifecycle`` does not allow, IntegrityError where a constraint of the model forbids the result.
+    ``now`` is when the state began. Whatever measured the replica does so no more, unless ``calibration_id`` says so.
+    On success ``replica`` carries the new values. Raises TransitionError for a step that
+    ``serving.policy.lifecycle`` does not allow, IntegrityError where a constraint of the model forbids the result.
     """
     old, new = Replica.State(replica.state), Replica.State(to)
     if old == new or not is_allowed(cast(State, old.value), cast(State, new.value)):
         raise TransitionError(f"a replica cannot go from {old} to {new}")
     at = now or timezone.now()
-    changes: dict[str, Any] = {**fields, "state": new, "state_since": at, "reason": reason[:500]}
+    changes: dict[str, Any] = {"calibration_id": None, **fields}
+    changes |= {"state": new, "state_since": at, "reason": reason[:500]}
     if not Replica.objects.filter(pk=replica.pk, state=old).update(**changes, updated_at=timezone.now()):
         return False
     for name, value in changes.items():

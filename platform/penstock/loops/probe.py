@@ -70,7 +70,8 @@ def probe(client: redis.Redis, *, now: float) -> list[uuid.UUID]:
 
 def _watch(client: redis.Redis, *, now: float) -> list[Watched]:
     replicas = list(
-        Replica.objects.filter(state__in=(Replica.State.READY, Replica.State.DRAINING))
+        # Nobody else may ask an engine that is being measured.
+        Replica.objects.filter(state__in=(Replica.State.READY, Replica.State.DRAINING), calibration_id=None)
         .exclude(address="")
         .select_related("deployment", "revision")
     )

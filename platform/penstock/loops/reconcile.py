@@ -51,6 +51,8 @@ _FAILURES_READ = 50
 _BROKEN = (Incident.Kind.HANG, Incident.Kind.CRASH, Incident.Kind.START_FAILED)
 _WANTS = ("is_enabled", "min_replicas", "max_replicas", "desired_replicas", "pinned_replicas", "retry_attempt")
 PATIENCE = policy.Patience()
+_LIVE_OR_HELD = Q(state__in=tuple(lifecycle.LIVE)) | Q(calibration_id__isnull=False)
+"""What counts towards what is wanted: also what is measured, and then comes back."""
 
 
 @dataclass(slots=True)
@@ -172,7 +174,7 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
         return
     rows = {
         str(replica.pk): replica
-        for replica in deployment.replicas.filter(state__in=tuple(lifecycle.LIVE)).select_related(
+        for replica in deployment.replicas.filter(_LIVE_OR_HELD).select_related(
             "deployment__pool__model", "revision", "host"
         )
     }
@@ -204,7 +206,8 @@ def _reconcile_deployment(tick: Tick, deployment: Deployment) -> None:
 
 
 def _alive(tick: Tick, replica: Replica, revision: Revision) -> policy.Alive:
-    state: Any = replica.state
+    is_held = replica.calibration_id is not None
+    state: Any = Replica.State.READY if is_held else replica.state
     is_drained = replica.host is not None and replica.host.state == Host.State.DRAINING
     return policy.Alive(
         id=str(replica.pk),
@@ -214,6 +217,7 @@ def _alive(tick: Tick, replica: Replica, revision: Revision) -> policy.Alive:
         created_at=replica.created_at.timestamp(),
         in_flight_mu=tick.loads.get(str(replica.pk), Load()).mu,
         evicted=is_drained or replica.host_id in tick.lost_in_a_drain,
+        held=is_held,
     )
 
 
@@ -233,7 +237,7 @@ def _room_made(
 
     marked = [each if each.is_current else replace(each, makes_room=makes_room(each)) for each in alive]
     leaving = deployment.replicas.filter(state__in=(Replica.State.DRAINING, Replica.State.STOPPING))
-    return marked, leaving.count()
+    return marked, leaving.filter(calibration_id=None).count()
 
 
 def failures(deployment: Deployment, revision: Revision) -> Iterator[policy.Failure]:
@@ -285,7 +289,7 @@ def _create(tick: Tick, deployment: Deployment, revision: Revision, plan: policy
         return 0  # It was removed meanwhile.
     if any(getattr(stored, name) != getattr(deployment, name) for name in _WANTS):
         return 0  # Somebody wants something else by now: the next pass plans anew.
-    there = deployment.replicas.filter(revision=revision, state__in=tuple(lifecycle.LIVE))
+    there = deployment.replicas.filter(_LIVE_OR_HELD, revision=revision)
     there = there.exclude(host__state=Host.State.DRAINING).exclude(host__in=tick.lost_in_a_drain)
     profile = tick.profiles.get(deployment.pool_id)
     missing = max(0, min(plan.create, plan.target - there.count()))
@@ -341,7 +345,9 @@ def _explain_evicted(replicas: Collection[Replica], plan: policy.Plan, *, now: d
 
 
 def _end_drains(tick: Tick) -> None:
-    draining = list(Replica.objects.filter(state=Replica.State.DRAINING).select_related("deployment"))
+    # What drains to be measured is seen to by its calibration.
+    leaving = Replica.objects.filter(state=Replica.State.DRAINING, calibration_id=None)
+    draining = list(leaving.select_related("deployment"))
     rings = ring_read_many(tick.client, [replica_ring(str(replica.pk)) for replica in draining], 1) if draining else {}
     for replica in draining:
         with isolated(f"the drain of {replica}"):
