@@ -116,9 +116,10 @@ class Share:
     def __init__(self, limit: Limit, gateways: int, now_ms: float) -> None:
         value = limit.record.value
         self.capacity = value / gateways
-        self._rate = bucket.rate_per_ms(self.capacity)
+        self._window_ms = limit.record.window_ms
+        self._rate = bucket.rate_per_ms(self.capacity, self._window_ms)
         age_ms = now_ms - limit.known_at_ms
-        known = max(0.0, limit.known_level - bucket.rate_per_ms(value) * age_ms) / gateways
+        known = max(0.0, limit.known_level - bucket.rate_per_ms(value, self._window_ms) * age_ms) / gateways
         is_known = limit.known_at_ms > 0.0 and (gateways == 1 or age_ms < FRESH_MS)
         self._initial = known if is_known else self.capacity
         self._from_ms = now_ms
@@ -129,7 +130,8 @@ class Share:
         self._drain(now_ms)
         if bucket.fits(self._bucket.level, amount, capacity=self.capacity):
             return 0.0
-        return max(1.0, bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity))
+        wait_ms = bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity, window_ms=self._window_ms)
+        return max(1.0, wait_ms)
 
     def remaining(self, now_ms: float) -> float:
         self._drain(now_ms)

@@ -78,7 +78,9 @@ class Limit:
 
     def is_central(self, gateways: int) -> bool:
         """Whether every request is decided in the state: too small for leases."""
-        return self.record.value < _CENTRAL_REQUESTS * gateways * max(1.0, self.typical)
+        # Nothing counts less than 1 but MU: of these nothing is known before the first request.
+        typical = (self.typical or self.record.value) if self.record.kind == "mu_per_min" else max(1.0, self.typical)
+        return self.record.value < _CENTRAL_REQUESTS * gateways * typical
 
     def take(self, amount: float) -> None:
         """Use ``amount`` of the lease, which holds it."""
@@ -124,9 +126,11 @@ class Limit:
         known = 0.0
         if self.known_at_ms:
             elapsed_ms = time.monotonic() * 1000 - self.known_at_ms
-            known = max(0.0, self.known_level - bucket.rate_per_ms(self.record.value) * elapsed_ms)
+            rate = bucket.rate_per_ms(self.record.value, self.record.window_ms)
+            known = max(0.0, self.known_level - rate * elapsed_ms)
         is_old = not is_asked and self.reported_at - self.used_at > _CURRENT_S
-        return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known, is_old]
+        window_ms = self.record.window_ms
+        return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known, is_old, window_ms]
 
     def _report_seats(self, is_asked: bool, gateways: int) -> list[Any]:
         wanted = 0.0

@@ -29,6 +29,12 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     value: float
     model: str = ""
     """Served model name this limit speaks of; empty means every model."""
+    window_s: float = 60.0
+    """In how much time ``value`` drains: a minute, unless it is what a reservation's bucket holds."""
+
+    @property
+    def window_ms(self) -> float:
+        return self.window_s * 1000
 
 
 class TenantRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

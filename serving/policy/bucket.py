@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 WINDOW_MS = 60_000.0
-"""A per-minute limit holds one minute's worth."""
+"""A per-minute limit holds one minute's worth; a reservation's bucket what was agreed."""
 
 VALLEYS = 40
 _TOLERANCE = 1e-9
@@ -36,9 +36,9 @@ class Bucket:
     valleys: tuple[tuple[float, float], ...] = ()
 
 
-def rate_per_ms(capacity: float) -> float:
-    """The drain of a per-minute limit."""
-    return capacity / WINDOW_MS
+def rate_per_ms(capacity: float, window_ms: float = WINDOW_MS) -> float:
+    """The drain of a bucket that holds ``window_ms``'s worth of its rate."""
+    return capacity / window_ms
 
 
 def drained(bucket: Bucket, *, rate: float, now_ms: float) -> Bucket:
@@ -73,12 +73,12 @@ def refunded(bucket: Bucket, amount: float, *, charged_at_ms: float) -> Bucket:
     return replace(bucket, level=bucket.level - given, refunded=bucket.refunded + given)
 
 
-def wait_ms(committed: float, amount: float, *, capacity: float) -> float:
-    """Milliseconds until ``amount`` fits when nothing else is charged; a minute for a limit of 0."""
+def wait_ms(committed: float, amount: float, *, capacity: float, window_ms: float = WINDOW_MS) -> float:
+    """Milliseconds until ``amount`` fits when nothing else is charged; the window for a limit of 0."""
     if capacity <= 0.0:
-        return WINDOW_MS
+        return window_ms
     excess = committed if amount > capacity else committed + amount - capacity
-    return max(0.0, excess) / rate_per_ms(capacity)
+    return max(0.0, excess) / rate_per_ms(capacity, window_ms)
 
 
 def _with_valley(bucket: Bucket) -> tuple[tuple[float, float], ...]:

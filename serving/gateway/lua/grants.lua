@@ -2,7 +2,7 @@
 -- KEYS: penstock:epoch, penstock:gws, penstock:grace-until, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
 -- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, silence=ms, l={limit...}, a={ask...}}
 --   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level,
---           whether the capacity may be an old one}
+--           whether the capacity may be an old one, ms in which the capacity drains}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
 --   ask:   {{index of limit, amount}...}, all or nothing
 -- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given, own}...}, {ask answer...}}
@@ -69,7 +69,7 @@ end
 
 -- The bucket keeps the capacity that requests last came with: whoever only settles may know a value long changed, and
 -- must not drain the bucket by it.
-local function load_rate(key, capacity, is_old)
+local function load_rate(key, capacity, is_old, window)
   local b = {key = key, level = 0, refunded = 0, valleys = {}, leases = {}, others = 0, own = 0, given = 0}
   local fields, at = redis.call('HGETALL', key), now
   for i = 1, #fields, 2 do
@@ -79,13 +79,15 @@ local function load_rate(key, capacity, is_old)
     elseif name == 'refunded' then b.refunded = tonumber(value)
     elseif name == 'valleys' then b.valleys = cmsgpack.unpack(value)
     elseif name == 'capacity' then b.kept = tonumber(value)
+    elseif name == 'window' then b.window, b.has_window = tonumber(value), true
     else b.leases[string.sub(name, 7)] = tonumber(value) end
   end
   local until_now = b.kept or capacity
-  b.level = math.max(0, b.level - until_now / WINDOW * math.max(0, now - at))
-  if not is_old then b.kept = capacity end
+  local window_until_now = b.kept and (b.window or WINDOW) or window
+  b.level = math.max(0, b.level - until_now / window_until_now * math.max(0, now - at))
+  if not is_old then b.kept, b.window = capacity, window end
   b.capacity = is_old and until_now or capacity
-  b.rate = b.capacity / WINDOW
+  b.rate = b.capacity / (is_old and window_until_now or window)
   return b
 end
 
@@ -118,7 +120,11 @@ local function save_rate(b)
   end
   redis.call('HSET', b.key, 'level', text(b.level), 'at', text(now), 'refunded', text(b.refunded),
              'valleys', cmsgpack.pack(b.valleys))
-  if b.kept then redis.call('HSET', b.key, 'capacity', text(b.kept)) end
+  if b.kept then
+    redis.call('HSET', b.key, 'capacity', text(b.kept))
+    if b.window and b.window ~= WINDOW then redis.call('HSET', b.key, 'window', text(b.window))
+    elseif b.has_window then redis.call('HDEL', b.key, 'window') end
+  end
   local empty_in = b.rate > 0 and b.level / b.rate or 0
   redis.call('PEXPIRE', b.key, string.format('%.0f', math.min(empty_in, 86400000) + 10000))
 end
@@ -151,7 +157,7 @@ end
 local limits = {}
 for i, limit in ipairs(request.l) do
   if limit[1] == 'r' then
-    limits[i] = load_rate(KEYS[i + 3], limit[2], limit[8])
+    limits[i] = load_rate(KEYS[i + 3], limit[2], limit[8], limit[9] or WINDOW)
     report_rate(limits[i], limit[3], limit[4], limit[5], limit[7])
   else limits[i] = load_held(KEYS[i + 3], limit[2], limit[3], limit[4]) end
 end
@@ -169,7 +175,7 @@ local function obstacle(ask)
       elseif amount > capacity + slack then fits = committed <= slack
       else fits = committed + amount <= capacity + slack end
       if not fits then
-        local wait = WINDOW
+        local wait = b.window or WINDOW
         if capacity > 0 then
           local excess = amount > capacity and committed or committed + amount - capacity
           wait = math.max(0, excess) / b.rate

@@ -75,6 +75,37 @@ async def test_a_request_larger_than_the_limit_is_admitted_when_the_bucket_is_em
     assert refused.retry_after_s == pytest.approx((500 + 1 - 100) * 0.6, rel=0.02)
 
 
+def reservation(burst=20.0, mu_per_min=120.0):
+    return LimitRecord(id="sold", kind="mu_per_min", value=burst, window_s=60.0 * burst / mu_per_min)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+async def test_a_reservations_bucket_holds_its_burst_and_drains_at_its_rate(gateways, count):
+    team = await gateways(count)
+    record = reservation()
+    together = await asyncio.gather(*(team[i % count].acquire([Demand(record, 6.0)]) for i in range(20)))
+    assert sum(isinstance(r, Granted) for r in together) == 3, "18 of 20 MU, whoever was asked"
+    refused = next(r for r in together if isinstance(r, Refused))
+    assert 1.5 < refused.retry_after_s <= 2.0, "4 MU drain in 2 s"
+    await asyncio.sleep(refused.retry_after_s + 0.05)
+    again = await asyncio.gather(*(team[i % count].acquire([Demand(record, 6.0)]) for i in range(4)))
+    assert sum(isinstance(r, Granted) for r in again) == 1
+
+
+async def test_a_reservations_bucket_drains_at_its_rate_without_the_state(gateways, valkey_server):
+    server = valkey_server()
+    settled_epoch(server.url)
+    (grants,) = await gateways(url=server.url)
+    record = reservation()
+    assert isinstance(await grants.acquire([Demand(record, 18.0)]), Granted)
+    server.stop(signal.SIGKILL)
+    await until(lambda: grants.mode == "alone")
+    refused = await grants.acquire([Demand(record, 18.0)])
+    assert isinstance(refused, Refused)
+    assert refused.retry_after_s < 8.1
+    assert isinstance(await grants.acquire([Demand(record, 2.0)]), Granted)
+
+
 async def test_a_limit_of_zero_admits_nothing(gateways):
     (grants,) = await gateways()
     assert isinstance(await grants.acquire([Demand(limit(value=0.0), 1.0)]), Refused)

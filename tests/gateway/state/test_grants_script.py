@@ -61,12 +61,12 @@ STEPS = st.lists(
 )
 
 
-@given(steps=STEPS)
+@given(steps=STEPS, window_ms=st.sampled_from([60_000.0, 10_000.0, 37_500.0, 90_000.0]))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_script_and_the_pure_bucket_agree(arbiter, steps):
+def test_the_script_and_the_pure_bucket_agree(arbiter, steps, window_ms):
     arbiter.clear()
     capacity = 600.0
-    rate = bucket.rate_per_ms(capacity)
+    rate = bucket.rate_per_ms(capacity, window_ms)
     state, now, running, settlements = Bucket(), BEGIN_MS, [], []
     for action, wait, amount, share in steps:
         now += wait
@@ -81,11 +81,12 @@ def test_the_script_and_the_pure_bucket_agree(arbiter, steps):
             else:
                 state = bucket.refunded(state, -difference, charged_at_ms=at)
         wanted = bucket.fits(state.level, amount, capacity=capacity)
-        wait_ms = bucket.wait_ms(state.level, amount, capacity=capacity)
+        wait_ms = bucket.wait_ms(state.level, amount, capacity=capacity, window_ms=window_ms)
         if wanted:
             state = bucket.charged(state, amount)
             running.append((now, float(amount)))
-        answer = arbiter.exchange(now, "g", ["r", capacity, 0.0, 0.0, settlements, 0.0, 0.0], [[[1, amount]]])
+        entry = ["r", capacity, 0.0, 0.0, settlements, 0.0, 0.0, False, window_ms]
+        answer = arbiter.exchange(now, "g", entry, [[[1, amount]]])
         settlements = []
         assert (answer[5][0] == 0) == wanted
         assert answer[4][0][0] == pytest.approx(state.level, abs=1e-6)
