@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 class ReplicaLoad(Protocol):
     """What a replica is doing now, own requests and the other gateways' beats together.
 
-    ``n`` requests in flight, ``w`` pending prefill and ``d`` decode in flight, both in MU.
+    ``n`` requests in flight, ``w`` pending prefill and ``d`` decode in flight, both in MU; ``lent_w`` is the
+    best-effort part of ``w``.
     """
 
     @property
@@ -24,21 +25,32 @@ class ReplicaLoad(Protocol):
     @property
     def d(self) -> float: ...
 
+    @property
+    def lent_w(self) -> float: ...
+
 
 class Candidate:
     """A replica that may take a request. It lives on between decisions, and so does its ``load``: nothing is copied
-    per request. ``is_suspect``: it has just failed a request here, so it is taken only when nothing else can."""
+    per request. ``is_suspect``: it has just failed a request here, so it is taken only when nothing else can.
+    ``ms_per_mu``: engine milliseconds that an MU takes of it."""
 
-    __slots__ = ("id", "is_ready", "is_suspect", "load", "target_concurrency")
+    __slots__ = ("id", "is_ready", "is_suspect", "load", "ms_per_mu", "target_concurrency")
 
     def __init__(
-        self, id: str, is_ready: bool, target_concurrency: int, load: ReplicaLoad, is_suspect: bool = False
+        self,
+        id: str,
+        is_ready: bool,
+        target_concurrency: int,
+        load: ReplicaLoad,
+        is_suspect: bool = False,
+        ms_per_mu: float = 0.0,
     ) -> None:
         self.id = id
         self.is_ready = is_ready
         self.target_concurrency = target_concurrency
         self.load = load
         self.is_suspect = is_suspect
+        self.ms_per_mu = ms_per_mu
 
 
 class Load(NamedTuple):

@@ -1,0 +1,115 @@
+"""When best-effort work may go to the replicas, and when the owner of a reservation takes back what was lent.
+
+What makes others wait is prefill that was admitted and is not done: an engine finishes it whatever comes after, so
+fairness is won before. The gate is open while some replica with a free slot has less than ``CHEAPEST_MS`` of it, and
+all best-effort prefill together stays below ``BACKLOG_MS`` a replica. Times are milliseconds of engine time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from capacity.policy.profiles import KNEE
+from serving.policy.routing import Candidate
+
+CHEAPEST_MS = 150.0
+"""Pending prefill of the least busy replica from which on nothing of best effort is added."""
+BACKLOG_MS = 2_000.0
+"""Pending best-effort prefill a replica, on average over a deployment."""
+KEPT_SLOTS = 8
+"""Where something is reserved, one slot in so many is never lent: its owner finds room at once."""
+HOLD_S = 1.0
+"""Nothing is lent for so long after an owner has found no room."""
+EXCHANGE_S = 0.2
+"""Within this all gateways know of it: a period of the one's heartbeat, and one of the others'."""
+
+Obstacle = Literal["", "no_replica", "slots", "prefill", "backlog"]
+"""What keeps the gate closed; empty: nothing."""
+
+_WORDS: dict[Obstacle, str] = {
+    "no_replica": "no replica is ready",
+    "slots": "every replica has as many requests as it takes",
+    "prefill": "every replica has prompts to read first",
+    "backlog": "best-effort prompts of this model already wait at the replicas",
+}
+
+
+class Look(NamedTuple):
+    """``cheapest_ms``: pending prefill of the least busy replica that has a free slot, infinite without one;
+    ``backlog_ms``: pending best-effort prefill of all."""
+
+    obstacle: Obstacle
+    cheapest_ms: float
+    backlog_ms: float
+    replicas: int
+
+    @property
+    def is_open(self) -> bool:
+        return not self.obstacle
+
+    @property
+    def reason(self) -> str:
+        return _WORDS.get(self.obstacle, "")
+
+
+def engine_ms(mu: float, supply_mu_per_min: float) -> float:
+    """The engine time that ``mu`` takes of a replica which supplies so much at its knee, with nothing beside it."""
+    return mu * ms_per_mu(supply_mu_per_min)
+
+
+def ms_per_mu(supply_mu_per_min: float) -> float:
+    """Raises ValueError where a replica supplies nothing."""
+    if not supply_mu_per_min > 0.0:
+        raise ValueError(f"a replica must supply more than 0 MU/min, not {supply_mu_per_min}")
+    return 60_000.0 * KNEE / supply_mu_per_min
+
+
+def look(
+    candidates: Sequence[Candidate], *, prefill_mu: float, largest_prefill_mu: float = 0.0, is_reserved: bool = False
+) -> Look:
+    """Whether a best-effort request with ``prefill_mu`` may go to one of ``candidates`` now.
+
+    ``largest_prefill_mu``: of the largest request that the deployment takes; the cap on the backlog is never below it.
+    ``is_reserved``: whether somebody has a reservation of the pool, for whom slots are kept.
+    """
+    cheapest, backlog, longest, replicas = math.inf, 0.0, 0.0, 0
+    for candidate in candidates:
+        if not candidate.is_ready:
+            continue
+        replicas += 1
+        load, ms = candidate.load, candidate.ms_per_mu
+        backlog += load.lent_w * ms
+        longest += ms
+        kept = candidate.target_concurrency // KEPT_SLOTS if is_reserved else 0
+        if load.n < candidate.target_concurrency - kept:
+            pending = load.w * ms
+            if pending < cheapest:
+                cheapest = pending
+    if not replicas:
+        return Look("no_replica", cheapest, backlog, 0)
+    if cheapest == math.inf:
+        return Look("slots", cheapest, backlog, replicas)
+    if cheapest >= CHEAPEST_MS:
+        return Look("prefill", cheapest, backlog, replicas)
+    mean_ms = longest / replicas
+    cap = max(BACKLOG_MS * replicas, largest_prefill_mu * mean_ms)
+    if backlog > 0.0 and backlog + prefill_mu * mean_ms > cap:
+        return Look("backlog", cheapest, backlog, replicas)
+    return Look("", cheapest, backlog, replicas)
+
+
+def must_claw_back(pending_ms: float, *, ttft_objective_ms: float) -> bool:
+    """Whether an owner who has found so much pending prefill at the replica it goes to is at risk of a late answer."""
+    return pending_ms > max(CHEAPEST_MS, ttft_objective_ms / 2)
+
+
+def deadline_s(*, largest_prefill_mu: float, supply_mu_per_min: float) -> float:
+    """Seconds within which an owner has what it has bought, however much of it was lent: stated per pool.
+
+    Gateways tell each other, and what best effort has pending at the replica is read: at most the backlog, or one
+    largest prompt, on top of what may be pending when it is admitted. Rounded up to tenths.
+    """
+    longest_ms = max(BACKLOG_MS, engine_ms(largest_prefill_mu, supply_mu_per_min))
+    return math.ceil(10 * (EXCHANGE_S + (CHEAPEST_MS + longest_ms) / 1000)) / 10
