@@ -22,7 +22,7 @@ def calibration_told(*, replica: Replica, told: CalibrationReport, now: datetime
 
     What it says of any other calibration, or of one that is over, is passed over.
     """
-    if told.calibration_id != str(replica.calibration_id):
+    if replica.calibration_id is None or told.calibration_id != str(replica.calibration_id):
         return False
     rows = Calibration.objects.filter(
         pk=replica.calibration_id, replica_id=replica.pk, state=Calibration.State.MEASURING
@@ -49,6 +49,7 @@ def _fields(row: Calibration, told: CalibrationReport, *, now: datetime.datetime
             "step": told.step[:80],
             "detail": told.detail[:200],
             "reason": told.reason[:400],
+            "saturation_per_s": told.saturation_per_s,
         },
         "method": told.method[:20],
         "engine_version": (told.engine_version or row.engine_version)[:60],

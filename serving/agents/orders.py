@@ -41,10 +41,16 @@ def replica_orders(host: Host, *, drain_limit_s: float) -> tuple[ReplicaOrder, .
         .select_related("deployment__pool__model", "revision")
         .order_by("id")
     )
-    measured = Calibration.objects.filter(state=Calibration.State.MEASURING)
-    orders = {row.pk: row.order for row in measured.filter(pk__in=[r.calibration_id for r in rows if r.calibration_id])}
+    marked = {row.pk: row.calibration_id for row in rows if row.calibration_id}
+    found = Calibration.objects.filter(pk__in=list(marked.values()), state=Calibration.State.MEASURING)
+    orders = {row.pk: row.order for row in found} if marked else {}
     return tuple(
-        _replica_order(row, drain_limit_s=drain_limit_s, calibration=orders.get(row.calibration_id)) for row in rows
+        _replica_order(
+            row,
+            drain_limit_s=drain_limit_s,
+            calibration=orders.get(row.calibration_id) if row.calibration_id else None,
+        )
+        for row in rows
     )
 
 

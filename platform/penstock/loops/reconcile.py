@@ -45,7 +45,7 @@ _DRAIN_SETTLE_S = 2.0
 _STOP_LIMIT_S = 60.0
 _PROOF_S = 20.0
 """A token or answer this recent proves that an engine serves, though its agent is silent."""
-_METRICS_FRESH_S = 10.0
+METRICS_FRESH_S = 10.0
 """What an engine said of itself longer ago says nothing about now."""
 _FAILURES_READ = 50
 _BROKEN = (Incident.Kind.HANG, Incident.Kind.CRASH, Incident.Kind.START_FAILED)
@@ -363,7 +363,7 @@ def _end_drain(tick: Tick, replica: Replica, metrics: Sequence[Mapping[str, Any]
     age_s = tick.now - replica.state_since.timestamp()
     if age_s < _DRAIN_SETTLE_S:
         return
-    is_fresh = bool(metrics) and abs(tick.now - metrics[0]["at"]) <= _METRICS_FRESH_S
+    is_fresh = bool(metrics) and abs(tick.now - metrics[0]["at"]) <= METRICS_FRESH_S
     after = lifecycle.next_state(
         "draining",
         "draining",

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
+from penstock.loops.calibrate import calibrate
 from penstock.loops.isolation import AWAY, is_news
 from penstock.loops.lease import lease
 from penstock.loops.observe import observe
@@ -61,6 +62,11 @@ def usage_task() -> None:
 @shared_task(name="loops.reconcile")
 def reconcile_task() -> None:
     _tick("reconcile", lambda: reconcile(client(), now=time.time()))
+
+
+@shared_task(name="loops.calibrate")
+def calibrate_task() -> None:
+    _tick("calibrate", lambda: calibrate(client(), now=time.time()))
 
 
 @shared_task(name="loops.scale")

@@ -21,6 +21,7 @@ TIMETABLE: dict[str, Tick] = {
     "observe": Tick(1.0, 5.0),
     "usage": Tick(0.5, 20.0),
     "reconcile": Tick(2.0, 15.0),
+    "calibrate": Tick(2.0, 30.0),
     "scale": Tick(5.0, 15.0),
     "probe": Tick(5.0, 30.0),
     "finalise": Tick(15.0, 60.0),

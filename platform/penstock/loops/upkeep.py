@@ -12,7 +12,7 @@ from capacity.services import reservations_end
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from capacity.usage.chain import anchors_take
 from penstock.loops.isolation import isolated
-from serving.services import decisions_delete_old, replicas_delete_old
+from serving.services import calibrations_delete_old, decisions_delete_old, replicas_delete_old, supplies_refresh
 from tenants.models import SignInLink
 from tenants.services import idempotent_answers_delete_old
 from tenants.signin import attempts_delete_old
@@ -42,6 +42,8 @@ def upkeep() -> None:
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
         ("ending reservations", lambda: reservations_end(now=now, actor=ACTOR)),
         ("anchoring usage", lambda: anchors_take(now=now)),
+        ("bringing supplies up to date", lambda: supplies_refresh(now=now)),
+        ("forgetting calibrations", lambda: calibrations_delete_old(before=keep)),
         ("forgetting replicas", lambda: replicas_delete_old(before=keep)),
         ("forgetting decisions", lambda: decisions_delete_old(before=keep)),
         ("forgetting usage", lambda: usage_delete_old(before=usage_keep, actor=ACTOR)),
