@@ -14,6 +14,8 @@ import redis
 from worker.spec import (
     AcceleratorReport,
     Address,
+    CalibrationOrder,
+    CalibrationReport,
     HostOrders,
     HostReport,
     Progress,
@@ -39,6 +41,7 @@ class Engine:
     ready_at: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
+    measure: Callable[[CalibrationOrder], CalibrationReport | None] | None = None
 
     def step(self, now: float) -> None:
         if self.order.intent == "stop" and self.phase not in ("stopped", "failed"):
@@ -72,6 +75,7 @@ class Engine:
             log_tail="Traceback: out of memory" if self.phase == "failed" else "",
             evidence=self.evidence,
             attempt=self.order.attempt,
+            calibration=self.measure(self.order.calibration) if self.measure and self.order.calibration else None,
         )
 
 
@@ -85,6 +89,8 @@ class ScriptedAgent:
         self.orders = HostOrders(host_id=host_id, generation=0, replicas=())
         self.engines: dict[str, Engine] = {}
         self.behaviour: Callable[[ReplicaOrder], Sequence[str]] = lambda order: HEALTHY
+        self.measure: Callable[[CalibrationOrder], CalibrationReport | None] | None = None
+        """What its engines' measurements tell; None: this agent does not know how to measure."""
         self.address: Address | None = None
         """Where all its engines listen; None: a port each, on which nobody answers."""
         self.accelerators: tuple[AcceleratorReport, ...] = ()
@@ -110,7 +116,9 @@ class ScriptedAgent:
         for replica_id, order in wanted.items():
             engine = self.engines.get(replica_id)
             if engine is None:
-                self.engines[replica_id] = Engine(order, list(self.behaviour(order)), launched_at=now)
+                self.engines[replica_id] = Engine(
+                    order, list(self.behaviour(order)), launched_at=now, measure=self.measure
+                )
             else:
                 engine.order = order
                 engine.step(now)
