@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
-import shutil
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,35 +13,19 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from websockets.sync.client import connect
 
 from penstock.testing import CANARY
+from tests.e2e import proxy
+from tests.e2e.proxy import NAME, NGINX, NO_NGINX
 from tests.e2e.stack import ROOT, Stack, free_port, wait_for
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(NGINX is None, reason="no nginx: apt install nginx-light"),
+    pytest.mark.skipif(NGINX is None, reason=NO_NGINX),
 ]
-NAME = "penstock.example.org"
-MAIN = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  include {folder}/penstock.conf;
-}}
-"""
 
 
 class Proxied(Stack):
@@ -75,9 +56,8 @@ class Proxied(Stack):
 
     def start_proxy(self) -> None:
         self.folder.mkdir()
-        certify(self.folder)
-        text = (ROOT / "deploy" / "nginx" / "penstock.conf").read_text()
-        for old, new in {
+        proxy.certify(self.folder)
+        places = {
             "127.0.0.1:8000": f"127.0.0.1:{self.port}",
             "127.0.0.1:8080": f"127.0.0.1:{self.api_port}",
             "listen 443 ssl;": f"listen 127.0.0.1:{self.tls_port} ssl;",
@@ -85,14 +65,9 @@ class Proxied(Stack):
             "    listen [::]:443 ssl;\n": "",
             "    listen [::]:80;\n": "",
             "/etc/nginx/penstock.": f"{self.folder}/penstock.",
-        }.items():
-            assert old in text, old
-            text = text.replace(old, new)
-        (self.folder / "penstock.conf").write_text(text)
-        (self.folder / "main.conf").write_text(MAIN.format(folder=self.folder))
-        assert NGINX is not None
-        words = [NGINX, "-p", str(self.folder), "-c", str(self.folder / "main.conf"), "-e", str(self.folder / "e.log")]
-        self.nginx = subprocess.Popen(words)
+        }
+        text = proxy.replaced((ROOT / "deploy" / "nginx" / "penstock.conf").read_text(), places)
+        self.nginx = subprocess.Popen(proxy.command(self.folder, text))
         wait_for("the proxy", self.is_proxied, seconds=20)
 
     def is_proxied(self) -> bool:
@@ -101,41 +76,13 @@ class Proxied(Stack):
         except httpx.TransportError:
             return False
 
-    def trust(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.folder / "penstock.crt"))
-
     def client(self, **headers: str) -> httpx.Client:
         """Speaks TLS to the name, which is this machine's, until the installation stops."""
         base = f"https://127.0.0.1:{self.tls_port}"
         named = {"Host": f"{NAME}:{self.tls_port}", **headers}
-        return self.clients.enter_context(httpx.Client(base_url=base, headers=named, verify=self.trust(), timeout=30))
-
-
-def certify(folder: Path) -> None:
-    """A certificate of its own for the name and for this machine's address."""
-    import ipaddress
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName(NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "penstock.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "penstock.key").write_bytes(private)
+        return self.clients.enter_context(
+            httpx.Client(base_url=base, headers=named, verify=proxy.trust(self.folder), timeout=30)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +187,7 @@ def test_the_playground_answers(proxied: Proxied) -> None:
     with connect(  # by name, at this machine
         f"wss://{NAME}:{proxied.tls_port}/t/{tenant}/playground/socket",
         sock=socket.create_connection(("127.0.0.1", proxied.tls_port)),
-        ssl=proxied.trust(),
+        ssl=proxy.trust(proxied.folder),
         origin=proxied.origin,  # type: ignore[arg-type]
         additional_headers={"Cookie": session},
     ) as connection:

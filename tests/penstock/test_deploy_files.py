@@ -8,10 +8,13 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from capacity.policy.enrolment import agent_url_fault
+from penstock.bundled_state import AGENT_COMMANDS
 from penstock.cli.parser import build_parser
 from penstock.roles import ROLES
 from serving.gateway.config import Config
@@ -68,15 +71,51 @@ def test_settings_are_those_of_the_page(name: str) -> None:
 
 
 def test_containers_run_what_there_is() -> None:
+    """That they run, in the order of the file, is shown by tests/e2e/test_containers.py."""
     ours = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-    assert set(ours) == {"setup", "web", "loops", "gateway"}
-    for name, service in ours.items():
-        arguments = understood(service["command"])
+    assert set(ours) == {"setup", "web", "loops", "gateway", "agent", "pod"}
+    for name in set(ours) - {"pod"}:
+        arguments = understood(ours[name]["command"])
         assert (arguments.only if arguments.command == "up" else arguments.command) == name
-        assert service["env_file"] == "compose.env"
+    assert {name for name, each in ours.items() if each.get("env_file") == "compose.env"} == set(ours) - {
+        "agent",
+        "pod",
+    }
+    assert ours["agent"]["volumes"] == ["agent:/var/lib/penstock"], "engines run model code: no secret is near them"
     for service in COMPOSE["services"].values():
         needed = service.get("depends_on", ())
         assert set(needed) <= set(COMPOSE["services"])
+    used = [name for service in COMPOSE["services"].values() for name in service.get("volumes", ())]
+    assert {name.partition(":")[0] for name in used if not name.startswith(".")} == set(COMPOSE["volumes"])
+
+
+def test_the_state_of_the_containers_lets_agents_do_what_they_need() -> None:
+    words = COMPOSE["services"]["state"]["command"]
+    login = words[words.index("--user") + 1 :]
+    assert [word for word in login if not word.startswith("+")] == [
+        "agent",
+        "on",
+        ">${AGENT_PASSWORD:?put it into deploy/.env}",
+        "resetkeys",
+        "~agent:*",
+        "resetchannels",
+        "&agent:*",
+        "-@all",
+    ]
+    assert [word.removeprefix("+") for word in login if word.startswith("+")] == AGENT_COMMANDS
+
+
+def test_the_examples_of_the_containers_settings_belong_together() -> None:
+    asked = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
+    given = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "env.example").read_text(encoding="utf-8"), re.M))
+    assert set(given) == asked
+    assert len(set(given.values())) == len(given), "an agent's login must not be anybody else's"
+    settings = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "compose.env.example").read_text(encoding="utf-8"), re.M))
+    assert urlsplit(settings["DATABASE_URL"]).password == given["POSTGRES_PASSWORD"]
+    assert urlsplit(settings["REDIS_URL"]).password == given["STATE_PASSWORD"]
+    agents = urlsplit(settings["PENSTOCK_AGENT_REDIS_URL"])
+    assert (agents.username, agents.password) == ("agent", given["AGENT_PASSWORD"])
+    assert agent_url_fault(settings["PENSTOCK_AGENT_REDIS_URL"], own=settings["REDIS_URL"]) is None
 
 
 def test_the_image_holds_no_secret_and_the_tools_of_its_database() -> None:
