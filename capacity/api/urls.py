@@ -3,6 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from capacity.api.chain import TenantUsageAnchorsViewSet, TenantUsageFileViewSet
 from capacity.api.enrolment import EnrolmentTokensViewSet, EnrolView
 from capacity.api.hosts import AcceleratorsViewSet, HardwareTypesViewSet, HostsViewSet
 from capacity.api.models import ModelsViewSet
@@ -34,6 +35,8 @@ _pool.register("profiles", ProfilesViewSet, basename="pool-profile")
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("pools", TenantPoolsViewSet, basename="tenant-pool")
 _tenant.register("usage/export", TenantUsageExportViewSet, basename="tenant-usage-export")
+_tenant.register("usage/file", TenantUsageFileViewSet, basename="tenant-usage-file")
+_tenant.register("usage/anchors", TenantUsageAnchorsViewSet, basename="tenant-usage-anchor")
 _tenant.register("usage/rollups", TenantUsageRollupsViewSet, basename="tenant-usage-rollup")
 _tenant.register("usage", TenantUsageViewSet, basename="tenant-usage")
 

@@ -169,7 +169,7 @@ class TenantUsageViewSet(TenantViewSet[UsageRecord]):
         return self.shown(self.get_object(), serializer=ReceiptSerializer)
 
 
-class _AnyAccept(BaseContentNegotiation):
+class AnyAccept(BaseContentNegotiation):
     """``format`` says what a file holds; problems are JSON whatever it is."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
@@ -188,7 +188,7 @@ class _Export(ApiViewSet[UsageRecord]):
     serializer_class = UsageSerializer
     pagination_class = None
     filter_backends = (DjangoFilterBackend,)
-    content_negotiation_class = _AnyAccept
+    content_negotiation_class = AnyAccept
 
     def exported(self, columns: Sequence[str], *, name: str) -> HttpResponseBase:
         query = ExportQuery(data=self.request.query_params)

@@ -8,9 +8,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
 from capacity.services import enrolment_token_create
+from capacity.usage.chain import anchors_take
 from capacity.usage.writer import write_batch
 from serving.services import incident_open, provider_credential_set, revision_create, scaling_decision_record
 from tenants.models import Limit, Membership
@@ -74,6 +76,7 @@ def furnish(world: World) -> None:
         invitation_create(tenant=tenant, email="new@example.org", role=Membership.Role.VIEWER, actor="test")
         traffic = factories.Traffic(str(tenant.pk), str(key.pk), str(deployment.pool_id), str(deployment.pk))
         write_batch(factories.batch(traffic.pair(time.time() - 60), segment=tenant.slug))
+    anchors_take(now=timezone.now())
 
 
 def filled(client: Api, path: str, tenant: str = "acme") -> str:

@@ -66,12 +66,39 @@ class Api:
                 )
             page = self._open("GET", following, None)
 
+    def lines(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[bytes]:
+        """A file line by line, while it is sent. Raises ApiError, also where it breaks off."""
+        try:
+            with self._sent(self._request("GET", self._url(path, query), None)) as answer:
+                yield from answer
+        except web.UNREACHABLE as error:
+            raise self._unreachable(error) from None
+
     def _call(self, method: str, path: str, *, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        return self._open(method, self._url(path, query), body)
+
+    def _url(self, path: str, query: Mapping[str, Any] | None) -> str:
         given = {name: value for name, value in (query or {}).items() if value not in (None, "")}
-        url = f"{self._profile.url}/api/v1{quote(path, safe='/')}" + (f"?{urlencode(given)}" if given else "")
-        return self._open(method, url, body)
+        return f"{self._profile.url}/api/v1{quote(path, safe='/')}" + (f"?{urlencode(given)}" if given else "")
 
     def _open(self, method: str, url: str, body: Any) -> Any:
+        request = self._request(method, url, body)
+        tries = 2 if method in ("GET", "POST") else 1
+        while True:
+            tries -= 1
+            try:
+                with self._sent(request) as answer:
+                    text = answer.read()
+                    return json.loads(text) if text else None
+            except web.UNREACHABLE as error:
+                if not tries:
+                    raise self._unreachable(error) from None
+            except ValueError:
+                raise ApiError(
+                    f"{self._profile.url} does not speak Penstock's API", hint="Give the console's address."
+                ) from None
+
+    def _request(self, method: str, url: str, body: Any) -> urllib.request.Request:
         headers = {
             "Authorization": f"Bearer {self._profile.token}",
             "Accept": "application/json, application/problem+json",
@@ -84,29 +111,23 @@ class Api:
             headers["Idempotency-Key"] = str(uuid.uuid4())
         if not web.is_address(url):
             raise ApiError(f"{self._profile.url!r} is not an address: give http://… or https://…")
-        request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - checked above
-        tries = 2 if method in ("GET", "POST") else 1
-        while True:
-            tries -= 1
-            try:
-                with web.send(request, timeout_s=_TIMEOUT_S) as answer:
-                    text = answer.read()
-                    return json.loads(text) if text else None
-            except urllib.error.HTTPError as error:
-                raise _problem(error) from None
-            except web.Redirected as error:
-                raise ApiError(str(error), hint="penstock login URL keeps another address.") from None
-            except web.UNREACHABLE as error:
-                if not tries:
-                    reason = getattr(error, "reason", error)
-                    raise ApiError(
-                        f"{self._profile.url} does not answer: {reason}",
-                        hint="Is the address right, and is Penstock running there? 'penstock login URL' sets another.",
-                    ) from None
-            except ValueError:
-                raise ApiError(
-                    f"{self._profile.url} does not speak Penstock's API", hint="Give the console's address."
-                ) from None
+        return urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - checked above
+
+    def _sent(self, request: urllib.request.Request) -> Any:
+        """The answer. Raises ApiError for a refusal, one of ``web.UNREACHABLE`` where there is none."""
+        try:
+            return web.send(request, timeout_s=_TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            raise _problem(error) from None
+        except web.Redirected as error:
+            raise ApiError(str(error), hint="penstock login URL keeps another address.") from None
+
+    def _unreachable(self, error: Exception) -> ApiError:
+        reason = getattr(error, "reason", error)
+        return ApiError(
+            f"{self._profile.url} does not answer: {reason}",
+            hint="Is the address right, and is Penstock running there? 'penstock login URL' sets another.",
+        )
 
 
 def _problem(error: urllib.error.HTTPError) -> ApiError:

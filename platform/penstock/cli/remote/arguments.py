@@ -17,6 +17,7 @@ RESOURCES = (
     nouns_of_tenants.KEYS,
     nouns_of_tenants.LIMITS,
     nouns_of_tenants.USAGE,
+    nouns_of_tenants.ANCHORS,
     nouns_of_tenants.AUDIT,
     nouns_of_operators.HOSTS,
     nouns_of_operators.HARDWARE_TYPES,
@@ -46,6 +47,8 @@ def add_nouns(commands: Any) -> None:
             _add_verb(
                 verbs.add_parser(verb.name, help=verb.help, description=_capital(verb.help) + "."), resource, verb
             )
+        if resource is nouns_of_tenants.USAGE:
+            _add_verify(verbs)
 
 
 def add_session(commands: Any) -> None:
@@ -149,6 +152,21 @@ def _add_verb(parser: argparse.ArgumentParser, resource: Resource, verb: Verb) -
         parser.add_argument("-y", "--yes", action="store_true", help="do not ask; this cannot be undone")
     for field in verb.fields:
         _add(parser, field)
+
+
+def _add_verify(verbs: Any) -> None:
+    verify = verbs.add_parser(
+        "verify",
+        help="check that the books were not changed, and recompute what was billed",
+        description="Check a tenant's usage without trusting the installation: the hash chain of its records, the "
+        "daily anchors, the MU of each record from its tokens and price, and the daily sums.",
+    )
+    verify.set_defaults(command="remote.verify")
+    verify.add_argument("file", nargs="?", metavar="FILE", help="a file that was kept; - reads it from standard input")
+    verify.add_argument("--since", default="", metavar="DAY", help="from this day (UTC, ISO) on; else all that is kept")
+    verify.add_argument("--keep", default="", metavar="FILE", help="keep the file that is checked")
+    verify.add_argument("--anchors", default="", metavar="FILE", help="compare with anchors that you kept (JSON)")
+    _common(verify, nouns_of_tenants.USAGE)
 
 
 def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:

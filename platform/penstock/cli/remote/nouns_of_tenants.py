@@ -76,7 +76,7 @@ INVITATIONS = Resource(
     filters=(Field("state", "open, accepted, expired or revoked"),),
     nothing="nobody is invited: penstock invitations create ADDRESS",
 )
-_KIND = Field("kind", "requests_per_min, tokens_per_min or concurrency", is_place=True, is_required=True)
+_KIND = Field("kind", "requests_per_min, tokens_per_min, mu_per_min or concurrency", is_place=True, is_required=True)
 _LIMITED = Field("model", "a served model name; else all together")
 _SET_BY = Field("set_by", "whose: operator or tenant; else the operator's for operators, the tenant's for others")
 LIMITS = Resource(
@@ -126,6 +126,14 @@ USAGE = Resource(
         Field("client_request_id", "the client's own id"),
     ),
     nothing="no requests in that time",
+)
+ANCHORS = Resource(
+    "anchors",
+    "where a tenant's chain of usage records stood each day: keep them, and verify with them",
+    "/tenants/{tenant}/usage/anchors",
+    ("day", "sequence", "hash"),
+    names=("day",),
+    nothing="no anchors yet: the first is taken when a day (UTC) with usage is over",
 )
 _SINCE = (
     Field("since", "from this ISO time on"),
