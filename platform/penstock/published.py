@@ -6,7 +6,10 @@ import datetime
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Pool, Reservation
 from capacity.selectors import profiles_in_force
@@ -36,6 +39,7 @@ PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
 _KINDS: dict[str, LimitKind] = {
     Limit.Kind.REQUESTS_PER_MIN: "requests_per_min",
     Limit.Kind.TOKENS_PER_MIN: "tokens_per_min",
+    Limit.Kind.MU_PER_MIN: "mu_per_min",
     Limit.Kind.CONCURRENCY: "concurrency",
 }
 
@@ -55,17 +59,33 @@ def records(kind: str, ids: Collection[uuid.UUID] | None, *, now: datetime.datet
 
 def _tenants(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
     tenants = Tenant.objects.all() if ids is None else Tenant.objects.filter(pk__in=ids)
-    limits = _limits(ids, of_keys=False)
+    limits = _limits("tenant_id", _of_tenants(ids).filter(api_key=None, member=None))
+    members: dict[uuid.UUID, dict[str, tuple[LimitRecord, ...]]] = defaultdict(dict)
+    for (tenant_id, user_id), found in _limits(_MEMBER, _of_tenants(ids).exclude(member=None)).items():
+        members[tenant_id][str(user_id)] = found
     for tenant in tenants.iterator(_CHUNK):
         record = TenantRecord(
-            id=str(tenant.pk), slug=tenant.slug, active=tenant.is_active, limits=limits.get(tenant.pk, ())
+            id=str(tenant.pk),
+            slug=tenant.slug,
+            active=tenant.is_active,
+            limits=limits.get(tenant.pk, ()),
+            members=members.get(tenant.pk, {}),
         )
         yield tenant.pk, record.id, encode(record)
 
 
+def _of_tenants(ids: Iterable[uuid.UUID] | None) -> QuerySet[Limit]:
+    return Limit.objects.all() if ids is None else Limit.objects.filter(tenant__in=ids)
+
+
 def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
     keys = ApiKey.objects.all() if ids is None else ApiKey.objects.filter(pk__in=ids)
-    limits = _limits(ids, of_keys=True)
+    own = Limit.objects.exclude(api_key=None) if ids is None else Limit.objects.filter(api_key__in=ids)
+    limits = _limits("api_key_id", own)
+    of_makers = Limit.objects.exclude(member=None)
+    if ids is not None:
+        of_makers = of_makers.filter(tenant__in=keys.order_by().values("tenant"))
+    members = _limits(_MEMBER, of_makers)
     for key in keys.iterator(_CHUNK):
         record = KeyRecord(
             id=key.public_id,
@@ -78,24 +98,25 @@ def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Pub
             allowed_ips=tuple(key.allowed_ips),
             expires_at=key.expires_at.timestamp() if key.expires_at else None,
             revoked=key.revoked_at is not None,
-            limits=limits.get(key.pk, ()),
+            limits=(*limits.get(key.pk, ()), *members.get((key.tenant_id, key.created_by_id), ())),
         )
         yield key.pk, record.id, encode(record)
 
 
-def _limits(owners: Iterable[uuid.UUID] | None, *, of_keys: bool) -> Mapping[uuid.UUID, tuple[LimitRecord, ...]]:
-    rows = Limit.objects.filter(api_key__isnull=not of_keys)
-    owner = "api_key_id" if of_keys else "tenant_id"
-    if owners is not None:
-        rows = rows.filter(**{f"{owner}__in": owners})
-    found: dict[uuid.UUID, list[LimitRecord]] = defaultdict(list)
+_MEMBER = ("tenant_id", "member__user_id")
+
+
+def _limits(owner: str | tuple[str, ...], rows: QuerySet[Limit]) -> dict[Any, tuple[LimitRecord, ...]]:
+    """What gateways are told of the limits ``rows``, by whose they are: the columns ``owner``."""
+    found: dict[Any, list[LimitRecord]] = defaultdict(list)
+    whose = attrgetter(*([owner] if isinstance(owner, str) else [name.replace("__", ".") for name in owner]))
     # Gateways are told of one limit where the operator and the tenant have set one: of the smaller one.
-    for held in holdings(rows.order_by("pk").iterator(_CHUNK)):
+    for held in holdings(rows.select_related("member").order_by("pk").iterator(_CHUNK)):
         limit = held.lasting
         record = LimitRecord(
             id=str(limit.pk), kind=_KINDS[limit.kind], value=float(held.in_force.value), model=limit.model
         )
-        found[getattr(limit, owner)].append(record)
+        found[whose(limit)].append(record)
     return {key: tuple(limits) for key, limits in found.items()}
 
 

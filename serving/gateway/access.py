@@ -37,11 +37,13 @@ class Access(NamedTuple):
     profile: CostProfile
     fixed: tuple[Demand, ...]
     token_limits: tuple[LimitRecord, ...]
+    mu_limits: tuple[LimitRecord, ...]
     headers: tuple[Header, ...]
 
-    def demands(self, tokens: int) -> tuple[Demand, ...]:
-        """What a request that may use ``tokens`` asks of its limits."""
-        return (*self.fixed, *[Demand(limit, float(tokens)) for limit in self.token_limits])
+    def demands(self, tokens: int, mu: float) -> tuple[Demand, ...]:
+        """What a request that may use ``tokens``, and is expected to cost ``mu``, asks of its limits."""
+        by_tokens = [Demand(limit, float(tokens)) for limit in self.token_limits]
+        return (*self.fixed, *by_tokens, *[Demand(limit, mu) for limit in self.mu_limits])
 
 
 class AccessBook:
@@ -51,6 +53,7 @@ class AccessBook:
         self._prices = prices
         self._size = size
         self._known: dict[tuple[str, str], Access] = {}
+        self._limits: dict[str, LimitRecord] = {}
 
     def find(self, view: View, principal: Principal, name: str) -> Access:
         deployment = view.deployments_by_name.get(name)
@@ -76,17 +79,29 @@ class AccessBook:
 
     def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord, name: str) -> Access:
         """``name``: what was asked for, the deployment's own or that of an adapter on it."""
-        limits = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name, name)
+        found = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name, name)
+        limits = [self._of_pool(limit, pool) for limit in found]
         headers = admission.limit_headers(limits).items()
         return Access(
             principal,
             deployment,
             pool,
             self._prices.profile(pool),
-            tuple(Demand(limit) for limit in limits if limit.kind != "tokens_per_min"),
+            tuple(Demand(limit) for limit in limits if limit.kind not in ("tokens_per_min", "mu_per_min")),
             tuple(limit for limit in limits if limit.kind == "tokens_per_min"),
+            tuple(limit for limit in limits if limit.kind == "mu_per_min"),
             tuple((name.encode(), value.encode()) for name, value in headers),
         )
+
+    def _of_pool(self, limit: LimitRecord, pool: PoolRecord) -> LimitRecord:
+        """``limit.of_pool``, the same object for all keys that it holds for: grants go by it."""
+        made = limit.of_pool(pool.id)
+        known = self._limits.get(made.id)
+        if known != made:
+            if len(self._limits) >= self._size:
+                self._limits.clear()
+            known = self._limits[made.id] = made
+        return known
 
 
 def is_visible(pool: PoolRecord, principal: Principal) -> bool:

@@ -117,7 +117,7 @@ class Gateway:
             deployment=deployment.id,
             max_model_len=deployment.max_model_len,
         )
-        demands = access.demands(estimate.limit_tokens)
+        demands = access.demands(estimate.limit_tokens, estimate.mu)
         granted = services.grants.take(demands) or await self._acquire(demands)
         request.base += [
             (b"x-penstock-mu-estimated", b"%.6g" % estimate.mu),

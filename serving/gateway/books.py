@@ -171,7 +171,7 @@ class Books:
         services = self.services
         if self.granted is not None:
             limits = [demand.limit for demand in self.granted.demands]
-            services.grants.settle(self.granted, admission.actual_amounts(limits, tokens))
+            services.grants.settle(self.granted, admission.actual_amounts(limits, tokens=tokens, mu=mu))
         services.journal.end(
             EndLine(
                 id=self.request_id,

@@ -20,8 +20,8 @@ def is_of_member(authorization: bytes | None) -> bool:
 class Members:
     """What stands for an API key in the requests of each member: one record per member, as long as the process lives.
 
-    Its ``uuid`` is the member's: usage records name it where others name an API key. It has no limits of its own; the
-    tenant's hold.
+    Its ``uuid`` is the member's: usage records name it where others name an API key. Its limits are the member's; the
+    tenant's hold beside them.
     """
 
     def __init__(self, peppers: Mapping[int, bytes], size: int = 10_000) -> None:
@@ -41,20 +41,22 @@ class Members:
         tenant = tenants.get(found.tenant)
         if tenant is None or not tenant.active:
             raise errors.forbidden("This account is not active. Ask your operator.", code="tenant_inactive")
-        return Principal(self._record(found.tenant, found.member), tenant)
+        return Principal(self._record(tenant, found.member), tenant)
 
-    def _record(self, tenant: str, member: str) -> KeyRecord:
-        record = self._records.get((tenant, member))
-        if record is None:
+    def _record(self, tenant: TenantRecord, member: str) -> KeyRecord:
+        limits = tenant.members.get(member, ())
+        record = self._records.get((tenant.id, member))
+        if record is None or record.limits != limits:
             if len(self._records) >= self._size:
                 self._records.clear()
-            record = self._records[tenant, member] = KeyRecord(
+            record = self._records[tenant.id, member] = KeyRecord(
                 # Longer than any API key's public id, which it must not be taken for.
-                id=f"member.{tenant}.{member}",
+                id=f"member.{tenant.id}.{member}",
                 uuid=member,
-                tenant=tenant,
+                tenant=tenant.id,
                 digest="",
                 pepper=0,
                 scopes=(INFERENCE,),
+                limits=limits,
             )
         return record

@@ -18,11 +18,14 @@ from capacity.usage.lines import Usage as Usage
 from capacity.usage.lines import UsageBatch as UsageBatch
 from worker.options import INVOCATIONS_PATH
 
-LimitKind = Literal["requests_per_min", "tokens_per_min", "concurrency"]
+LimitKind = Literal["requests_per_min", "tokens_per_min", "mu_per_min", "concurrency"]
 
 
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One plain limit. ``value`` is in requests/min, tokens/min or requests, by ``kind``."""
+    """One plain limit. ``value`` is in requests/min, tokens/min, MU/min or requests, by ``kind``.
+
+    MU of two pools do not add up: a limit in MU that names no model holds for each pool by itself (``of_pool``).
+    """
 
     id: str
     kind: LimitKind
@@ -36,12 +39,20 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def window_ms(self) -> float:
         return self.window_s * 1000
 
+    def of_pool(self, pool: str) -> LimitRecord:
+        """What stands for it in requests of ``pool``: itself, unless each pool has a bucket of its own."""
+        if self.kind != "mu_per_min" or self.model:
+            return self
+        return msgspec.structs.replace(self, id=f"{self.id}.{pool}")
+
 
 class TenantRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     slug: str
     active: bool = True
     limits: tuple[LimitRecord, ...] = ()
+    members: dict[str, tuple[LimitRecord, ...]] = msgspec.field(default_factory=dict)
+    """Limits of single members, by user id: they hold for their playground. Those of their keys stand at the keys."""
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -59,6 +70,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at: float | None = None
     revoked: bool = False
     limits: tuple[LimitRecord, ...] = ()
+    """Its own, and those of the member who made it."""
 
 
 class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -209,9 +209,10 @@ def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord
     return tuple(limit for limit in limits if not limit.model or limit.model in models)
 
 
-def actual_amounts(limits: Iterable[LimitRecord], tokens: int) -> Mapping[str, float]:
-    """What the request really took of each token limit, by limit id. Other kinds are as estimated."""
-    return {limit.id: float(tokens) for limit in limits if limit.kind == "tokens_per_min"}
+def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float) -> Mapping[str, float]:
+    """What the request really took of each limit of tokens or MU, by limit id. Other kinds are as estimated."""
+    taken = {"tokens_per_min": float(tokens), "mu_per_min": mu}
+    return {limit.id: taken[limit.kind] for limit in limits if limit.kind in taken}
 
 
 class Refusal(NamedTuple):
@@ -222,22 +223,33 @@ class Refusal(NamedTuple):
     retry_after_s: float
 
 
-_UNITS = {"requests_per_min": "requests per minute", "tokens_per_min": "tokens per minute"}
+_UNITS = {
+    "requests_per_min": "requests per minute",
+    "tokens_per_min": "tokens per minute",
+    "mu_per_min": "model units (MU) per minute",
+}
 
 
 def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s: float) -> Refusal:
     """Turn a limit that stands in the way into what the client is told. Bounds the wait to 1 ms .. 1 h."""
     wait_s = min(3600.0, max(0.001, retry_after_s))
     scope = f" for model '{limit.model}'" if limit.model else ""
-    left = max(0.0, math.floor(remaining))
+    left = _left(limit, remaining)
     if limit.kind == "concurrency":
         text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
         return Refusal(text, "requests", wait_s)
     text = (
-        f"Rate limit of {limit.value:g} {_UNITS[limit.kind]}{scope} reached: {left:g} left, {asked:g} asked for. "
+        f"Rate limit of {limit.value:g} {_UNITS[limit.kind]}{scope} reached: {left} left, {asked:.6g} asked for. "
         f"Try again in {wait_s:.3g} s."
     )
-    return Refusal(text, "tokens" if limit.kind == "tokens_per_min" else "requests", wait_s)
+    return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", wait_s)
+
+
+def _left(limit: LimitRecord, remaining: float) -> str:
+    """What is left, never rounded up: in whole ones, of MU in thousandths."""
+    if limit.kind == "mu_per_min":
+        return f"{math.floor(max(0.0, remaining) * 1000) / 1000:g}"
+    return f"{max(0, math.floor(remaining))}"
 
 
 def limit_headers(limits: Iterable[LimitRecord]) -> dict[str, str]:
@@ -252,7 +264,7 @@ def refusal_headers(limit: LimitRecord, *, remaining: float, retry_after_s: floa
     """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way."""
     name = _HEADER[limit.kind]
     return {
-        f"x-ratelimit-remaining-{name}": f"{max(0.0, math.floor(remaining)):.0f}",
+        f"x-ratelimit-remaining-{name}": _left(limit, remaining),
         f"x-ratelimit-reset-{name}": f"{max(0.001, retry_after_s):.3f}s",
     }
 
@@ -260,5 +272,6 @@ def refusal_headers(limit: LimitRecord, *, remaining: float, retry_after_s: floa
 _HEADER: dict[LimitKind, str] = {
     "requests_per_min": "requests",
     "tokens_per_min": "tokens",
+    "mu_per_min": "mu",
     "concurrency": "concurrency",
 }

@@ -103,14 +103,14 @@ class ApiKeyAdmin(ServiceAdmin):
 
 @admin.register(Limit)
 class LimitAdmin(ServiceAdmin):
-    list_display = ("tenant", "api_key", "kind", "value", "model", "set_by", "holds")
+    list_display = ("tenant", "api_key", "member", "kind", "value", "model", "set_by", "holds")
     list_filter = ("set_by", "kind", "tenant")
-    list_select_related = ("tenant", "api_key")
-    search_fields = ("tenant__name", "api_key__name", "model")
-    autocomplete_fields = ("tenant", "api_key")
-    fields = ("tenant", "api_key", "kind", "model", "value", "set_by", "holds")
-    readonly_fields = ("tenant", "api_key", "kind", "model", "set_by", "holds")
-    fields_on_add = ("tenant", "api_key", "kind", "model", "value", "set_by")
+    list_select_related = ("tenant", "api_key", "member__user", "member__tenant")
+    search_fields = ("tenant__name", "api_key__name", "member__user__email", "model")
+    autocomplete_fields = ("tenant", "api_key", "member")
+    fields = ("tenant", "api_key", "member", "kind", "model", "value", "set_by", "holds")
+    readonly_fields = ("tenant", "api_key", "member", "kind", "model", "set_by", "holds")
+    fields_on_add = ("tenant", "api_key", "member", "kind", "model", "value", "set_by")
     actions = ("remove",)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
@@ -132,6 +132,7 @@ class LimitAdmin(ServiceAdmin):
         limit_set(
             tenant=obj.tenant,
             api_key=obj.api_key,
+            member=obj.member,
             kind=obj.kind,
             model=obj.model,
             set_by=obj.set_by,

@@ -1,4 +1,6 @@
-"""``/tenants/{tenant}/limits`` and ``…/keys/{key}/limits``: plain limits, named by kind, model and whose they are."""
+"""``/tenants/{tenant}/limits``, ``…/keys/{key}/limits`` and ``…/members/{member}/limits``: plain limits, named by kind,
+model and whose they are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import TenantViewSet
-from tenants.models import ApiKey, Limit
+from tenants.models import ApiKey, Limit, Membership
 from tenants.policy.limits import ASK_OPERATOR, limit_refusal, set_by_whom
 from tenants.policy.roles import Action
 from tenants.selectors import limits_held
@@ -102,11 +104,16 @@ class LimitsViewSet(TenantViewSet[Limit]):
 
     @property
     def api_key(self) -> ApiKey | None:
-        """Whose limits these are; None: the tenant's own."""
+        """Whose limits these are; None: no key's."""
+        return None
+
+    @property
+    def member(self) -> Membership | None:
+        """Whose limits these are; None: no member's."""
         return None
 
     def get_queryset(self) -> QuerySet[Limit]:
-        rows = Limit.objects.filter(tenant=self.tenant, api_key=self.api_key)
+        rows = Limit.objects.filter(tenant=self.tenant, api_key=self.api_key, member=self.member)
         return rows.select_related("tenant").order_by("kind", "model", "set_by")
 
     def paginate_queryset(self, queryset: Any) -> Any:
@@ -143,7 +150,12 @@ class LimitsViewSet(TenantViewSet[Limit]):
 
         def put(code: int) -> Response:
             made = limit_set(
-                tenant=self.tenant, api_key=self.api_key, kind=self._kind, actor=self.caller.actor, **given
+                tenant=self.tenant,
+                api_key=self.api_key,
+                member=self.member,
+                kind=self._kind,
+                actor=self.caller.actor,
+                **given,
             )
             return self.shown(made, code=code)
 
@@ -224,4 +236,27 @@ class KeyLimitsViewSet(LimitsViewSet):
             found = None
         if found is None:
             raise Http404("The tenant has no such API key.")
+        return found
+
+
+class MemberLimitsViewSet(LimitsViewSet):
+    """What holds for one member: for their playground and for the keys that they made."""
+
+    required: ClassVar = {**LimitsViewSet.required, "list": Action.MEMBER_VIEW, "retrieve": Action.MEMBER_VIEW}
+
+    _member: Membership | None = None
+
+    @property
+    def member(self) -> Membership:
+        if self._member is None:
+            self._member = self._find_member()
+        return self._member
+
+    def _find_member(self) -> Membership:
+        try:
+            found = Membership.objects.filter(tenant=self.tenant, pk=uuid.UUID(self.kwargs["member"])).first()
+        except ValueError:
+            found = None
+        if found is None:
+            raise Http404("The tenant has no such member.")
         return found

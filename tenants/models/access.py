@@ -7,7 +7,7 @@ from django.utils.functional import cached_property
 
 from tenants.keys import NO_NUL, name_errors, network_errors, scope_errors
 from tenants.models.base import Identified, uuid7
-from tenants.models.people import Tenant, User
+from tenants.models.people import Membership, Tenant, User
 from tenants.policy.limits import OPERATOR, TENANT, Holding, holdings
 
 
@@ -132,7 +132,9 @@ class AccessToken(Identified):
 
 
 class Limit(Identified):
-    """A plain limit for a tenant or, when ``api_key`` is set, for one key. Empty ``model`` means every model.
+    """A plain limit for a tenant, for one of its keys, or for one member: their playground and the keys they made.
+
+    Empty ``model`` means every model; of MU, of which those of two pools do not add up, each pool by itself.
 
     The operator's and the tenant's own may stand beside each other; the smaller holds.
     """
@@ -140,6 +142,7 @@ class Limit(Identified):
     class Kind(models.TextChoices):
         REQUESTS_PER_MIN = "requests_per_min", "requests / min"
         TOKENS_PER_MIN = "tokens_per_min", "tokens / min"
+        MU_PER_MIN = "mu_per_min", "MU / min"
         CONCURRENCY = "concurrency", "concurrent requests"
 
     class SetBy(models.TextChoices):
@@ -148,6 +151,7 @@ class Limit(Identified):
 
     tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="limits")
     api_key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.CASCADE, related_name="limits")
+    member = models.ForeignKey(Membership, null=True, blank=True, on_delete=models.CASCADE, related_name="limits")
     kind = models.CharField(max_length=20, choices=Kind.choices)
     model = models.CharField(max_length=200, blank=True)
     value = models.PositiveBigIntegerField()
@@ -160,7 +164,7 @@ class Limit(Identified):
         constraints = (
             models.UniqueConstraint(
                 fields=("tenant", "kind", "model", "set_by"),
-                condition=models.Q(api_key__isnull=True),
+                condition=models.Q(api_key__isnull=True, member__isnull=True),
                 name="tenants_limit_unique_for_tenant",
                 violation_error_code="kind",
                 violation_error_message="The tenant has a limit of this kind already.",
@@ -172,11 +176,24 @@ class Limit(Identified):
                 violation_error_code="kind",
                 violation_error_message="The key has a limit of this kind already.",
             ),
+            models.UniqueConstraint(
+                fields=("member", "kind", "model", "set_by"),
+                condition=models.Q(member__isnull=False),
+                name="tenants_limit_unique_for_member",
+                violation_error_code="kind",
+                violation_error_message="The member has a limit of this kind already.",
+            ),
             models.CheckConstraint(
-                condition=models.Q(kind__in=("requests_per_min", "tokens_per_min", "concurrency")),
+                condition=models.Q(api_key__isnull=True) | models.Q(member__isnull=True),
+                name="tenants_limit_of_one",
+                violation_error_code="member",
+                violation_error_message="A limit is of a key or of a member, not of both.",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(kind__in=("requests_per_min", "tokens_per_min", "mu_per_min", "concurrency")),
                 name="tenants_limit_known_kind",
                 violation_error_code="kind",
-                violation_error_message="The kind must be requests_per_min, tokens_per_min or concurrency.",
+                violation_error_message="The kind must be requests_per_min, tokens_per_min, mu_per_min or concurrency.",
             ),
             models.CheckConstraint(
                 condition=models.Q(set_by__in=("operator", "tenant")),
@@ -199,12 +216,23 @@ class Limit(Identified):
     def clean(self) -> None:
         if self.api_key is not None and self.api_key.tenant_id != self.tenant_id:
             raise ValidationError({"api_key": "The key belongs to another tenant."})
+        if self.member is not None and self.member.tenant_id != self.tenant_id:
+            raise ValidationError({"member": "The member belongs to another tenant."})
 
     @cached_property
     def holding(self) -> Holding["Limit"]:
         """This limit and what stands beside it, as stored when it is first asked; ``limits_held`` fills in many."""
-        beside = Limit.objects.filter(tenant=self.tenant_id, api_key=self.api_key_id, kind=self.kind, model=self.model)
+        beside = Limit.objects.filter(
+            tenant=self.tenant_id, api_key=self.api_key_id, member=self.member_id, kind=self.kind, model=self.model
+        )
         return holdings([*beside.exclude(pk=self.pk), self])[0]
+
+    @property
+    def reach(self) -> str:
+        """What it holds for, in words. MU of two pools do not add up."""
+        if self.model:
+            return self.model
+        return "each pool by itself" if self.kind == self.Kind.MU_PER_MIN else "all models together"
 
     @property
     def is_in_force(self) -> bool:

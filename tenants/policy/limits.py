@@ -1,7 +1,7 @@
 """Who sets a plain limit, who may change it, and which of two holds.
 
-Of each kind and model, a tenant or a key has at most two limits: one that the operator set, and one of the tenant's
-own. The smaller holds.
+Of each kind and model, a tenant, a key or a member has at most two limits: one that the operator set, and one of the
+tenant's own. The smaller holds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ ASK_OPERATOR = (
 
 
 class Bound(Protocol):
-    """A limit, as far as is asked here. ``api_key_id`` is None for a limit of the tenant as a whole."""
+    """A limit, as far as is asked here. One of the tenant as a whole has neither ``api_key_id`` nor ``member_id``."""
 
     @property
     def tenant_id(self) -> Hashable: ...
     @property
     def api_key_id(self) -> Hashable: ...
+    @property
+    def member_id(self) -> Hashable: ...
     @property
     def kind(self) -> str: ...
     @property
@@ -41,7 +43,7 @@ L = TypeVar("L", bound=Bound)
 
 @dataclass(frozen=True)
 class Holding(Generic[L]):
-    """The limits of one kind and model on one tenant or key: the operator's, the tenant's own, or both."""
+    """The limits of one kind and model on one tenant, key or member: the operator's, the tenant's own, or both."""
 
     operators: L | None
     tenants: L | None
@@ -68,7 +70,7 @@ def holdings(limits: Iterable[L]) -> list[Holding[L]]:
     """``limits`` by what they hold, in the order in which each first comes."""
     found: dict[tuple[Hashable, ...], dict[str, L]] = {}
     for limit in limits:
-        scope = (limit.tenant_id, limit.api_key_id, limit.kind, limit.model)
+        scope = (limit.tenant_id, limit.api_key_id, limit.member_id, limit.kind, limit.model)
         found.setdefault(scope, {})[limit.set_by] = limit
     return [Holding(both.get(OPERATOR), both.get(TENANT)) for both in found.values()]
 

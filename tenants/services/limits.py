@@ -1,10 +1,10 @@
-"""Plain limits of tenants and keys."""
+"""Plain limits of tenants, keys and members."""
 
 from django.db import transaction
 
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
-from tenants.models import ApiKey, Limit, Tenant
+from tenants.models import ApiKey, Limit, Membership, Tenant
 
 
 @transaction.atomic
@@ -16,18 +16,22 @@ def limit_set(
     set_by: str,
     actor: Actor,
     api_key: ApiKey | None = None,
+    member: Membership | None = None,
     model: str = "",
 ) -> Limit:
-    """Set the limit of this kind (requests/min, tokens/min or requests at once), whether or not there is one.
+    """Set the limit of this kind (requests, tokens or MU/min, or requests at once), whether or not there is one.
+
+    It is the tenant's, or ``api_key``'s, or ``member``'s.
 
     ``set_by``: whose it is, ``operator`` or ``tenant``; the other's stays beside it, and the smaller holds. That
     ``actor`` may set it is for the caller to check (``limit_refusal``). Raises ValidationError by field.
     """
     # Nobody can wait for a limit that does not exist yet: two who set the same one take turns on the tenant.
     tenant.take_turn()
-    limit = Limit.objects.filter(tenant=tenant, api_key=api_key, kind=kind, model=model, set_by=set_by).first()
+    named = {"tenant": tenant, "api_key": api_key, "member": member, "kind": kind, "model": model, "set_by": set_by}
+    limit = Limit.objects.filter(**named).first()
     before = state_of(limit) if limit else None
-    limit = limit or Limit(tenant=tenant, api_key=api_key, kind=kind, model=model, set_by=set_by)
+    limit = limit or Limit(**named)
     limit.value = value
     limit.full_clean()
     after = state_of(limit)
@@ -53,7 +57,16 @@ def limit_remove(*, limit: Limit, actor: Actor) -> bool:
 
 
 def _record(limit: Limit) -> None:
-    if limit.api_key_id is None:
-        record_change(kind="tenant", object_id=limit.tenant_id)
-    else:
+    if limit.api_key_id is not None:
         record_change(kind="key", object_id=limit.api_key_id)
+        return
+    record_change(kind="tenant", object_id=limit.tenant_id)
+    if limit.member is not None:
+        record_keys_of(limit.member)
+
+
+def record_keys_of(member: Membership) -> None:
+    """Gateways are to be told anew of the keys that ``member`` made: what holds for the member is said with them."""
+    keys = ApiKey.objects.filter(tenant=member.tenant_id, created_by=member.user_id, revoked_at=None)
+    for pk in keys.values_list("pk", flat=True):
+        record_change(kind="key", object_id=pk)

@@ -9,6 +9,7 @@ from django.utils.text import slugify
 from tenants.audit import Actor, audit, state_of
 from tenants.changes import record_change
 from tenants.models import Membership, SignInLink, Tenant, User
+from tenants.services.limits import record_keys_of
 from tenants.services.revocation import invitations_revoke_beyond, invitations_revoke_sent
 from tenants.services.tokens import access_tokens_revoke
 
@@ -143,7 +144,7 @@ def membership_change(*, membership: Membership, role: str, actor: Actor) -> Mem
 
 @transaction.atomic
 def membership_remove(*, membership: Membership, actor: Actor) -> bool:
-    """End a membership, and the open invitations that the member sent. Returns False if it had ended before.
+    """End a membership, its limits, and the open invitations that the member sent. False if it had ended before.
 
     The last owner cannot leave: raises ValidationError.
     """
@@ -153,6 +154,10 @@ def membership_remove(*, membership: Membership, actor: Actor) -> bool:
         return False
     before = state_of(stored)
     audit(actor=actor, action="membership.remove", target=stored, tenant_id=stored.tenant_id, before=before)
+    if stored.limits.exists():
+        # They go with it: what the member's keys were held to holds no longer.
+        record_change(kind="tenant", object_id=stored.tenant_id)
+        record_keys_of(stored)
     Membership.objects.filter(pk=stored.pk).delete()
     _require_owner(stored, stored.role)
     invitations_revoke_beyond(membership=stored, role=None, actor=actor)

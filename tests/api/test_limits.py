@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenants.models import AuditEntry, Limit
+from tenants.models import AuditEntry, Limit, Membership
 from tenants.services import api_key_create, limit_set
 from tests.api.callers import NOWHERE, codes
 from tests.api.conftest import World
@@ -59,9 +59,24 @@ def test_who_sees_and_changes_the_limits_of_a_key(world: World, key_path: str) -
     assert removed == {**CHANGERS, "owner": 204, "admin": 403, "key:manage": 403, "operator": 204}
 
 
-def test_setting_a_limit_makes_or_changes_it(world: World, key_path: str) -> None:
+@pytest.fixture
+def member_path(world: World) -> str:
+    return f"/tenants/acme/members/{Membership.objects.get(tenant=world.acme, role='developer').pk}/limits"
+
+
+def test_who_sees_and_changes_the_limits_of_a_member(world: World, member_path: str) -> None:
+    member = Membership.objects.get(tenant=world.acme, role="developer")
+    limit_set(tenant=world.acme, member=member, kind="mu_per_min", value=4, set_by="tenant", actor="test")
+    viewers = codes(world, "get", f"/tenants/acme/members/{member.pk}")
+    assert codes(world, "get", member_path) == codes(world, "get", f"{member_path}/mu_per_min") == viewers
+    assert codes(world, "put", f"{member_path}/mu_per_min", {"value": 9}) == {**CHANGERS, "operator": 201}
+    removed = codes(world, "delete", f"{member_path}/mu_per_min")
+    assert removed == {**CHANGERS, "owner": 204, "admin": 403, "key:manage": 403, "operator": 204}
+
+
+def test_setting_a_limit_makes_or_changes_it(world: World, key_path: str, member_path: str) -> None:
     admin = world.by("admin")
-    for base in (PATH, key_path):
+    for base in (PATH, key_path, member_path):
         made = admin.put(f"{base}/tokens_per_min", {"value": 1000}, format="json")
         again = admin.put(f"{base}/tokens_per_min", {"value": 1000}, format="json")
         assert (made.status_code, again.status_code) == (201, 200)
@@ -78,13 +93,15 @@ def test_setting_a_limit_makes_or_changes_it(world: World, key_path: str) -> Non
         assert admin.delete(f"{base}/tokens_per_min?model=chat").status_code == 204
         assert admin.get(f"{base}/tokens_per_min?model=chat").status_code == 404
         assert admin.get(f"{base}/tokens_per_min").json()["value"] == 1000
-    assert Limit.objects.filter(api_key=None).count() == Limit.objects.exclude(api_key=None).count() == 1
+    assert Limit.objects.count() == 3
+    for whose in ({"api_key": None, "member": None}, {"api_key__isnull": False}, {"member__isnull": False}):
+        assert Limit.objects.filter(**whose).count() == 1
     entries = AuditEntry.objects.filter(action__startswith="limit.")
     assert {entry.actor for entry in entries} == {"admin@acme.example"}
-    assert entries.filter(action="limit.set").count() == 4, "what changes nothing leaves no entry"
+    assert entries.filter(action="limit.set").count() == 6, "what changes nothing leaves no entry"
 
 
-def test_limits_of_another_tenant_are_not_found(world: World, key_path: str) -> None:
+def test_limits_of_another_tenant_are_not_found(world: World, key_path: str, member_path: str) -> None:
     outsider, owner = world.by("outsider"), world.by("owner")
     key, _ = api_key_create(tenant=world.other, name="theirs", actor="test")
     inside = f"/tenants/other/keys/{world.keys['inference'][0].pk}/limits"
@@ -92,6 +109,9 @@ def test_limits_of_another_tenant_are_not_found(world: World, key_path: str) -> 
         (outsider, PATH),
         (outsider, key_path),
         (outsider, inside),
+        (outsider, member_path),
+        (outsider, member_path.replace("acme", "other")),
+        (owner, f"/tenants/acme/members/{NOWHERE}/limits"),
         (owner, f"/tenants/acme/keys/{key.pk}/limits"),
         (owner, f"/tenants/acme/keys/{NOWHERE}/limits"),
         (owner, "/tenants/acme/keys/x/limits"),

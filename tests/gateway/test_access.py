@@ -103,12 +103,31 @@ def view_of(*, limits: tuple[LimitRecord, ...] = ()) -> tuple[Snapshot, Principa
 
 
 def test_a_token_limit_asks_for_tokens_and_the_others_for_one() -> None:
-    kinds = ("tokens_per_min", "requests_per_min", "concurrency")
+    kinds = ("tokens_per_min", "requests_per_min", "concurrency", "mu_per_min")
     limits = tuple(LimitRecord(id=kind, kind=kind, value=10.0) for kind in kinds)  # type: ignore[arg-type]
     view, principal = view_of(limits=(*limits, LimitRecord(id="x", kind="concurrency", value=1.0, model="x")))
     access = AccessBook(Prices()).find(view, principal, "m")
-    asked = {demand.limit.id: demand.amount for demand in access.demands(130)}
-    assert asked == {"tokens_per_min": 130.0, "requests_per_min": 1.0, "concurrency": 1.0}
+    asked = {demand.limit.id: demand.amount for demand in access.demands(130, 6.5)}
+    assert asked == {"tokens_per_min": 130.0, "requests_per_min": 1.0, "concurrency": 1.0, "mu_per_min.p": 6.5}
+
+
+def test_mu_of_two_pools_do_not_add_up_and_those_of_one_model_do() -> None:
+    every = LimitRecord(id="every", kind="mu_per_min", value=10.0)
+    one = LimitRecord(id="one", kind="mu_per_min", value=5.0, model="m")
+    view, principal = view_of(limits=(every, one))
+    view.pools["q"] = PoolRecord(id="q", slug="q", profile=ProfileRecord(**PROFILE))  # type: ignore[arg-type]
+    other = DeploymentRecord(id="e", name="n", pool="q", revision="r", runtime="simulated")
+    view.deployments_by_name["n"] = other
+    book = AccessBook(Prices())
+    asked = {name: book.find(view, principal, name).mu_limits for name in ("m", "n")}
+    assert {name: [limit.id for limit in limits] for name, limits in asked.items()} == {
+        "m": ["every.p", "one"],
+        "n": ["every.q"],
+    }
+    # Another key of the tenant holds to the same objects, also where it was told of its own copy.
+    copy = TenantRecord(id="t", slug="t", limits=(LimitRecord(id="every", kind="mu_per_min", value=10.0), one))
+    second = Principal(KeyRecord(id="k2", uuid="u2", tenant="t", digest="", pepper=1), copy)
+    assert all(a is b for a, b in zip(book.find(view, second, "m").mu_limits, asked["m"], strict=True))
 
 
 def test_the_book_is_bounded_and_answers_from_what_it_knows() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from tenants.member_credentials import seal
 from tests.gateway.conftest import Shared
-from tests.gateway.harness import key_record
+from tests.gateway.harness import PEPPER, key_record
 
 SENT = {"model": "alpha", "prompt": "abcd" * 10, "max_tokens": 20}
 """30 tokens by the engine's count."""
@@ -94,3 +97,53 @@ def test_requests_a_minute_of_a_key_and_limits_of_another_model(shared: Shared) 
         f"{shared.url}/tokenize", json={"model": "alpha", "prompt": "x"}, headers=customer.headers, timeout=20
     )
     assert tokenize.status_code == 429
+
+
+MU = 0.5 + 10 * 0.01 + 20 * 0.2
+"""What a request of ``SENT`` costs by the harness's price, as estimated and as counted: 4.6."""
+
+
+@pytest.mark.parametrize("gateways", [1, 2])
+@pytest.mark.parametrize("how", ["concurrent", "sequential", "streaming"])
+def test_mu_a_minute_admit_exactly_as_many_as_fit(shared: Shared, how: str, gateways: int) -> None:
+    customer = Customer(shared, [{"id": "m1", "kind": "mu_per_min", "value": 15}])
+    ask = customer.ask
+    if how == "concurrent":
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda number: ask(number % gateways), range(20)))
+    else:
+        answers = [ask(number % gateways, stream=how == "streaming") for number in range(8)]
+    assert [answer.status_code for answer in answers].count(200) == 3
+    for answer in answers:
+        assert answer.headers["x-ratelimit-limit-mu"] == "15"
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert "model units" in refused.json()["error"]["message"]
+    assert 15 - 3 * MU - 0.1 <= float(refused.headers["x-ratelimit-remaining-mu"]) < MU
+    # Another pool's model units are others.
+    assert ask(model="sighted").status_code == 200
+
+
+def test_model_units_come_back_when_there_was_no_answer(shared: Shared) -> None:
+    customer = Customer(shared, [{"id": "m1", "kind": "mu_per_min", "value": 100}])
+    long = {"max_tokens": 400}
+    assert customer.ask(**long).status_code == 200
+    assert customer.ask(**long).status_code == 429
+    other = Customer(shared, [{"id": "m1", "kind": "mu_per_min", "value": 100}])
+    for fail in ('{"fail": "drop"}', '{"fail": "status"}') * 4:
+        assert other.ask(user=fail, **long).status_code == 502
+    assert other.ask(**long).status_code == 200
+    assert other.ask(**long).status_code == 429
+
+
+def test_a_members_limit_holds_for_their_playground_and_not_for_others(shared: Shared) -> None:
+    member, other = str(uuid.uuid4()), str(uuid.uuid4())
+    customer = Customer(shared, [])
+    limit = {"id": f"{customer.name}-m", "kind": "requests_per_min", "value": 1}
+    shared.publish(("tenant", {"id": customer.name, "slug": customer.name, "members": {member: [limit]}}))
+
+    def ask(who: str) -> int:
+        text = seal(tenant=customer.name, member=who, peppers={1: PEPPER}, now=time.time())
+        customer.headers = {"authorization": f"Bearer {text}"}
+        return customer.ask().status_code
+
+    assert [ask(member), ask(member), ask(other), ask(other)] == [200, 429, 200, 200]

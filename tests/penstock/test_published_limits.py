@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.published import records
-from tenants.models import Limit
-from tenants.services import limit_remove, limit_set
+from tenants.models import ApiKey, Change, Limit
+from tenants.services import limit_remove, limit_set, membership_add, membership_remove
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -70,3 +70,29 @@ def test_gateways_are_told_the_smaller_of_both(acts: list[tuple[Place, str, int 
             assert [name for _, name in after[place]] == [name for _, name in before[place]], (
                 "what is used up stays used up, whatever the tenant does"
             )
+
+
+def test_a_members_limits_are_told_with_the_tenant_and_with_the_keys_they_made() -> None:
+    key, _ = factories.api_key()
+    other, _ = factories.api_key(key.tenant)
+    member = membership_add(tenant=key.tenant, user=factories.user(), actor="t")
+    ApiKey.objects.filter(pk=key.pk).update(created_by=member.user)
+    Change.objects.all().delete()
+    for value, set_by in ((9, "operator"), (4, "tenant")):
+        limit_set(tenant=key.tenant, member=member, kind="mu_per_min", value=value, set_by=set_by, actor="t")
+    changed = set(Change.objects.values_list("kind", "object_id"))
+    assert {("tenant", key.tenant_id), ("key", key.pk)} <= changed
+    assert ("key", other.pk) not in changed
+    ((_, _, raw),) = records("tenant", [key.tenant_id], now=timezone.now())
+    told_of = json.loads(raw)
+    assert "limits" not in told_of
+    (limit,) = told_of["members"][str(member.user_id)]
+    assert (limit["kind"], limit["value"]) == ("mu_per_min", 4.0)
+    told = records("key", [key.pk, other.pk], now=timezone.now())
+    of_keys = {pk: json.loads(raw).get("limits", []) for pk, _, raw in told}
+    assert of_keys == {key.pk: [limit], other.pk: []}
+    Change.objects.all().delete()
+    membership_remove(membership=member, actor="t")
+    assert {("tenant", key.tenant_id), ("key", key.pk)} <= set(Change.objects.values_list("kind", "object_id"))
+    ((_, _, raw),) = records("key", [key.pk], now=timezone.now())
+    assert "limits" not in json.loads(raw)

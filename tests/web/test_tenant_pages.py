@@ -205,6 +205,24 @@ def test_limits_of_a_key(owner: Client, tenant: Tenant, sold: Pool) -> None:
 
 
 # ------------------------------------------------------------------------------ limits, members
+def test_limits_of_a_member(owner: Client, tenant: Tenant) -> None:
+    member = Membership.objects.filter(tenant=tenant).exclude(role="owner").first()
+    assert member
+    form = {"kind": "mu_per_min", "value": "40", "member": str(member.pk)}
+    assert owner.post("/t/northwind/limits/", form).status_code == 302
+    limit = Limit.objects.get()
+    assert (limit.member, limit.set_by, limit.value) == (member, "tenant", 40)
+    page = shown(owner.get("/t/northwind/limits/"))
+    assert member.user.email in page
+    assert "each pool by itself" in page
+    elsewhere = Membership.objects.exclude(tenant=tenant).first() or Membership.objects.create(
+        tenant=Tenant.objects.create(name="Other", slug="other"), user=member.user
+    )
+    assert owner.post("/t/northwind/limits/", form | {"member": str(elsewhere.pk)}).status_code == 400
+    assert owner.post(f"/t/northwind/limits/{limit.pk}/remove").status_code == 302
+    assert not Limit.objects.exists()
+
+
 def test_limits_of_the_tenant(owner: Client, tenant: Tenant) -> None:
     assert "No limit is set" in shown(owner.get("/t/northwind/limits/"))
     assert owner.post("/t/northwind/limits/", {"kind": "tokens_per_min", "value": "9000"}).status_code == 302

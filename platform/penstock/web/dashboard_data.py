@@ -231,7 +231,8 @@ def gather_dashboard(
 
 
 def _limits(tenant: Tenant) -> QuerySet[Limit]:
-    return Limit.objects.filter(tenant=tenant).select_related("api_key").order_by("api_key__name", "kind")
+    rows = Limit.objects.filter(tenant=tenant).select_related("api_key", "member__user")
+    return rows.order_by("api_key__name", "member__user__email", "kind")
 
 
 def _latest(tenant: Tenant, before: Place | None, only_failed: bool) -> QuerySet[UsageRecord]:

@@ -132,7 +132,7 @@ def set_limit(request: UserRequest, slug: str) -> HttpResponse:
 
     def change(given: dict[str, Any]) -> Limit:
         named = {name: given[name] for name in ("kind", "model", "set_by")}
-        before.extend(Limit.objects.filter(tenant=row, api_key=None, **named))
+        before.extend(Limit.objects.filter(tenant=row, api_key=None, member=None, **named))
         return limit_set(tenant=row, actor=request.user, **given)
 
     made = form.attempt(change)
@@ -150,7 +150,8 @@ def set_limit(request: UserRequest, slug: str) -> HttpResponse:
 def remove_limit(request: UserRequest, slug: str, limit_id: UUID) -> HttpResponse:
     """Remove a limit of the tenant, the operator's or its own. It can be undone, so it is not asked about."""
     row = find(slug)
-    limit = get_object_or_404(Limit.objects.select_related("tenant"), pk=limit_id, tenant=row, api_key=None)
+    of_tenant = Limit.objects.select_related("tenant").filter(tenant=row, api_key=None, member=None)
+    limit = get_object_or_404(of_tenant, pk=limit_id)
     fields = {"kind": limit.kind, "model": limit.model, "value": limit.value, "set_by": limit.set_by}
     left = left_over(limit)
     limit_remove(limit=limit, actor=request.user)

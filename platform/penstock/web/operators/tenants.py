@@ -120,8 +120,10 @@ def shown(request: UserRequest, row: Tenant, *, status: int = 200, **forms: Any)
         "members": Membership.objects.filter(tenant=row).select_related("user").order_by("user__email"),
         "roles": Membership.Role.choices,
         "invitations": open_ones.select_related("invited_by").order_by("-created_at"),
-        "limits": limits_held(Limit.objects.filter(tenant=row, api_key=None).order_by("kind", "model", "set_by")),
-        "key_limits": Limit.objects.filter(tenant=row, api_key__isnull=False).count(),
+        "limits": limits_held(
+            Limit.objects.filter(tenant=row, api_key=None, member=None).order_by("kind", "model", "set_by")
+        ),
+        "key_limits": Limit.objects.filter(tenant=row).exclude(api_key=None, member=None).count(),
         "keys": _keys([row]).get(row.pk, 0),
         "pools": Pool.objects.filter(Q(is_public=True) | Q(tenants=row)).distinct().order_by("name"),
         "reservations": reservations_running(at=now).filter(tenant=row).select_related("pool"),

@@ -1,8 +1,8 @@
-"""The form of a plain limit, of the tenant or of one key."""
+"""The form of a plain limit, of the tenant, of a member or of one key."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from django import forms
 from django.contrib import messages
@@ -13,7 +13,7 @@ from penstock.web.dashboard_data import usable_models
 from penstock.web.limit_words import held_instead, left_over
 from penstock.web.tenant.forms import PageForm
 from penstock.web.tenant.place import Place
-from tenants.models import ApiKey, Limit
+from tenants.models import ApiKey, Limit, Membership
 from tenants.policy.limits import ASK_OPERATOR, limit_refusal, set_by_whom
 from tenants.services import limit_remove, limit_set
 
@@ -30,8 +30,24 @@ class LimitForm(PageForm):
     def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         names = [row.name for row in usable_models(place.tenant)]
-        choices = [("", "all models together"), *((name, name) for name in names)]
+        choices = [("", "every model"), *((name, name) for name in names)]
         self.fields["model"].choices = choices  # type: ignore[attr-defined]
+
+
+class MemberField(forms.ModelChoiceField):  # type: ignore[type-arg]
+    def label_from_instance(self, obj: Membership) -> str:
+        return obj.user.email
+
+
+class MemberLimitForm(LimitForm):
+    """``member`` is whose it is; nobody: the tenant's as a whole."""
+
+    member = MemberField(label="Of", queryset=Membership.objects.none(), required=False, empty_label="the whole tenant")
+
+    def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
+        super().__init__(*args, place=place, **kwargs)
+        field = cast("MemberField", self.fields["member"])
+        field.queryset = place.tenant.memberships.select_related("user").order_by("user__email")
 
 
 def limit_saved(request: UserRequest, place: Place, form: LimitForm, *, api_key: ApiKey | None = None) -> bool:
@@ -53,7 +69,8 @@ def limit_saved(request: UserRequest, place: Place, form: LimitForm, *, api_key:
         form.refused(error)
         return False
     of = f" for {limit.model}" if limit.model else ""
-    text = f"{api_key.name if api_key else place.tenant}: at most {limit}{of}, within two seconds."
+    who = limit.member.user.email if limit.member else api_key.name if api_key else place.tenant
+    text = f"{who}: at most {limit}{of}, within two seconds."
     if instead := held_instead(limit):
         messages.warning(request, text + instead)
     else:
