@@ -3,6 +3,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from serving.api.calibrations import CalibrationsViewSet
 from serving.api.deployments import DeploymentsViewSet
 from serving.api.events import EventsViewSet
 from serving.api.incidents import DecisionsViewSet, IncidentsViewSet
@@ -15,6 +16,7 @@ from serving.api.served import ServedModelsViewSet
 _platform = SimpleRouter(trailing_slash=False)
 _platform.register("deployments", DeploymentsViewSet)
 _platform.register("replicas", ReplicasViewSet)
+_platform.register("calibrations", CalibrationsViewSet)
 _platform.register("incidents", IncidentsViewSet)
 _platform.register("decisions", DecisionsViewSet)
 _platform.register("provider-credentials", ProviderCredentialsViewSet)

@@ -14,7 +14,14 @@ from drf_spectacular.generators import SchemaGenerator
 from capacity.services import enrolment_token_create
 from capacity.usage.chain import anchors_take
 from capacity.usage.writer import write_batch
-from serving.services import incident_open, provider_credential_set, revision_create, scaling_decision_record
+from serving.models import Replica
+from serving.services import (
+    calibration_start,
+    incident_open,
+    provider_credential_set,
+    revision_create,
+    scaling_decision_record,
+)
 from tenants.models import Limit, Membership
 from tenants.services import invitation_create, limit_set
 from tests import factories
@@ -64,6 +71,9 @@ def furnish(world: World) -> None:
     revision_create(deployment=deployment, runtime="simulated", actor="test")
     replica = factories.replica(deployment, host=host)
     incident_open(kind="crash", summary="chat crashed", replica=replica, evidence={"log_tail": "last words"})
+    ready = {"state": "ready", "address": "http://127.0.0.1:9"}
+    Replica.objects.filter(pk=replica.pk).update(**ready)
+    calibration_start(deployment=deployment, allow_outage=True, actor="test")
     scaling_decision_record(deployment=deployment, before=1, after=2, reason="load", inputs={"offered": 1.5})
     provider_credential_set(name="main", provider="openai", secret="sk-secret", actor="test")
     enrolment_token_create(name="rack 1", actor="test")

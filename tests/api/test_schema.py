@@ -51,6 +51,7 @@ EXAMPLES = 4 if os.environ.get(ONLY_DATABASE) else 10
 OPERATORS = {
     "accelerators",
     "audit",
+    "calibrations",
     "decisions",
     "deployments",
     "enrolment-tokens",

@@ -22,7 +22,7 @@ class MeasuredEngine:
     """The agent goes on measuring for ever after so many shapes; None: it ends."""
     fails: str = ""
     wobble: float = 0.0
-    """Requests of one output token take so much longer, as a share, and the others so much less."""
+    """Requests of some lengths take so much longer, as a share, and the others so much less."""
     told: list[str] = field(default_factory=list)
     """Ids of calibrations that were ordered."""
 
@@ -68,7 +68,7 @@ class MeasuredEngine:
     def point(self, shape: Shape, repeats: int) -> CostPoint:
         return CostPoint(
             shape=shape,
-            engine_ms=(self.cost_ms(shape) * (1 + self.wobble * (1 if shape.output_tokens == 1 else -1)),) * repeats,
+            engine_ms=(self.cost_ms(shape) * (1 + self.wobble * (-1) ** (shape.input_tokens // 7)),) * repeats,
             input_tokens=float(shape.input_tokens),
             cached_tokens=float(shape.cached_tokens),
             output_tokens=float(shape.output_tokens),

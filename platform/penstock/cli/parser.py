@@ -6,6 +6,7 @@ from typing import Any
 
 from penstock import env, paths
 from penstock.cli.remote.arguments import (
+    add_calibrate,
     add_chat,
     add_completion,
     add_deploy,
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_test(commands.add_parser("test", help="run the tests; what follows goes to pytest", allow_abbrev=False))
     add_session(commands)
     add_deploy(commands)
+    add_calibrate(commands)
     add_manifests(commands)
     add_nouns(commands)
     add_chat(commands)

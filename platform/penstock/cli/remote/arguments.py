@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from typing import Any
 
@@ -27,6 +28,7 @@ RESOURCES = (
     nouns_of_operators.POOLS,
     nouns_of_operators.DEPLOYMENTS,
     nouns_of_operators.REPLICAS,
+    nouns_of_operators.CALIBRATIONS,
     nouns_of_operators.INCIDENTS,
     nouns_of_operators.USERS,
 )
@@ -129,6 +131,30 @@ def add_deploy(commands: Any) -> None:
     logs.add_argument("-n", "--lines", type=_count, default=100, metavar="N", help="begin with so many (100)")
 
 
+def add_calibrate(commands: Any) -> None:
+    """``calibrate``."""
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what a request costs on a deployment's hardware",
+        description="Take a replica out of rotation, measure it, fit the price, and give it back. It goes on without "
+        "this command: with --wait, one that is under way is found again.",
+    )
+    calibrate.set_defaults(command="remote.calibrate")
+    calibrate.add_argument("deployment", metavar="DEPLOYMENT", help="its name or id")
+    calibrate.add_argument(
+        "--grid", choices=("small", "medium", "thorough"), default="medium", help="how many shapes (%(default)s)"
+    )
+    calibrate.add_argument(
+        "--allow-outage", action="store_true", help="take the only ready replica too: clients get 503 meanwhile"
+    )
+    calibrate.add_argument("--adopt", action="store_true", help="make it the price as soon as it is fitted")
+    calibrate.add_argument(
+        "--from", dest="effective_from", type=_moment, metavar="DATE", help="with --adopt: in force from then on"
+    )
+    calibrate.add_argument("--wait", action="store_true", help="show its progress until it is over")
+    calibrate.add_argument("--json", action="store_true", help="JSON for programs")
+
+
 def add_completion(commands: Any) -> None:
     """``completion``."""
     completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
@@ -205,6 +231,15 @@ def _number(text: str) -> int | float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def _moment(text: str) -> datetime.datetime:
+    """An ISO date or time; without a zone, in the viewer's own. Raises argparse.ArgumentTypeError."""
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date: give 2030-01-31 or 2030-01-31T09:00") from None
+    return found if found.tzinfo else found.astimezone()
 
 
 def _count(text: str) -> int:

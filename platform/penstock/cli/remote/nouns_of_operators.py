@@ -203,6 +203,30 @@ REPLICAS = Resource(
     filters=(Field("state", "pending, starting, ready, draining, stopping, stopped or failed"),),
     nothing="no replicas yet",
 )
+CALIBRATIONS = Resource(
+    "calibrations",
+    "what requests were measured to cost: penstock calibrate makes one",
+    "/calibrations",
+    ("created_at", "deployment_name", "hardware_name", "state", "progress.share", "reason", "adopted_version", "id"),
+    names=("id",),
+    verbs=(
+        Verb("cancel", "stop measuring; the replica goes back into rotation", "POST", "/cancel", is_undoable=False),
+        Verb(
+            "adopt",
+            "make it the pool's next price, or what replicas on its hardware supply",
+            "POST",
+            "/adopt",
+            (Field("effective_from", "ISO time from which it is in force (at once)"),),
+            is_undoable=False,
+        ),
+        Verb("preview", "what adopting it would change, by last week's usage", "GET", "/preview"),
+    ),
+    filters=(
+        Field("deployment_name", "name of the deployment"),
+        Field("state", "queued, draining, measuring, fitted, adopted, failed or cancelled"),
+    ),
+    nothing="nothing was calibrated yet: penstock calibrate DEPLOYMENT",
+)
 INCIDENTS = Resource(
     "incidents",
     "what broke, what was seen, what was done",
