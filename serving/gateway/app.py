@@ -7,6 +7,7 @@ import time
 
 import msgspec
 
+from capacity.policy.cost import CostProfile
 from serving.gateway import auth, dialects, errors, listing
 from serving.gateway.access import Access, AccessBook
 from serving.gateway.auth import Principal
@@ -20,13 +21,13 @@ from serving.gateway.members import Members, is_of_member
 from serving.gateway.metrics import CONTENT_TYPE
 from serving.gateway.request import ClientGone, Message, Receive, Request, Send
 from serving.gateway.services import Services
+from serving.gateway.standing import Standings, admit
 from serving.gateway.state import StateUnavailable
 from serving.gateway.upstream import UpstreamError
 from serving.gateway.usage import UNREADABLE
 from serving.policy import admission
+from serving.policy.admission import Estimate
 
-SERVICE_CLASS = "best_effort"
-"""What exceeds a reservation, and so everything until reservations are admitted."""
 TOKENIZE_S = 30.0
 
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
@@ -40,6 +41,7 @@ class Gateway:
         self.verified = auth.Verified()
         self.members = Members(services.config.peppers)
         self.accesses = AccessBook(services)
+        self.standings = Standings(services)
         self.is_stopping = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -109,19 +111,25 @@ class Gateway:
         if not dialect.is_metered:
             await self._tokenize(request, dialect, parsed, access)
             return
-        estimate = admission.estimate(
-            parsed.ask,
-            access.profile,
-            services.learned,
-            key=principal.key.id,
-            deployment=deployment.id,
-            max_model_len=deployment.max_model_len,
+
+        def estimating(profile: CostProfile) -> Estimate:
+            return admission.estimate(
+                parsed.ask,
+                profile,
+                services.learned,
+                key=principal.key.id,
+                deployment=deployment.id,
+                max_model_len=deployment.max_model_len,
+            )
+
+        standing = self.standings.find(services.store.view, access)
+        admitted = await admit(
+            standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=_over_limit
         )
-        demands = access.demands(estimate.limit_tokens, estimate.mu)
-        granted = services.grants.take(demands) or await self._acquire(demands)
+        granted = admitted.granted
         request.base += [
-            (b"x-penstock-mu-estimated", b"%.6g" % estimate.mu),
-            (b"x-penstock-class", SERVICE_CLASS.encode()),
+            (b"x-penstock-mu-estimated", b"%.6g" % admitted.estimate.mu),
+            (b"x-penstock-class", admitted.service_class.encode()),
         ]
         books = Books(
             services,
@@ -132,12 +140,13 @@ class Gateway:
             dialect=dialect,
             parsed=parsed,
             deployment=deployment,
-            profile=access.profile,
-            estimate=estimate,
+            profile=admitted.profile,
+            estimate=admitted.estimate,
             granted=granted,
+            service_class=admitted.service_class,
         )
         try:
-            books.admit(SERVICE_CLASS)
+            books.admit()
         except JournalUnavailable as error:
             self._give_back(granted)
             services.log.error("the journal cannot be written", request_id=request.id, error=str(error))
@@ -149,8 +158,8 @@ class Gateway:
         except BaseException:
             self._give_back(granted)
             raise
-        services.loads.offered(deployment.id, estimate.mu)
-        await Exchange(services, request, books).run()
+        services.loads.offered(deployment.id, admitted.estimate.mu)
+        await Exchange(services, request, books, admitted.claim).run()
 
     async def _authenticate(self, request: Request) -> Principal:
         services = self.services
@@ -177,17 +186,21 @@ class Gateway:
         """Ask for everything the request's limits must grant. Raises ApiError 429 or 503."""
         if not demands:
             return None
+        answer = await self._ask(demands)
+        if isinstance(answer, Refused):
+            raise _over_limit(answer, demands)
+        return answer
+
+    async def _ask(self, demands: tuple[Demand, ...]) -> Granted | Refused:
+        """What the limits say. Raises ApiError 503 where nobody can tell."""
         try:
-            answer = await self.services.grants.acquire(demands)
+            return await self.services.grants.acquire(demands)
         except StateUnavailable as error:
             raise errors.unavailable(
                 "Your limits cannot be checked at the moment. Try again shortly.",
                 code="limits_unavailable",
                 retry_after_s=1.0,
             ) from error
-        if isinstance(answer, Refused):
-            raise _over_limit(answer, demands)
-        return answer
 
     def _give_back(self, granted: Granted | None) -> None:
         if granted is not None:

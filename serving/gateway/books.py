@@ -18,6 +18,7 @@ from serving.gateway.records import AdmitLine, Attempt, DeploymentRecord, EndLin
 from serving.gateway.relay import Relay
 from serving.policy import admission
 from serving.policy.admission import Estimate
+from serving.policy.classes import BEST_EFFORT, ServiceClass
 
 if TYPE_CHECKING:
     from serving.gateway.auth import Principal
@@ -44,6 +45,7 @@ class Books:
         profile: CostProfile,
         estimate: Estimate,
         granted: Granted | None,
+        service_class: ServiceClass,
     ) -> None:
         self.services = services
         self.request_id = request_id
@@ -56,6 +58,7 @@ class Books:
         self.profile = profile
         self.estimate = estimate
         self.granted = granted
+        self.service_class = service_class
         self.attempts: list[Attempt] = []
         self.placement: Placement | None = None
         self.relay: Relay | None = None
@@ -68,7 +71,7 @@ class Books:
         self.ttft_s = 0.0
         self.progressed = arrived
 
-    def admit(self, service_class: str) -> None:
+    def admit(self) -> None:
         """Raises JournalUnavailable: the request must then be refused."""
         self.services.journal.admit(
             AdmitLine(
@@ -89,7 +92,7 @@ class Books:
                     output_tokens=self.estimate.output_tokens,
                     units=dict(self.estimate.units),
                 ),
-                service_class=service_class,
+                service_class=self.service_class,
                 client_request_id=self.client_id,
                 stream=self.parsed.is_stream,
             )
@@ -109,7 +112,7 @@ class Books:
             self.first_byte_at = time.time()
             self.ttft_s = time.monotonic() - self.arrived
             if self.placement is not None:
-                self.placement.ticket.first_token()
+                self.services.dispatcher.started(self.deployment.id, self.placement.ticket)
 
     def _told(self) -> Usage | None:
         """The engine's counts so far, as it tells them."""
@@ -172,6 +175,11 @@ class Books:
         if self.granted is not None:
             limits = [demand.limit for demand in self.granted.demands]
             services.grants.settle(self.granted, admission.actual_amounts(limits, tokens=tokens, mu=mu))
+        is_lent = self.service_class == BEST_EFFORT
+        if mu:
+            services.loads.used(self.deployment.id, mu, is_lent=is_lent)
+        if is_lent and self.attempts:
+            services.dispatcher.best_effort.settle(self.deployment.id, self.principal.tenant.id, mu - self.estimate.mu)
         services.journal.end(
             EndLine(
                 id=self.request_id,

@@ -1,55 +1,31 @@
-"""Puts requests on replicas: asks the routing policy, and lets requests wait, in order, while every slot is taken."""
+"""Puts requests on replicas: asks the routing policy, and lets requests wait, in order, while every slot is taken.
+
+What is inside a reservation goes first; the rest passes through ``serving/gateway/best_effort.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
+from serving.gateway.best_effort import BestEffort
+from serving.gateway.placement import Busy as Busy
+from serving.gateway.placement import Lent as Lent
+from serving.gateway.placement import LoadBook, TicketLike
+from serving.gateway.placement import NoReplica as NoReplica
+from serving.gateway.placement import Owned as Owned
+from serving.gateway.placement import Placement as Placement
+from serving.gateway.placement import Reclaimed as Reclaimed
 from serving.gateway.records import ReplicaRecord
-from serving.policy.routing import Candidate, Decision, Load, ReplicaLoad, RoutingPolicy
+from serving.policy import gate
+from serving.policy.routing import Candidate, Decision, Load, RoutingPolicy
 
 POLL_S = 0.05
 """How often a queue looks again: slots that other gateways free are only seen through their beats."""
 SUSPECT_S = 2.0
-
-
-class TicketLike(Protocol):
-    def first_token(self) -> None: ...
-
-    def token(self) -> None: ...
-
-    def finished(self, ok: bool) -> None: ...
-
-
-class LoadBook(Protocol):
-    """``serving.gateway.loads.Loads``, as far as dispatching needs it."""
-
-    generation: int
-    """Another number when loads have been forgotten, so that those which somebody keeps must be asked for again."""
-
-    def replica(self, replica_id: str) -> ReplicaLoad: ...
-
-    def dispatched(self, replica_id: str, w_mu: float, d_mu: float) -> TicketLike: ...
-
-    def queued(self, deployment_id: str, mu: float) -> None: ...
-
-
-class NoReplica(Exception):
-    """Nothing ready can take the request, now or after a wait. The message is the policy's reason."""
-
-
-class Busy(Exception):
-    """The queue is full, or the request has waited as long as it may."""
-
-
-class Placement(NamedTuple):
-    """A request's place on a replica. ``ticket`` must be finished exactly when the request leaves it."""
-
-    replica: ReplicaRecord
-    ticket: TicketLike
-    decision: Decision
 
 
 class _Field:
@@ -68,6 +44,7 @@ class _Field:
                 record.target_concurrency,
                 loads.replica(record.id),
                 record.id in suspects,
+                gate.ms_per_mu(record.supply_mu_per_min),
             )
             for record in records
         ]
@@ -76,11 +53,23 @@ class _Field:
 class _Waiter(NamedTuple):
     load: Load
     tried: tuple[str, ...]
+    claim: Claim
     place: asyncio.Future[Placement]
 
 
+Claim = Lent | Owned | None
+"""By what right a request asks for a place. None: it had one, on a replica that has failed."""
+
+
+def _ignore(deployment: str, seconds: float) -> None:
+    """For those who do not count."""
+
+
 class Dispatcher:
-    """One per gateway process. ``replicas`` gives the current records of a deployment."""
+    """One per gateway process. ``replicas`` gives the current records of a deployment, ``clock`` monotonic seconds.
+
+    ``on_claw_back`` hears of a deployment for how long an owner of a reservation had found no room.
+    """
 
     def __init__(
         self,
@@ -90,6 +79,8 @@ class Dispatcher:
         *,
         queue_s: float,
         queue_max: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_claw_back: Callable[[str, float], None] = _ignore,
     ) -> None:
         self._replicas = replicas
         self._loads = loads
@@ -99,32 +90,51 @@ class Dispatcher:
         self._queues: dict[str, deque[_Waiter]] = {}
         self._fields: dict[str, _Field] = {}
         self._suspects: dict[str, float] = {}
+        self._clock = clock
         self._poller: asyncio.TimerHandle | None = None
+        self.best_effort = BestEffort(
+            self, loads, queue_s=queue_s, queue_max=queue_max, clock=clock, on_relief=on_claw_back
+        )
 
     @property
     def waiting(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        """Requests without a place, of both classes."""
+        return sum(len(queue) for queue in self._queues.values()) + self.best_effort.waiting
 
-    async def place(self, deployment: str, load: Load, tried: tuple[str, ...] = ()) -> Placement:
-        """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica or Busy."""
+    def has_waiting(self, deployment: str) -> bool:
+        """Whether requests inside reservations, or such as had a place before, wait for a slot."""
+        return deployment in self._queues
+
+    async def place(
+        self, deployment: str, load: Load, tried: tuple[str, ...] = (), *, claim: Claim = None
+    ) -> Placement:
+        """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica, Busy or Reclaimed."""
+        if isinstance(claim, Lent) and not tried:
+            return await self.best_effort.place(deployment, load, claim)
         queue = self._queues.get(deployment)
         if not queue or all(waiter.tried for waiter in queue):
             # Those wait for what they have not tried: nobody is overtaken.
-            placed = self._try(deployment, load, tried)
+            placed = self._try(deployment, load, tried, claim)
             if isinstance(placed, Placement):
                 return placed
             if placed.verdict == "none":
                 raise NoReplica(placed.reason)
             queue = self._queues.setdefault(deployment, deque())
         if len(queue) >= self._queue_max:
-            raise Busy(f"{len(queue)} requests are waiting already")
-        return await self._wait(deployment, queue, load, tried)
+            raise Busy(f"{len(queue)} requests are waiting already", reason="queue_full")
+        return await self._wait(deployment, queue, _Waiter(load, tried, claim, _future()))
+
+    def started(self, deployment: str, ticket: TicketLike) -> None:
+        """The request's first token has come: its prompt is read, and others may be."""
+        ticket.first_token()
+        self.best_effort.pump(deployment)
 
     def finish(self, deployment: str, ticket: TicketLike, *, ok: bool) -> None:
         """The request has left its replica: its slot goes to the first that waits."""
         ticket.finished(ok)
         if deployment in self._queues:
             self._pump(deployment)
+        self.best_effort.pump(deployment)
 
     def suspect(self, replica: str) -> None:
         """The replica has just failed a request: others go first for a moment."""
@@ -155,18 +165,42 @@ class Dispatcher:
                 self._fields.pop(deployment, None)
         return field
 
-    def _try(self, deployment: str, load: Load, tried: tuple[str, ...]) -> Placement | Decision:
+    def candidates(self, deployment: str) -> Sequence[Candidate]:
+        """The replicas of a deployment as the policy sees them."""
+        return self._field(deployment).candidates
+
+    def try_place(self, deployment: str, load: Load, tried: tuple[str, ...], *, is_lent: bool) -> Placement | Decision:
+        """A place now, or why there is none."""
         field = self._field(deployment)
         decision = self._policy(field.candidates, load, tried)
         if decision.verdict != "dispatch":
             return decision
         # Between decision and ticket nothing may await: the next decision must see this request.
-        ticket = self._loads.dispatched(decision.replica, load.prefill_mu, load.decode_mu)
-        return Placement(field.by_id[decision.replica], ticket, decision)
+        ticket = self._loads.dispatched(decision.replica, load.prefill_mu, load.decode_mu, is_lent=is_lent)
+        record = field.by_id[decision.replica]
+        if not load.is_stream:
+            pending = self._loads.replica(record.id).w
+            own_s = gate.presumed_prefill_s(gate.engine_ms(pending, record.supply_mu_per_min))
+            self._loads.presume(ticket, self._clock() + own_s)
+        return Placement(record, ticket, decision)
 
-    async def _wait(self, deployment: str, queue: deque[_Waiter], load: Load, tried: tuple[str, ...]) -> Placement:
-        waiter = _Waiter(load, tried, asyncio.get_running_loop().create_future())
-        mu = load.prefill_mu + load.decode_mu
+    def _try(self, deployment: str, load: Load, tried: tuple[str, ...], claim: Claim) -> Placement | Decision:
+        """``try_place``, and what an owner finds there decides whether more is lent."""
+        placed = self.try_place(deployment, load, tried, is_lent=isinstance(claim, Lent))
+        if isinstance(claim, Owned):
+            if isinstance(placed, Placement):
+                pending = self._loads.replica(placed.replica.id).w - load.prefill_mu
+                pending_ms = gate.engine_ms(pending, placed.replica.supply_mu_per_min)
+                if gate.must_claw_back(pending_ms, ttft_objective_ms=claim.ttft_objective_ms):
+                    self.best_effort.claw_back(deployment)
+                else:
+                    self.best_effort.relieved(deployment)
+            elif placed.verdict == "wait":
+                self.best_effort.claw_back(deployment)
+        return placed
+
+    async def _wait(self, deployment: str, queue: deque[_Waiter], waiter: _Waiter) -> Placement:
+        mu = waiter.load.prefill_mu + waiter.load.decode_mu
         queue.append(waiter)
         self._loads.queued(deployment, mu)
         self._poll_later()
@@ -176,7 +210,7 @@ class Dispatcher:
         except TimeoutError:
             if waiter.place.done() and not waiter.place.cancelled():
                 return waiter.place.result()
-            raise Busy(f"no slot came free within {self._queue_s:g} s") from None
+            raise Busy(f"no slot came free within {self._queue_s:g} s", reason="wait") from None
         except asyncio.CancelledError:
             if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
                 self.finish(deployment, waiter.place.result().ticket, ok=True)
@@ -192,7 +226,7 @@ class Dispatcher:
         queue = self._queues.get(deployment) or deque()
         for waiter in list(queue):
             if not waiter.place.done():
-                placed = self._try(deployment, waiter.load, waiter.tried)
+                placed = self._try(deployment, waiter.load, waiter.tried, waiter.claim)
                 if isinstance(placed, Placement):
                     waiter.place.set_result(placed)
                 elif placed.verdict == "none":
@@ -214,3 +248,7 @@ class Dispatcher:
             self._pump(deployment)
         if self._queues:
             self._poll_later()
+
+
+def _future() -> asyncio.Future[Placement]:
+    return asyncio.get_running_loop().create_future()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from serving.gateway import errors, refusals
 from serving.gateway.books import Books
 from serving.gateway.dialects import media
-from serving.gateway.dispatch import Busy, NoReplica, Placement
+from serving.gateway.dispatch import Busy, Lent, NoReplica, Owned, Placement
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
 from serving.gateway.refusals import EngineFailed, EngineRefused
@@ -22,6 +22,7 @@ from serving.gateway.relay import RelayError
 from serving.gateway.request import JSON, Message, Request
 from serving.gateway.upstream import AnswerTooLarge, ConnectFailed, Connection, ConnectionBroken, UpstreamError
 from serving.gateway.usage import UNREADABLE
+from serving.policy.classes import PRIORITY
 from serving.policy.routing import Load
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ PROGRESS_S = 1.0
 LAST_WORD_S = 2.0
 """How long a client that must be told of a stopped request may take to hear it."""
 MAX_ATTEMPTS = 2
-BUSY_RETRY_S = 1.0
 
 _EVENT_STREAM = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,11 +46,12 @@ _EVENT_STREAM = (
 class Exchange:
     """``run`` answers the client; nothing it raises is the client's to see."""
 
-    def __init__(self, services: Services, request: Request, books: Books) -> None:
+    def __init__(self, services: Services, request: Request, books: Books, claim: Lent | Owned) -> None:
         self.services = services
         self.request = request
         self.send = request.send
         self.books = books
+        self.claim = claim
         self.deployment = books.deployment
         self.parsed = books.parsed
         self.is_own = books.dialect.is_own(books.deployment)
@@ -91,7 +92,8 @@ class Exchange:
 
     async def _serve(self) -> None:
         tried: tuple[str, ...] = ()
-        load = Load(self._workload(), self.books.estimate.prefill_mu, self.books.estimate.decode_mu)
+        expected = self.books.estimate
+        load = Load(self._workload(), expected.prefill_mu, expected.decode_mu, self.parsed.is_stream)
         failure: UpstreamError | None = None
         while True:
             placement = await self._place(load, tried, failure)
@@ -112,7 +114,7 @@ class Exchange:
 
     async def _place(self, load: Load, tried: tuple[str, ...], failure: UpstreamError | None) -> Placement:
         try:
-            placement = await self.services.dispatcher.place(self.deployment.id, load, tried)
+            placement = await self.services.dispatcher.place(self.deployment.id, load, tried, claim=self.claim)
         except NoReplica as error:
             if failure is not None:
                 raise refusals.failure(failure) from error
@@ -124,19 +126,15 @@ class Exchange:
             ) from error
         except Busy as error:
             self.services.loads.refused(self.deployment.id)
-            raise ApiError(
-                429,
-                f"'{self.deployment.name}' is at capacity: {error}. Try again shortly.",
-                code="capacity_exceeded",
-                type="requests",
-                headers=errors.retry_after(BUSY_RETRY_S),
-            ) from error
+            raise refusals.no_room(self.deployment.name, error) from error
         self.books.place(placement)
         return placement
 
     async def _attempt(self, placement: Placement) -> None:
         body = self.books.dialect.engine_body(
-            self.parsed, priority=0, cache_salt=self.services.cache_salt(self.books.principal.tenant.id)
+            self.parsed,
+            priority=PRIORITY[self.books.service_class],
+            cache_salt=self.services.cache_salt(self.books.principal.tenant.id),
         )
         connection = self.connection = await self.services.call_replica(
             placement.replica,
@@ -364,6 +362,6 @@ class Exchange:
 
 def _outcome_of(error: ApiError) -> Outcome:
     # A client's own mistake that only the engine saw says nothing about the engine.
-    if error.code in ("no_ready_replica", "capacity_exceeded") or error.status in (400, 404, 413):
+    if error.code in ("no_ready_replica", "capacity_exceeded", "capacity_reclaimed") or error.status in (400, 404, 413):
         return "refused"
     return "engine_lost" if error.code == "engine_lost" else "engine_error"

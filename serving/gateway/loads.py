@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import os
 import secrets
@@ -15,6 +16,7 @@ import msgspec
 import redis
 from redis.exceptions import ResponseError
 
+from serving.gateway.placement import TicketLike
 from serving.gateway.state import (
     EPOCH,
     GATEWAYS,
@@ -37,11 +39,14 @@ _LIFETIME_S = LIFETIME_MS / 1000
 
 
 class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One gateway's requests at one replica. ``w``: prefill MU pending; ``d``: decode MU in flight. UNIX seconds."""
+    """One gateway's requests at one replica. ``w``: prefill MU pending; ``d``: decode MU in flight; ``lent_*``: what of
+    these is best effort. UNIX seconds."""
 
     n: int = 0
     w: float = 0.0
     d: float = 0.0
+    lent_w: float = 0.0
+    lent_d: float = 0.0
     last_token_at: float = 0.0
     last_success_at: float = 0.0
     last_error_at: float = 0.0
@@ -51,13 +56,20 @@ class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One gateway's counts of a deployment since its start; ``queue_mu`` is what waits now."""
+    """One gateway's counts of a deployment since its start; ``queue_mu`` is what waits now.
+
+    ``reserved_mu`` and ``lent_mu`` are what requests used inside reservations and beyond; ``claw_backs`` counts how
+    often an owner found no room: other gateways stop lending when it rises.
+    """
 
     offered_mu: float = 0.0
     offered_requests: int = 0
     refused: int = 0
     completed: int = 0
     queue_mu: float = 0.0
+    reserved_mu: float = 0.0
+    lent_mu: float = 0.0
+    claw_backs: int = 0
 
 
 class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -75,24 +87,50 @@ class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class ReplicaLoad:
-    """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU."""
+    """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU, and what of these
+    is best effort."""
 
-    __slots__ = ("_in_flight", "d", "n", "others_d", "others_n", "others_w", "own", "w")
+    __slots__ = (
+        "_in_flight",
+        "d",
+        "lent_d",
+        "lent_w",
+        "n",
+        "others_d",
+        "others_lent_d",
+        "others_lent_w",
+        "others_n",
+        "others_w",
+        "own",
+        "w",
+    )
 
     def __init__(self) -> None:
         self.own = ReplicaBeat()
-        self.others_n = 0
-        self.others_w = 0.0
-        self.others_d = 0.0
+        self.forget_others()
         self.n = 0
-        self.w = self.d = 0.0
+        self.w = self.d = self.lent_w = self.lent_d = 0.0
         self._in_flight: dict[Ticket, float] = {}
+
+    def forget_others(self) -> None:
+        self.others_n = 0
+        self.others_w = self.others_d = self.others_lent_w = self.others_lent_d = 0.0
+
+    def add_other(self, theirs: ReplicaBeat) -> None:
+        self.others_n += theirs.n
+        self.others_w += theirs.w
+        self.others_d += theirs.d
+        self.others_lent_w += theirs.lent_w
+        self.others_lent_d += theirs.lent_d
 
     def merge(self) -> None:
         """Own and others' numbers have changed."""
-        self.n = self.own.n + self.others_n
-        self.w = self.own.w + self.others_w
-        self.d = self.own.d + self.others_d
+        own = self.own
+        self.n = own.n + self.others_n
+        self.w = own.w + self.others_w
+        self.d = own.d + self.others_d
+        self.lent_w = own.lent_w + self.others_lent_w
+        self.lent_d = own.lent_d + self.others_lent_d
 
     def _enter(self, ticket: Ticket, now: float) -> None:
         self._in_flight[ticket] = now
@@ -100,6 +138,9 @@ class ReplicaLoad:
         own.n += 1
         own.w += ticket.w_mu
         own.d += ticket.d_mu
+        if ticket.is_lent:
+            own.lent_w += ticket.w_mu
+            own.lent_d += ticket.d_mu
         if own.n == 1:
             own.oldest_in_flight_at = now
         self.merge()
@@ -110,21 +151,26 @@ class ReplicaLoad:
         own.n -= 1
         own.departed += 1
         own.d -= ticket.d_mu
+        if ticket.is_lent:
+            own.lent_d -= ticket.d_mu
         if own.n == 0:
             # Sums of floats drift; an idle replica has exactly nothing.
-            own.w = own.d = own.oldest_in_flight_at = 0.0
+            own.w = own.d = own.lent_w = own.lent_d = own.oldest_in_flight_at = 0.0
         else:
             own.oldest_in_flight_at = next(iter(self._in_flight.values()))
         self.merge()
 
 
 class Ticket:
-    """One dispatched request at one replica. Every method may be called in any order and any number of times."""
+    """One dispatched request at one replica. Every method may be called in any order and any number of times.
 
-    __slots__ = ("_is_over", "_load", "_waits_for_token", "d_mu", "w_mu")
+    ``is_lent``: it is best effort.
+    """
 
-    def __init__(self, load: ReplicaLoad, w_mu: float, d_mu: float) -> None:
-        self.w_mu, self.d_mu = w_mu, d_mu
+    __slots__ = ("_is_over", "_load", "_waits_for_token", "d_mu", "is_lent", "w_mu")
+
+    def __init__(self, load: ReplicaLoad, w_mu: float, d_mu: float, *, is_lent: bool = False) -> None:
+        self.w_mu, self.d_mu, self.is_lent = w_mu, d_mu, is_lent
         self._load = load
         self._waits_for_token = True
         self._is_over = False
@@ -135,7 +181,7 @@ class Ticket:
         if self._is_over:
             return
         self._load.own.last_token_at = time.time()
-        self._end_prefill()
+        self.prefilled()
 
     def token(self) -> None:
         """Something came from the engine just now."""
@@ -146,7 +192,7 @@ class Ticket:
         """The request has left the replica; ``ok``: it completed there without an engine error."""
         if self._is_over:
             return
-        self._end_prefill()
+        self.prefilled()
         self._is_over = True
         if ok:
             self._load.own.last_success_at = time.time()
@@ -154,10 +200,13 @@ class Ticket:
             self._load.own.last_error_at = time.time()
         self._load._leave(self)
 
-    def _end_prefill(self) -> None:
+    def prefilled(self) -> None:
+        """The prefill is over, or must be by now."""
         if self._waits_for_token:
             self._waits_for_token = False
             self._load.own.w -= self.w_mu
+            if self.is_lent:
+                self._load.own.lent_w -= self.w_mu
             self._load.merge()
 
 
@@ -179,6 +228,9 @@ class Loads:
         self._others: list[GatewayBeat] = []
         self._heard_at = float("-inf")
         self._ticker: asyncio.Task[None] | None = None
+        self._presumed: list[tuple[float, int, TicketLike]] = []
+        self._presumptions = 0
+        self._claw_backs: dict[str, int] = {}
 
     async def start(self) -> None:
         """Begin the exchange, every 100 ms, one round trip."""
@@ -202,8 +254,19 @@ class Loads:
             load = self._replicas[replica_id] = ReplicaLoad()
         return load
 
-    def dispatched(self, replica_id: str, w_mu: float, d_mu: float) -> Ticket:
-        return Ticket(self.replica(replica_id), w_mu, d_mu)
+    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> Ticket:
+        return Ticket(self.replica(replica_id), w_mu, d_mu, is_lent=is_lent)
+
+    def presume(self, ticket: TicketLike, at: float) -> None:
+        """Nobody will tell of the first token: take the prefill for done at ``at`` (monotonic seconds)."""
+        self._presumptions += 1
+        heapq.heappush(self._presumed, (at, self._presumptions, ticket))
+
+    def note_presumed(self, now: float) -> None:
+        """``now`` (monotonic seconds): end the prefills that must be over."""
+        presumed = self._presumed
+        while presumed and presumed[0][0] <= now:
+            heapq.heappop(presumed)[2].prefilled()
 
     def offered(self, deployment_id: str, mu: float) -> None:
         beat = self._deployment(deployment_id)
@@ -220,6 +283,22 @@ class Loads:
         """``mu`` joins the queue (positive) or leaves it (negative)."""
         beat = self._deployment(deployment_id)
         beat.queue_mu = max(0.0, beat.queue_mu + mu)
+
+    def used(self, deployment_id: str, mu: float, *, is_lent: bool) -> None:
+        """A request has used ``mu``, inside a reservation or, ``is_lent``, beyond."""
+        beat = self._deployment(deployment_id)
+        if is_lent:
+            beat.lent_mu += mu
+        else:
+            beat.reserved_mu += mu
+
+    def clawed_back(self, deployment_id: str) -> None:
+        """An owner has found no room here: with the next beat all gateways stop lending."""
+        self._deployment(deployment_id).claw_backs += 1
+
+    def claw_backs(self, deployment_id: str) -> int:
+        """How often other gateways' owners have found no room; it never falls."""
+        return self._claw_backs.get(deployment_id, 0)
 
     def gateways(self) -> int:
         """Live gateways as of the last exchange, this one included."""
@@ -252,6 +331,7 @@ class Loads:
         next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
         while True:
             await asyncio.sleep(_PERIOD_S)
+            self.note_presumed(time.monotonic())
             await self._exchange()
             if time.monotonic() > next_sweep:
                 next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
@@ -277,22 +357,33 @@ class Loads:
     def _merge(self, others: list[GatewayBeat]) -> None:
         """Take over the other gateways' beats, in one go between two awaits."""
         changed = []
+        before = {beat.gateway: beat for beat in self._others}
+        for beat in others:
+            self._note_claw_backs(before.get(beat.gateway), beat)
         for beat in self._others:
             for replica_id in beat.replicas:
                 load = self._replicas.get(replica_id)
                 if load is not None:
-                    load.others_n, load.others_w, load.others_d = 0, 0.0, 0.0
+                    load.forget_others()
                     changed.append(load)
         self._others = others
         for beat in others:
             for replica_id, theirs in beat.replicas.items():
                 load = self.replica(replica_id)
-                load.others_n += theirs.n
-                load.others_w += theirs.w
-                load.others_d += theirs.d
+                load.add_other(theirs)
                 changed.append(load)
         for load in changed:
             load.merge()
+
+    def _note_claw_backs(self, before: GatewayBeat | None, beat: GatewayBeat) -> None:
+        """Count what is new in ``beat``; what a gateway that was not known before has counted is old."""
+        if before is None:
+            return
+        for deployment_id, theirs in beat.deployments.items():
+            known = before.deployments.get(deployment_id)
+            rise = theirs.claw_backs - (known.claw_backs if known is not None else 0)
+            if rise > 0:
+                self._claw_backs[deployment_id] = self._claw_backs.get(deployment_id, 0) + rise
 
     def _forget(self) -> None:
         """Drop replicas that nobody has used for long: they are gone."""

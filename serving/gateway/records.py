@@ -50,6 +50,8 @@ class TenantRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     id: str
     slug: str
     active: bool = True
+    best_effort: bool = True
+    """Whether it may use pools beyond what it has reserved of them."""
     limits: tuple[LimitRecord, ...] = ()
     members: dict[str, tuple[LimitRecord, ...]] = msgspec.field(default_factory=dict)
     """Limits of single members, by user id: they hold for their playground. Those of their keys stand at the keys."""
@@ -94,6 +96,13 @@ class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     profile: ProfileRecord
     tenants: tuple[str, ...] | None = None
     """Tenant ids that may use the pool; None means every tenant."""
+    best_effort: bool = True
+    """Whether what exceeds reservations, or nobody has reserved, is lent."""
+    best_effort_wait_s: float = 5.0
+    """How long a best-effort request may wait for room."""
+    ttft_objective_ms: float = 1000.0
+    claw_back_s: float = 2.4
+    """Within this an owner has what it has reserved, however much of it was lent."""
 
 
 class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ import msgspec
 
 from serving.gateway import errors
 from serving.gateway.errors import ApiError
+from serving.gateway.placement import Busy, Reclaimed
 from serving.gateway.relay import error_message
 from serving.gateway.upstream import UpstreamError
 from serving.gateway.usage import UNREADABLE
@@ -40,6 +41,20 @@ def failure(error: Exception) -> ApiError:
     if isinstance(error, (EngineRefused, EngineFailed)):
         return ApiError(502, "The engine failed on this request.", code="engine_error", type=errors.SERVER)
     return ApiError(502, "The connection to the engine was lost.", code="engine_lost", type=errors.SERVER)
+
+
+def no_room(name: str, error: Busy) -> ApiError:
+    """What the client hears when ``name`` has no room for it, now or in the time that it may wait."""
+    is_reclaimed = isinstance(error, Reclaimed)
+    return ApiError(
+        429,
+        f"'{name}' has no room for best-effort requests: {error}. Try again in {error.retry_after_s:.3g} s."
+        if is_reclaimed
+        else f"'{name}' is at capacity: {error}. Try again in {error.retry_after_s:.3g} s.",
+        code="capacity_reclaimed" if is_reclaimed else "capacity_exceeded",
+        type="requests",
+        headers=errors.retry_after(error.retry_after_s),
+    )
 
 
 def client_mistake(status: int, body: bytes) -> ApiError:

@@ -87,11 +87,15 @@ class Services:
         return self.store.view.version, self.store.age_s()
 
     def profile(self, pool: PoolRecord) -> CostProfile:
-        """The pool's price. Versions are never edited, so each is converted once and kept."""
-        key = (pool.id, pool.profile.version)
+        """The pool's price."""
+        return self.version(pool.id, pool.profile)
+
+    def version(self, pool: str, record: ProfileRecord) -> CostProfile:
+        """A version of a pool's price. Versions are never edited, so each is converted once and kept."""
+        key = (pool, record.version)
         found = self._profiles.get(key)
         if found is None:
-            found = self._profiles[key] = cost_profile(pool.profile)
+            found = self._profiles[key] = cost_profile(record)
         return found
 
     def price(self, admitted: AdmitLine, usage: Usage) -> float:

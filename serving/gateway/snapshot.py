@@ -63,7 +63,7 @@ def hash_key(kind: str) -> str:
 
 
 class Snapshot:
-    """The records by id, and two indexes. Mutable: the store applies deltas in place, between two awaits."""
+    """The records by id, and indexes. Mutable: the store applies deltas in place, between two awaits."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -77,6 +77,7 @@ class Snapshot:
         self.reservations: dict[str, ReservationRecord] = {}
         self.deployments_by_name: dict[str, DeploymentRecord] = {}
         self.replicas_by_deployment: dict[str, tuple[ReplicaRecord, ...]] = {}
+        self.reservations_by_pool: dict[str, tuple[ReservationRecord, ...]] = {}
         self.raw: dict[str, dict[str, bytes]] = {kind: {} for kind in RECORD_TYPES}
         self._tables: dict[str, dict[str, Any]] = {
             "tenant": self.tenants,
@@ -117,6 +118,9 @@ class Snapshot:
         elif kind == "replica":
             for deployment in {r.deployment for r in (before, record) if r is not None}:
                 self._index_replicas(deployment, record_id, record)
+        elif kind == "reservation":
+            for pool in {r.pool for r in (before, record) if r is not None}:
+                self._index_reservations(pool, record_id, record)
 
     def _resolve(self, name: str) -> None:
         """Find whose ``name`` is, from all that there is: the same in every gateway, whatever came first.
@@ -137,6 +141,15 @@ class Snapshot:
             self.replicas_by_deployment[deployment] = tuple(sorted(others, key=lambda r: r.id))
         else:
             self.replicas_by_deployment.pop(deployment, None)
+
+    def _index_reservations(self, pool: str, record_id: str, record: ReservationRecord | None) -> None:
+        others = [r for r in self.reservations_by_pool.get(pool, ()) if r.id != record_id]
+        if record is not None and record.pool == pool:
+            others.append(record)
+        if others:
+            self.reservations_by_pool[pool] = tuple(sorted(others, key=lambda r: r.id))
+        else:
+            self.reservations_by_pool.pop(pool, None)
 
 
 class SnapshotStore:

@@ -113,3 +113,11 @@ def deadline_s(*, largest_prefill_mu: float, supply_mu_per_min: float) -> float:
     """
     longest_ms = max(BACKLOG_MS, engine_ms(largest_prefill_mu, supply_mu_per_min))
     return math.ceil(10 * (EXCHANGE_S + (CHEAPEST_MS + longest_ms) / 1000)) / 10
+
+
+def presumed_prefill_s(pending_ms: float) -> float:
+    """Seconds after which a prompt with ``pending_ms`` to read, its own included, must have been read.
+
+    Of an answer that comes in one piece nobody sees the first token. Decoding beside it takes its time, too: twice.
+    """
+    return 0.05 + 2.0 * pending_ms / 1000

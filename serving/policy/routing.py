@@ -54,11 +54,15 @@ class Candidate:
 
 
 class Load(NamedTuple):
-    """What the request would add, in MU. ``workload`` groups requests that are likely to share prefixes."""
+    """What the request would add, in MU. ``workload`` groups requests that are likely to share prefixes.
+
+    ``is_stream``: its first token will be seen; of others only the end is.
+    """
 
     workload: str
     prefill_mu: float
     decode_mu: float
+    is_stream: bool = True
 
 
 class Decision(NamedTuple):

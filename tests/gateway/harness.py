@@ -108,6 +108,8 @@ class Engine:
             "address": self.url,
             "state": "ready",
             "target_concurrency": 64,
+            # Its prefill takes no time to speak of, whatever the prices say.
+            "supply_mu_per_min": 1e6,
             **more,
         }
 

@@ -25,11 +25,14 @@ class LoadBook:
     def replica(self, replica_id: str) -> ReplicaLoad:
         return self.loads.setdefault(replica_id, ReplicaLoad())
 
-    def dispatched(self, replica_id: str, w_mu: float, d_mu: float) -> Ticket:
-        return Ticket(self.replica(replica_id), w_mu, d_mu)
+    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> Ticket:
+        return Ticket(self.replica(replica_id), w_mu, d_mu, is_lent=is_lent)
 
     def queued(self, deployment_id: str, mu: float) -> None:
         pass
+
+    def claw_backs(self, deployment_id: str) -> int:
+        return 0
 
 
 def record(name: str, state: str = "ready", target: int = 2) -> ReplicaRecord:

@@ -1,0 +1,261 @@
+"""Best-effort requests: let through while the gate is open, in the order of virtual token counters while it is not.
+
+One queue per deployment and gateway process. The order between tenants is ``serving/policy/fairness.py``, the gate is
+``serving/policy/gate.py``; here is what waits, for how long, and what an owner's return does to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from serving.gateway.placement import Busy, Lent, LoadBook, NoReplica, Placement, Reclaimed
+from serving.policy import gate
+from serving.policy.fairness import FairQueue, Turn
+from serving.policy.routing import Candidate, Decision, Load
+
+POLL_S = 0.05
+"""How often a queue looks again: what other gateways free is only seen through their beats."""
+_RETRY_MIN_S, _RETRY_MAX_S = 1.0, 60.0
+_RATE_OVER_S = 10.0
+
+
+class Slots(Protocol):
+    """Where requests go: ``serving.gateway.dispatch.Dispatcher``, as far as best effort needs it."""
+
+    def candidates(self, deployment: str) -> Sequence[Candidate]: ...
+
+    def try_place(self, deployment: str, load: Load, tried: tuple[str, ...], *, is_lent: bool) -> Placement | Decision:
+        """Between its decision and the replica's load nothing may await."""
+        ...
+
+    def has_waiting(self, deployment: str) -> bool: ...
+
+
+class Waiter:
+    """A request in the queue. ``why``: what kept it there when it was last looked at."""
+
+    __slots__ = ("ask", "load", "place", "why")
+
+    def __init__(self, load: Load, ask: Lent) -> None:
+        self.load = load
+        self.ask = ask
+        self.place: asyncio.Future[Placement] = asyncio.get_running_loop().create_future()
+        self.why = ""
+
+
+class Line:
+    """One deployment's queue, and what its owners have taken back."""
+
+    __slots__ = ("hold_until", "needed_since", "queue", "rate", "rate_at", "seen", "told_at")
+
+    def __init__(self) -> None:
+        self.queue: FairQueue[Waiter] = FairQueue()
+        self.hold_until = float("-inf")
+        """Nothing is lent before this moment."""
+        self.needed_since: float | None = None
+        self.told_at = float("-inf")
+        self.seen = 0
+        self.rate = 0.0
+        """MU/s that left the queue for replicas lately, as of ``rate_at``."""
+        self.rate_at = 0.0
+
+    def note_rate(self, mu: float, now: float) -> None:
+        self.rate = self.rate_now(now) + mu / _RATE_OVER_S
+        self.rate_at = now
+
+    def rate_now(self, now: float) -> float:
+        return self.rate * max(0.0, 1.0 - (now - self.rate_at) / _RATE_OVER_S)
+
+
+class BestEffort:
+    """``clock`` gives monotonic seconds. ``on_relief`` hears for how long an owner had found no room."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        loads: LoadBook,
+        *,
+        queue_s: float,
+        queue_max: int,
+        clock: Callable[[], float],
+        on_relief: Callable[[str, float], None],
+    ) -> None:
+        self._slots = slots
+        self._loads = loads
+        self._queue_s = queue_s
+        self._queue_max = queue_max
+        self._clock = clock
+        self._on_relief = on_relief
+        self._lines: dict[str, Line] = {}
+        self._poller: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        return sum(line.queue.size for line in self._lines.values())
+
+    async def place(self, deployment: str, load: Load, ask: Lent) -> Placement:
+        """The request's place, after a wait of at most ``ask.wait_s``. Raises NoReplica, Busy or Reclaimed."""
+        line = self._line(deployment)
+        queue = line.queue
+        if not queue.size:
+            placed = self._pass(deployment, line, load, ask)
+            if isinstance(placed, Placement):
+                queue.serve(ask.tenant, ask.mu)
+                return placed
+        if queue.size >= self._queue_max:
+            raise Busy(
+                f"{queue.size} best-effort requests are waiting already",
+                retry_after_s=self._retry_after_s(line),
+                reason="queue_full",
+            )
+        return await self._wait(deployment, line, load, ask)
+
+    def settle(self, deployment: str, tenant: str, difference: float) -> None:
+        """What a served request really cost, less what it was expected to."""
+        line = self._lines.get(deployment)
+        if line is not None:
+            line.queue.settle(tenant, difference)
+
+    def claw_back(self, deployment: str) -> None:
+        """An owner has found no room: lend nothing for a moment, on any gateway, and evict what waits."""
+        line, now = self._line(deployment), self._clock()
+        if line.needed_since is None:
+            line.needed_since = now
+        if now - line.told_at > gate.HOLD_S / 2:
+            line.told_at = now
+            self._loads.clawed_back(deployment)
+        self._stop_lending(line, now)
+
+    def relieved(self, deployment: str) -> None:
+        """An owner has found room at once."""
+        line = self._lines.get(deployment)
+        if line is not None and line.needed_since is not None:
+            self._on_relief(deployment, self._clock() - line.needed_since)
+            line.needed_since = None
+
+    def pump(self, deployment: str) -> None:
+        """Room may have come: let through whose turn it is."""
+        line = self._lines.get(deployment)
+        if line is None or not line.queue.size:
+            return
+        placed: Placement | None = None
+        is_shut = False
+
+        def fits(waiter: Waiter) -> bool:
+            nonlocal placed, is_shut
+            if is_shut or waiter.place.done():
+                return False
+            found = self._pass(deployment, line, waiter.load, waiter.ask)
+            if isinstance(found, Placement):
+                placed = found
+                return True
+            waiter.why, is_shut = found
+            return False
+
+        try:
+            while (turn := line.queue.take(fits)) is not None:
+                if placed is not None:
+                    line.note_rate(turn.mu, self._clock())
+                    turn.item.place.set_result(placed)
+        except NoReplica as error:
+            for turn in list(line.queue):
+                self._end(line, turn, NoReplica(str(error)))
+
+    def _line(self, deployment: str) -> Line:
+        line = self._lines.get(deployment)
+        if line is None:
+            line = self._lines[deployment] = Line()
+            line.seen = self._loads.claw_backs(deployment)
+        return line
+
+    def _pass(self, deployment: str, line: Line, load: Load, ask: Lent) -> Placement | tuple[str, bool]:
+        """A place now, or what is in the way, and whether it is in everybody's. Raises NoReplica."""
+        now = self._clock()
+        told = self._loads.claw_backs(deployment)
+        if told != line.seen:
+            line.seen = told
+            self._stop_lending(line, now)
+        if now < line.hold_until:
+            return "what is reserved is needed by its owner", True
+        if self._slots.has_waiting(deployment):
+            return "requests inside reservations wait for a free slot", True
+        seen = gate.look(
+            self._slots.candidates(deployment),
+            prefill_mu=load.prefill_mu,
+            largest_prefill_mu=ask.largest_prefill_mu,
+            is_reserved=ask.is_reserved,
+        )
+        if seen.obstacle == "no_replica":
+            raise NoReplica(seen.reason)
+        if not seen.is_open:
+            return seen.reason, seen.obstacle != "backlog"
+        placed = self._slots.try_place(deployment, load, (), is_lent=True)
+        if isinstance(placed, Placement):
+            return placed
+        if placed.verdict == "none":
+            raise NoReplica(placed.reason)
+        return placed.reason, True
+
+    async def _wait(self, deployment: str, line: Line, load: Load, ask: Lent) -> Placement:
+        waiter = Waiter(load, ask)
+        turn = line.queue.join(ask.tenant, waiter, ask.mu)
+        mu = load.prefill_mu + load.decode_mu
+        wait_s = min(ask.wait_s, self._queue_s)
+        self._loads.queued(deployment, mu)
+        self._poll_later()
+        try:
+            async with asyncio.timeout(wait_s):
+                return await waiter.place
+        except TimeoutError:
+            if waiter.place.done() and not waiter.place.cancelled():
+                return waiter.place.result()
+            raise Busy(
+                f"no room for best-effort requests within {wait_s:g} s, {waiter.why}",
+                retry_after_s=self._retry_after_s(line),
+                reason="wait",
+            ) from None
+        except asyncio.CancelledError:
+            if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
+                waiter.place.result().ticket.finished(True)
+                self.pump(deployment)
+            raise
+        finally:
+            self._loads.queued(deployment, -mu)
+            line.queue.leave(turn)
+
+    def _stop_lending(self, line: Line, now: float) -> None:
+        line.hold_until = now + gate.HOLD_S
+        if not line.queue.size:
+            return
+        retry_after_s = max(gate.HOLD_S, self._retry_after_s(line))
+        for turn in list(line.queue):
+            error = Reclaimed(
+                "the owner of a reservation needs what was lent", retry_after_s=retry_after_s, reason="reclaimed"
+            )
+            self._end(line, turn, error)
+
+    def _end(self, line: Line, turn: Turn[Waiter], error: Exception) -> None:
+        line.queue.leave(turn)
+        if not turn.item.place.done():
+            turn.item.place.set_exception(error)
+
+    def _retry_after_s(self, line: Line) -> float:
+        """When what waits now has gone, at the pace of late."""
+        rate = line.rate_now(self._clock())
+        expected = line.queue.mu / rate if rate > 0.0 else _RETRY_MIN_S
+        return min(_RETRY_MAX_S, max(_RETRY_MIN_S, expected))
+
+    def _poll_later(self) -> None:
+        if self._poller is None:
+            self._poller = asyncio.get_running_loop().call_later(POLL_S, self._poll)
+
+    def _poll(self) -> None:
+        self._poller = None
+        self._loads.note_presumed(self._clock())
+        for deployment, line in list(self._lines.items()):
+            if line.queue.size:
+                self.pump(deployment)
+        if self.waiting:
+            self._poll_later()

@@ -1,0 +1,88 @@
+"""A request's place on a replica, and what is said when there is none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from serving.gateway.records import ReplicaRecord
+from serving.policy.routing import Decision, ReplicaLoad
+
+
+class TicketLike(Protocol):
+    def first_token(self) -> None: ...
+
+    def token(self) -> None: ...
+
+    def prefilled(self) -> None: ...
+
+    def finished(self, ok: bool) -> None: ...
+
+
+class LoadBook(Protocol):
+    """``serving.gateway.loads.Loads``, as far as dispatching needs it."""
+
+    generation: int
+    """Another number when loads have been forgotten, so that those which somebody keeps must be asked for again."""
+
+    def replica(self, replica_id: str) -> ReplicaLoad: ...
+
+    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> TicketLike: ...
+
+    def presume(self, ticket: TicketLike, at: float) -> None: ...
+
+    def note_presumed(self, now: float) -> None: ...
+
+    def queued(self, deployment_id: str, mu: float) -> None: ...
+
+    def clawed_back(self, deployment_id: str) -> None: ...
+
+    def claw_backs(self, deployment_id: str) -> int: ...
+
+
+class Placement(NamedTuple):
+    """A request's place on a replica. ``ticket`` must be finished exactly when the request leaves it."""
+
+    replica: ReplicaRecord
+    ticket: TicketLike
+    decision: Decision
+
+
+class NoReplica(Exception):
+    """Nothing ready can take the request, now or after a wait. The message is the policy's reason."""
+
+
+class Busy(Exception):
+    """The queue is full, or the request has waited as long as it may.
+
+    ``retry_after_s``: when there may be room; ``reason``: a word to count it by.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, reason: str) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.reason = reason
+
+
+class Reclaimed(Busy):
+    """What was lent has been taken back: the owner of a reservation needs it."""
+
+
+class Lent(NamedTuple):
+    """What is to be known of a best-effort request: who sends it, and for how long it may wait.
+
+    ``mu`` is what it is expected to cost. ``largest_prefill_mu``: see ``gate.look``. ``is_reserved``: whether somebody
+    has reserved a part of the pool.
+    """
+
+    tenant: str
+    mu: float
+    wait_s: float
+    largest_prefill_mu: float = 0.0
+    is_reserved: bool = False
+
+
+class Owned(NamedTuple):
+    """What is to be known of a request inside a reservation: what its tenant was promised."""
+
+    ttft_objective_ms: float
+    claw_back_s: float

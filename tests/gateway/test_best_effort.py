@@ -1,0 +1,279 @@
+"""The best-effort queue by itself: the gate, the order, the bounds, and what an owner's return does to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serving.gateway import best_effort
+from serving.gateway.dispatch import Busy, Dispatcher, Lent, NoReplica, Owned, Placement, Reclaimed
+from serving.gateway.loads import ReplicaLoad, Ticket
+from serving.gateway.records import ReplicaRecord
+from serving.policy import gate
+from serving.policy.routing import Load, least_mu
+
+MS = gate.ms_per_mu(100.0)
+OWNER = Owned(ttft_objective_ms=1_000.0, claw_back_s=2.4)
+
+
+def load(prefill_ms: float, *, stream: bool = True) -> Load:
+    return Load("w", prefill_ms / MS, 0.1, stream)
+
+
+def lent(tenant: str = "t", mu: float = 1.0, wait_s: float = 5.0, **more: Any) -> Lent:
+    return Lent(tenant, mu, wait_s, **more)
+
+
+class LoadBook:
+    """Loads of this gateway; ``others`` is how often owners at other gateways have found no room."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.loads: dict[str, ReplicaLoad] = {}
+        self.presumed: list[tuple[float, Ticket]] = []
+        self.queue_mu = 0.0
+        self.told = 0
+        self.others = 0
+
+    def replica(self, replica_id: str) -> ReplicaLoad:
+        return self.loads.setdefault(replica_id, ReplicaLoad())
+
+    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> Ticket:
+        return Ticket(self.replica(replica_id), w_mu, d_mu, is_lent=is_lent)
+
+    def presume(self, ticket: Ticket, at: float) -> None:
+        self.presumed.append((at, ticket))
+
+    def note_presumed(self, now: float) -> None:
+        for at, ticket in self.presumed:
+            if at <= now:
+                ticket.prefilled()
+
+    def queued(self, deployment_id: str, mu: float) -> None:
+        self.queue_mu += mu
+
+    def clawed_back(self, deployment_id: str) -> None:
+        self.told += 1
+
+    def claw_backs(self, deployment_id: str) -> int:
+        return self.others
+
+
+class Field:
+    def __init__(self, replicas: int = 1, target: int = 16, queue_max: int = 8) -> None:
+        self.records: tuple[ReplicaRecord, ...] = tuple(
+            ReplicaRecord(
+                id=f"r{n}",
+                deployment="d",
+                revision="r",
+                host="h",
+                address="http://127.0.0.1:1",
+                state="ready",
+                target_concurrency=target,
+            )
+            for n in range(replicas)
+        )
+        self.loads = LoadBook()
+        self.relief: list[float] = []
+        self.dispatcher = Dispatcher(
+            lambda _: self.records,
+            self.loads,  # type: ignore[arg-type]
+            least_mu,
+            queue_s=5.0,
+            queue_max=queue_max,
+            on_claw_back=lambda _, seconds: self.relief.append(seconds),
+        )
+
+    def ask(self, ms: float, claim: Lent | Owned, *, stream: bool = True) -> asyncio.Task[Placement]:
+        return asyncio.ensure_future(self.dispatcher.place("d", load(ms, stream=stream), claim=claim))
+
+    async def now(self, ms: float, claim: Lent | Owned) -> Placement:
+        async with asyncio.timeout(best_effort.POLL_S / 2):
+            return await self.ask(ms, claim)
+
+    def read(self, placement: Placement) -> None:
+        self.dispatcher.started("d", placement.ticket)
+
+    def leave(self, placement: Placement) -> None:
+        self.dispatcher.finish("d", placement.ticket, ok=True)
+
+
+async def turn() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_an_open_gate_costs_no_wait() -> None:
+    field = Field(2)
+    for _ in range(4):
+        assert (await field.now(50.0, lent())).decision.verdict == "dispatch"
+    assert field.dispatcher.waiting == 0
+    assert sum(load.lent_w for load in field.loads.loads.values()) == pytest.approx(200.0 / MS)
+
+
+async def test_pending_prefill_shuts_the_gate_and_a_first_token_opens_it() -> None:
+    field = Field()
+    first = await field.now(200.0, lent())
+    second = field.ask(10.0, lent())
+    await turn()
+    assert not second.done()
+    assert field.loads.queue_mu > 0.0
+    field.read(first)
+    await turn()
+    assert second.done()
+    assert field.loads.queue_mu == pytest.approx(0.0)
+
+
+async def test_an_answer_in_one_piece_does_not_shut_the_gate_until_its_end() -> None:
+    field = Field()
+    whole = field.ask(200.0, lent(), stream=False)
+    await turn()
+    assert whole.done()
+    second = field.ask(10.0, lent())
+    async with asyncio.timeout(2.0):
+        await second
+
+
+async def test_tenants_take_turns_by_mu_and_a_tenants_requests_go_in_order() -> None:
+    field = Field()
+    running = await field.now(200.0, lent("first"))
+    order: list[str] = []
+
+    def send(tenant: str, mu: float, name: str) -> None:
+        field.ask(200.0, lent(tenant, mu)).add_done_callback(lambda _: order.append(name))
+
+    for number in range(3):
+        send("long", 10.0, f"long{number}")
+    for number in range(3):
+        send("short", 1.0, f"short{number}")
+    await turn()
+    for _ in range(6):
+        field.read(running)
+        await turn()
+        load = field.loads.loads["r0"]
+        running = Placement(field.records[0], next(t for t in load._in_flight if t._waits_for_token), None)  # type: ignore[arg-type]
+    assert order == ["long0", "short0", "short1", "short2", "long1", "long2"]
+
+
+async def test_a_wait_is_bounded_and_says_why_it_was_in_vain() -> None:
+    field = Field()
+    await field.now(200.0, lent())
+    with pytest.raises(Busy, match=r"within 0\.1 s, every replica has prompts to read first") as caught:
+        await field.ask(10.0, lent(wait_s=0.1))
+    assert caught.value.reason == "wait"
+    assert caught.value.retry_after_s >= 1.0
+    assert field.dispatcher.waiting == 0
+
+
+async def test_the_queue_is_bounded() -> None:
+    field = Field(queue_max=2)
+    await field.now(200.0, lent())
+    waiting = [field.ask(10.0, lent(f"t{n}")) for n in range(2)]
+    await turn()
+    with pytest.raises(Busy) as caught:
+        await field.ask(10.0, lent())
+    assert caught.value.reason == "queue_full"
+    for one in waiting:
+        one.cancel()
+    await turn()
+    assert field.dispatcher.waiting == 0
+    assert field.loads.queue_mu == pytest.approx(0.0)
+
+
+async def test_one_that_leaves_while_it_is_given_a_place_gives_it_back() -> None:
+    field = Field()
+    first = await field.now(200.0, lent())
+    second = field.ask(10.0, lent())
+    await turn()
+    field.read(first)
+    second.cancel()
+    await turn()
+    field.leave(first)
+    assert field.loads.loads["r0"].n == 0
+
+
+async def test_reserved_requests_pass_whatever_best_effort_waits_for() -> None:
+    field = Field()
+    await field.now(200.0, lent())
+    waiting = field.ask(10.0, lent())
+    await turn()
+    assert (await field.now(10.0, OWNER)).decision.verdict == "dispatch"
+    assert not waiting.done()
+    waiting.cancel()
+
+
+async def test_an_owner_who_finds_no_slot_evicts_what_waits_and_stops_what_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "HOLD_S", 0.2)
+    field = Field(target=2)
+    places = [await field.now(10.0, lent(f"t{n}")) for n in range(2)]
+    waiting = field.ask(10.0, lent())
+    await turn()
+    owner = field.ask(10.0, OWNER)
+    await turn()
+    with pytest.raises(Reclaimed, match="owner of a reservation") as caught:
+        await waiting
+    assert caught.value.retry_after_s >= 0.2
+    assert field.loads.told == 1, "other gateways hear of it"
+    field.leave(places[0])
+    await turn()
+    assert owner.done()
+    assert field.relief, "and how long it took is told"
+    field.leave(places[1])
+    late = field.ask(10.0, lent())
+    await turn()
+    assert not late.done(), "nothing is lent for a moment"
+    async with asyncio.timeout(1.0):
+        await late
+
+
+async def test_an_owner_who_would_be_answered_late_takes_back_what_was_lent() -> None:
+    field = Field()
+    first = await field.now(10.0, lent())
+    field.loads.dispatched("r0", 600.0 / MS, 0.0, is_lent=True)
+    waiting = field.ask(10.0, lent())
+    await turn()
+    assert (await field.now(10.0, OWNER)).decision.verdict == "dispatch"
+    with pytest.raises(Reclaimed):
+        await waiting
+    field.leave(first)
+
+
+async def test_an_owner_at_another_gateway_counts_as_one_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "HOLD_S", 0.2)
+    field = Field()
+    await field.now(200.0, lent())
+    waiting = field.ask(10.0, lent())
+    await turn()
+    field.loads.others += 1
+    async with asyncio.timeout(1.0):
+        with pytest.raises(Reclaimed):
+            await waiting
+
+
+async def test_slots_are_kept_for_owners_where_something_is_reserved() -> None:
+    field = Field(target=8)
+    for n in range(7):
+        await field.now(1.0, lent(f"t{n}", is_reserved=True))
+    eighth = field.ask(1.0, lent(is_reserved=True))
+    await turn()
+    assert not eighth.done()
+    assert (await field.now(1.0, OWNER)).decision.verdict == "dispatch"
+    eighth.cancel()
+
+
+async def test_those_who_wait_are_told_when_every_replica_is_gone() -> None:
+    field = Field()
+    await field.now(200.0, lent())
+    waiting = [field.ask(10.0, lent(f"t{n}")) for n in range(2)]
+    await turn()
+    field.records = ()
+    for one in waiting:
+        with pytest.raises(NoReplica):
+            await one
+    assert field.dispatcher.waiting == 0
+    with pytest.raises(NoReplica):
+        await field.ask(10.0, lent())
