@@ -34,9 +34,12 @@ def invitation_create(
 ) -> tuple[Invitation, str]:
     """A new invitation and the token of its link, which is not kept: show it once.
 
-    An expired invitation of the same address makes way. Raises ValidationError by field.
+    An expired invitation of the same address makes way. Raises ValidationError by field, also for an ``actor`` who may
+    not sign in any more.
     """
     tenant.take_turn()
+    if isinstance(actor, User):
+        _take_turn_as_sender(actor)
     address = email.strip().lower()
     token = secrets.token_urlsafe(32)
     now = timezone.now()
@@ -70,7 +73,7 @@ def invitation_find(token: str) -> Invitation:
         raise InvitationError("There is no such invitation: the link is incomplete. Copy the whole of it.")
     if found.state != Invitation.State.OPEN:
         raise InvitationError(_ENDED[found.state])
-    # Made while its sender was kept out, or sent before that revoked what they had sent.
+    # Whoever keeps a sender out revokes what they sent; this holds by whatever means it was done.
     if found.invited_by is not None and not found.invited_by.is_active:
         raise InvitationError(_ENDED[Invitation.State.REVOKED])
     return found
@@ -116,6 +119,13 @@ def invitation_accept(token: str, *, visitor: User | None = None) -> User:
         after={"accepted_at": now, "user": user.pk},
     )
     return user
+
+
+def _take_turn_as_sender(sender: User) -> None:
+    """Of this and a deactivation at the same moment the second sees what the first did: nothing is left open."""
+    # A write of what is there: it waits for whoever changes the row, and changes nothing itself.
+    if not User.objects.filter(pk=sender.pk, is_active=True).update(is_active=True):
+        raise ValidationError("This account may not sign in any more, so it invites nobody.")
 
 
 _ENDED = {

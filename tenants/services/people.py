@@ -49,8 +49,7 @@ def user_set_password(*, user: User, password: str, actor: Actor) -> None:
 def user_set_active(*, user: User, is_active: bool, actor: Actor) -> bool:
     """Let a user in or keep them out, with an end to their access tokens, open sign-in links and open invitations.
 
-    The invitations are those that they sent: whoever they let in by one of them would still come. One that was made
-    at the same moment lets nobody in meanwhile, and ends when the user is let in again.
+    The invitations are those that they sent: whoever they let in by one of them would still come.
 
     Returns False if it was so already. The last active operator stays: raises ValidationError.
     """

@@ -132,16 +132,46 @@ def test_what_somebody_kept_out_has_sent_lets_nobody_in() -> None:
         assert entries.count() == len(sent), "once"
 
 
-def test_an_invitation_made_while_its_sender_was_kept_out_lets_nobody_in(client: Client, tenant: Tenant) -> None:
-    """As one that was being made at that moment, or that is from before a deactivation revoked any."""
+def test_whoever_is_kept_out_invites_nobody(tenant: Tenant) -> None:
+    """A session that has been let in a moment before, too: what it knows of its user is of that moment."""
     sender = factories.user()
-    user_set_active(user=sender, is_active=False, actor="t")
+    user_set_active(user=User.objects.get(pk=sender.pk), is_active=False, actor="t")
+    with pytest.raises(ValidationError, match="may not sign in any more"):
+        invitation_create(tenant=tenant, email=ADDRESS, actor=sender)
+    assert not Invitation.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nothing_open_is_left_of_somebody_kept_out_while_they_invite() -> None:
+    """Whichever of the two is first: the other waits for it, and sees what it did."""
+    tenants = [factories.tenant(name=f"Tenant {number}") for number in range(4)]
+    sender, other = factories.user(), factories.user(is_operator=True)
+    for attempt in range(5):
+        user_set_active(user=User.objects.get(pk=sender.pk), is_active=True, actor="t")
+
+        def invites(tenant: Tenant, address: str = f"new-{attempt}@example.org") -> None:
+            invitation_create(tenant=Tenant.objects.get(pk=tenant.pk), email=address, actor=sender)
+
+        def keep_out() -> None:
+            user_set_active(user=User.objects.get(pk=sender.pk), is_active=False, actor=other)
+
+        outcomes = race(*[lambda tenant=tenant: invites(tenant) for tenant in tenants], keep_out)  # type: ignore[misc]
+        assert all(outcome is None or isinstance(outcome, ValidationError) for outcome in outcomes), outcomes
+        assert not Invitation.objects.filter(revoked_at=None).exists()
+    revoked = AuditEntry.objects.filter(action="invitation.revoke").count()
+    assert revoked == Invitation.objects.count(), "each with its entry"
+
+
+def test_a_sender_kept_out_by_other_means_lets_nobody_in(client: Client, tenant: Tenant) -> None:
+    sender = factories.user()
     invitation, token = invitation_create(tenant=tenant, email=ADDRESS, role="owner", actor=sender)
+    User.objects.filter(pk=sender.pk).update(is_active=False)
     with pytest.raises(InvitationError, match="was revoked"):
         invitation_accept(token)
     for answer in (client.get(f"/invitations/{token}"), client.post(f"/invitations/{token}")):
         assert (answer.status_code, b"was revoked" in answer.content) == (410, True)
     assert not User.objects.filter(email=ADDRESS).exists()
+    sender.refresh_from_db()
     assert user_set_active(user=sender, is_active=True, actor="t")
     invitation.refresh_from_db()
     assert invitation.state == "revoked", "and does not come back with its sender"
