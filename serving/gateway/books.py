@@ -244,6 +244,7 @@ class Books:
         metrics.cached_tokens += usage.cached_tokens
         metrics.output_tokens += usage.output_tokens
         metrics.mu += mu
+        metrics.classes[self.service_class].mu += mu
         if self.relay is not None:
             services.metrics.events += self.relay.events
         if services.config.access_log or outcome != "completed":
@@ -258,6 +259,7 @@ class Books:
                     "model": self.parsed.model,
                     "dialect": self.dialect.name,
                     "stream": self.parsed.is_stream,
+                    "class": self.service_class,
                     "replica": replica,
                     "routed": self.reason,
                     "attempts": len(self.attempts),

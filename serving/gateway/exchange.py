@@ -113,6 +113,8 @@ class Exchange:
             self.services.metrics.retries[self.deployment.name] += 1
 
     async def _place(self, load: Load, tried: tuple[str, ...], failure: UpstreamError | None) -> Placement:
+        by_class = self.services.metrics.models[self.deployment.name].classes[self.books.service_class]
+        asked = time.monotonic()
         try:
             placement = await self.services.dispatcher.place(self.deployment.id, load, tried, claim=self.claim)
         except NoReplica as error:
@@ -125,8 +127,11 @@ class Exchange:
                 retry_after_s=5.0,
             ) from error
         except Busy as error:
+            by_class.refusals[error.reason] += 1
             self.services.loads.refused(self.deployment.id)
             raise refusals.no_room(self.deployment.name, error) from error
+        by_class.admitted += not tried
+        by_class.wait.observe(time.monotonic() - asked)
         self.books.place(placement)
         return placement
 

@@ -35,10 +35,35 @@ class Histogram:
         return rows
 
 
+class ClassMetrics:
+    """What the requests of one model and service class added up to."""
+
+    __slots__ = ("admitted", "mu", "refusals", "wait")
+
+    def __init__(self) -> None:
+        self.admitted = 0
+        self.mu = 0.0
+        self.refusals: defaultdict[str, int] = defaultdict(int)
+        """Requests that got no place on a replica, by reason."""
+        self.wait = Histogram()
+        """Waits for a place of those who got one."""
+
+
 class ModelMetrics:
     """What the requests of one model added up to."""
 
-    __slots__ = ("cached_tokens", "duration", "first_byte", "input_tokens", "mu", "output_tokens", "requests")
+    __slots__ = (
+        "cached_tokens",
+        "classes",
+        "claw_back",
+        "claw_backs_late",
+        "duration",
+        "first_byte",
+        "input_tokens",
+        "mu",
+        "output_tokens",
+        "requests",
+    )
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -47,6 +72,11 @@ class ModelMetrics:
         self.mu = 0.0
         self.first_byte = Histogram()
         self.duration = Histogram()
+        self.classes: defaultdict[str, ClassMetrics] = defaultdict(ClassMetrics)
+        self.claw_back = Histogram()
+        """How long owners of reservations had found no room."""
+        self.claw_backs_late = 0
+        """How often that was longer than the pool says."""
 
 
 class Metrics:
@@ -99,8 +129,42 @@ class Metrics:
         yield _histogram("penstock_gateway_first_byte_seconds", "Arrival to first byte to the client.", first_byte)
         durations = {name: m.duration for name, m in models}
         yield _histogram("penstock_gateway_request_seconds", "Arrival to end.", durations)
+        yield from self._by_class()
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"penstock_gateway_{name}", name.replace("_", " "), value=value)
+
+    def _by_class(self) -> Iterator[Metric]:
+        found = {(name, word): c for name, m in self.models.items() for word, c in m.classes.items()}
+        yield _counter(
+            "penstock_gateway_class_admitted",
+            "Requests that got a place on a replica.",
+            "model class",
+            {key: c.admitted for key, c in found.items()},
+        )
+        yield _counter(
+            "penstock_gateway_class_mu",
+            "Model units used.",
+            "model class",
+            {key: c.mu for key, c in found.items()},
+        )
+        yield _counter(
+            "penstock_gateway_class_refusals",
+            "Requests that got no place on a replica.",
+            "model class reason",
+            {(*key, reason): n for key, c in found.items() for reason, n in c.refusals.items()},
+        )
+        waits = {key: c.wait for key, c in found.items()}
+        text = "Wait for a place on a replica."
+        yield _histogram("penstock_gateway_class_wait_seconds", text, waits, labels="model class")
+        returns = {name: m.claw_back for name, m in self.models.items() if m.claw_back.total}
+        text = "How long owners of reservations had found no room."
+        yield _histogram("penstock_gateway_claw_back_seconds", text, returns)
+        yield _counter(
+            "penstock_gateway_claw_backs_late",
+            "How often that was longer than the pool's deadline.",
+            "model",
+            {(name,): m.claw_backs_late for name, m in self.models.items() if m.claw_back.total},
+        )
 
 
 def _counter(name: str, text: str, labels: str, values: Mapping[Any, float]) -> CounterMetricFamily:
@@ -110,8 +174,8 @@ def _counter(name: str, text: str, labels: str, values: Mapping[Any, float]) -> 
     return family
 
 
-def _histogram(name: str, text: str, values: dict[str, Histogram]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(name, text, labels=["model"])
-    for model, histogram in values.items():
-        family.add_metric([model], buckets=histogram.buckets(), sum_value=histogram.total)
+def _histogram(name: str, text: str, values: Mapping[Any, Histogram], labels: str = "model") -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=labels.split())
+    for key, histogram in values.items():
+        family.add_metric([key] if isinstance(key, str) else list(key), histogram.buckets(), histogram.total)
     return family

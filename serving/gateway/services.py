@@ -47,7 +47,12 @@ class Services:
         self.shipper = Shipper(self.state, self.journal, price=self.price)
         self.upstream = UpstreamPool(connect_s=config.connect_s, keep_alive_s=config.upstream_keep_alive_s)
         self.dispatcher = Dispatcher(
-            self._replicas, self.loads, policy, queue_s=config.queue_s, queue_max=config.queue_max
+            self._replicas,
+            self.loads,
+            policy,
+            queue_s=config.queue_s,
+            queue_max=config.queue_max,
+            on_claw_back=self._clawed_back,
         )
         self.learned = Learned()
         self.calibration = Calibration(self)
@@ -82,6 +87,17 @@ class Services:
 
     def _replicas(self, deployment: str) -> tuple[ReplicaRecord, ...]:
         return self.store.view.replicas_by_deployment.get(deployment, ())
+
+    def _clawed_back(self, deployment_id: str, seconds: float) -> None:
+        """The owner of a reservation has found no room for so long."""
+        view = self.store.view
+        deployment = view.deployments.get(deployment_id)
+        pool = view.pools.get(deployment.pool) if deployment is not None else None
+        if deployment is None or pool is None:
+            return
+        metrics = self.metrics.models[deployment.name]
+        metrics.claw_back.observe(seconds)
+        metrics.claw_backs_late += seconds > pool.claw_back_s
 
     def _snapshot_age(self) -> tuple[int, float]:
         return self.store.view.version, self.store.age_s()
@@ -168,6 +184,7 @@ class Services:
         return {
             "in_flight": self.in_flight,
             "waiting": self.dispatcher.waiting,
+            "waiting_best_effort": self.dispatcher.best_effort.waiting,
             "upstream_connections": self.upstream.open_connections,
             "snapshot_version": self.store.view.version,
             "snapshot_age_seconds": self.store.age_s(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-COUNTERS = ("offered_mu", "offered_requests", "refused", "completed", "departed")
-"""What a gateway counts since its start: the first four per deployment, who ``departed`` per replica."""
+COUNTERS = ("offered_mu", "offered_requests", "refused", "completed", "reserved_mu", "lent_mu", "departed")
+"""What a gateway counts since its start: per deployment, but who ``departed`` per replica."""
 
 Counts = dict[str, float]
 """Counter name -> value."""
@@ -47,8 +47,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One second of a deployment. Offered, refused, completed and departed count since the sample before, the rest is
-    ``at``. ``departed`` have left a replica however they ended, ``completed`` were served.
+    """One second of a deployment. Offered, refused, completed, departed and used MU count since the sample before, the
+    rest is ``at``. ``departed`` have left a replica however they ended, ``completed`` were served. Of the MU that were
+    used, ``reserved_mu`` were inside reservations, ``lent_mu`` beyond.
     """
 
     at: float
@@ -62,6 +63,8 @@ class Sample:
     departed: float = 0.0
     ready: int = 0
     capacity_mu_per_min: float = 0.0
+    reserved_mu: float = 0.0
+    lent_mu: float = 0.0
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)

@@ -79,6 +79,20 @@ def test_inside_the_reservation_it_is_reserved_and_beyond_it_best_effort(market:
         assert shared.served(answer.headers["x-penstock-request-id"])["body"]["priority"] == priority  # type: ignore[index]
 
 
+def test_metrics_tell_the_classes_apart(market: Market, shared: Shared) -> None:
+    market.sell(0.6, COST)
+    for _ in range(3):
+        class_of(market.ask())
+    url = f"{shared.gateways[0].url}/metrics"
+    text = httpx.get(url, headers={"authorization": "Bearer scrape"}).text
+    told = dict(line.rsplit(" ", 1) for line in text.splitlines() if f'model="{market.name}"' in line)
+    for word, count in (("reserved", 1), ("best_effort", 2)):
+        labels = f'{{class="{word}",model="{market.name}"}}'
+        assert float(told[f"penstock_gateway_class_admitted_total{labels}"]) == count
+        assert float(told[f"penstock_gateway_class_mu_total{labels}"]) == pytest.approx(count * COST, abs=0.1)
+        assert float(told[f"penstock_gateway_class_wait_seconds_count{labels}"]) == count
+
+
 def test_nobody_uses_what_another_has_reserved(market: Market) -> None:
     market.sell(6000.0, 1000.0)
     assert class_of(market.ask("else")) == "best_effort"

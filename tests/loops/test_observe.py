@@ -34,7 +34,9 @@ def test_a_sample_sums_all_gateways(world: World, gateway: FakeGateway) -> None:
     observe(world.client, now=world.now)
     assert newest(world)["offered_mu"] == 0.0
     gateway.deployments[deployment_id] = DeploymentBeat(offered_mu=103.0, offered_requests=3, refused=1, completed=2)
-    second.deployments[deployment_id] = DeploymentBeat(offered_mu=1004.0, offered_requests=2, queue_mu=2.5)
+    second.deployments[deployment_id] = DeploymentBeat(
+        offered_mu=1004.0, offered_requests=2, queue_mu=2.5, reserved_mu=4.0, lent_mu=0.5
+    )
     gateway.replicas[str(replica.pk)] = ReplicaBeat(n=2, w=0.5, d=1.0, departed=3)
     second.replicas[str(replica.pk)] = ReplicaBeat(n=1, d=0.25, departed=1)
     gateway.beat()
@@ -52,6 +54,8 @@ def test_a_sample_sums_all_gateways(world: World, gateway: FakeGateway) -> None:
         "departed": 4.0,
         "ready": 1,
         "capacity_mu_per_min": 80.0,
+        "reserved_mu": 4.0,
+        "lent_mu": 0.5,
     }
 
 

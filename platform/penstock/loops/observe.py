@@ -39,6 +39,8 @@ def gateway_counts(beat: GatewayBeat) -> GatewayCounts:
             "offered_requests": counted.offered_requests,
             "refused": counted.refused,
             "completed": counted.completed,
+            "reserved_mu": counted.reserved_mu,
+            "lent_mu": counted.lent_mu,
         }
         for deployment, counted in beat.deployments.items()
     }
@@ -91,4 +93,6 @@ def _sample(
         in_flight_mu=sum(load.w + load.d for load in loads),
         ready=len(ready),
         capacity_mu_per_min=sum(replica.supply_mu_per_min for replica in ready),
+        reserved_mu=rise.get("reserved_mu", 0.0),
+        lent_mu=rise.get("lent_mu", 0.0),
     )
