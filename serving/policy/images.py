@@ -16,6 +16,12 @@ TOKEN_PIXELS = 28
 families). Models that keep finer detail, or scale images, are learned by what their engine counts."""
 MAX_IMAGE_TOKENS = 16_384
 """Of one image: where Qwen2-VL scales down by default, and the most of what is in use."""
+MAX_PIXELS = 64_000_000
+"""Of one image: 8,000 × 8,000, as with Anthropic. Engines decode it whole before they scale it down: 200 MB."""
+MAX_REQUEST_PIXELS = 256_000_000
+"""Of all images of one request, which an engine holds decoded at once: four of the largest, or 120 full HD pictures."""
+MAX_IMAGES = 500
+"""Of one request, as with OpenAI: each is looked at before the next request is."""
 FORMATS = "PNG, JPEG, GIF or WebP"
 _STEPS = 200
 """Parts of a file that are walked at most: real ones have a few dozen before the picture begins."""
@@ -146,6 +152,30 @@ def token_bound(size: Size) -> int:
     """At most so many tokens does an image of ``size`` become in a model that reads it as it is."""
     columns, rows = -(-size.width // TOKEN_PIXELS), -(-size.height // TOKEN_PIXELS)
     return min(MAX_IMAGE_TOKENS, columns * rows)
+
+
+class Gallery:
+    """The images of one request, as they are found: the ``token_bound`` of each, and the pixels of all together."""
+
+    __slots__ = ("bounds", "pixels")
+
+    def __init__(self) -> None:
+        self.bounds: list[int] = []
+        self.pixels = 0
+
+    def add(self, size: Size | None) -> None:
+        """None: the size was not found in what was read of it, so it may be the largest that is let through."""
+        self.bounds.append(token_bound(size) if size is not None else MAX_IMAGE_TOKENS)
+        self.pixels += size.pixels if size is not None else MAX_PIXELS
+
+    @property
+    def is_full(self) -> bool:
+        """No further image may come, of whatever size."""
+        return len(self.bounds) >= MAX_IMAGES
+
+    @property
+    def is_too_large(self) -> bool:
+        return self.pixels > MAX_REQUEST_PIXELS
 
 
 class ImageHabit:

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.policy.images import MAX_IMAGE_TOKENS, ImageHabit, Size, TooShort, size_of, token_bound
+from serving.policy.images import (
+    MAX_IMAGE_TOKENS,
+    MAX_IMAGES,
+    MAX_PIXELS,
+    MAX_REQUEST_PIXELS,
+    Gallery,
+    ImageHabit,
+    Size,
+    TooShort,
+    size_of,
+    token_bound,
+)
 from tests.pictures import BY_PILLOW, png
 
 SIDES = st.integers(1, 20_000)
@@ -135,3 +146,23 @@ def test_what_was_seen_is_never_expected_to_be_less(bounds: list[int], fixed: in
     for bound in bounds:
         habit.note(bound, become(bound))
         assert become(bound) <= habit.expected(bound, 512) <= 2 * max(bound, fixed)
+
+
+@given(st.lists(st.one_of(st.none(), st.builds(Size, SIDES, SIDES)), max_size=20))
+def test_a_gallery_counts_what_an_engine_may_have_to_hold(sizes: list[Size | None]) -> None:
+    gallery = Gallery()
+    for size in sizes:
+        gallery.add(size)
+    pixels = sum(64_000_000 if size is None else size.width * size.height for size in sizes)
+    assert (gallery.pixels, gallery.is_too_large) == (pixels, pixels > 256_000_000)
+    assert gallery.bounds == [MAX_IMAGE_TOKENS if size is None else token_bound(size) for size in sizes]
+    assert (MAX_PIXELS, MAX_REQUEST_PIXELS, MAX_IMAGES) == (64_000_000, 256_000_000, 500)
+
+
+def test_a_gallery_is_full_by_the_number_alone() -> None:
+    gallery = Gallery()
+    for _ in range(499):
+        gallery.add(Size(1, 1))
+    assert not gallery.is_full
+    gallery.add(Size(1, 1))
+    assert (gallery.is_full, gallery.is_too_large) == (True, False)

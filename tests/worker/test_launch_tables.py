@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.gateway.dialects.media import MAX_PIXELS
+from serving.policy.images import MAX_PIXELS
 from tests.worker.conftest import order
 from worker.runtimes import get_runtime
 from worker.runtimes.base import HostFacts, LaunchPlan, OptionError

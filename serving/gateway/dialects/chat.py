@@ -9,6 +9,7 @@ from serving.gateway.dialects import base
 from serving.gateway.dialects import media as media_parts
 from serving.gateway.dialects.base import Dialect, Parsed, StreamOptions, utf8_length
 from serving.policy.admission import Ask
+from serving.policy.images import Gallery
 
 MAX_MESSAGES = 4096
 _ALLOWED = base.SAMPLING | {
@@ -120,7 +121,7 @@ class Chat(Dialect):
         base.require_few(len(fields.tools or ()), base.MAX_TOOLS, "tools")
         base.require_range("truncate_prompt_tokens", fields.truncate_prompt_tokens, -1, base.MAX_OUTPUT_TOKENS)
         text_bytes, media = len(members.get("tools", b"")), 0
-        images: list[int] = []
+        images = Gallery()
         for number, message in enumerate(fields.messages):
             size, parts = measure(message, number, images)
             text_bytes += size
@@ -136,7 +137,7 @@ class Chat(Dialect):
                 text_bytes=text_bytes,
                 messages=len(fields.messages),
                 media=media,
-                images=tuple(images),
+                images=tuple(images.bounds),
                 max_output=limits[0] if limits else None,
                 echo=bool(fields.echo),
                 cut_to=fields.truncate_prompt_tokens,
@@ -151,10 +152,10 @@ class Chat(Dialect):
         return base.generating_body(parsed, priority=priority, cache_salt=cache_salt)
 
 
-def measure(message: Message, number: int, images: list[int]) -> tuple[int, int]:
+def measure(message: Message, number: int, images: Gallery) -> tuple[int, int]:
     """UTF-8 bytes of text and the number of media parts of one message. Raises ApiError 400.
 
-    Adds to ``images`` what each image becomes at most, in tokens.
+    Takes its images into ``images``.
     """
     size = len(message.tool_calls)
     media = 0

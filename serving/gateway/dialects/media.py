@@ -7,10 +7,6 @@ import binascii
 from serving.gateway import errors
 from serving.policy import images
 
-MAX_PIXELS = 64_000_000
-"""8,000 × 8,000, as with Anthropic. Engines decode an image whole before they scale it down: 200 MB at this size."""
-MAX_IMAGES = 500
-"""Of one request, as with OpenAI: each is looked at before the next request is."""
 _HEADS = (4 * 1024, 64 * 1024, 256 * 1024)
 """Bytes of a file that are looked through for its size, the next where it stands further behind: after a camera's notes
 and a colour profile."""
@@ -37,17 +33,24 @@ def require_inline(url: str, param: str) -> str:
     return data
 
 
-def add_image(found: list[int], url: str, param: str) -> None:
-    """Add to ``found`` the tokens that the image of a data URI becomes at most, by its size. Raises ApiError 400."""
-    if len(found) >= MAX_IMAGES:
+def add_image(gallery: images.Gallery, url: str, param: str) -> None:
+    """Take the image of a data URI into ``gallery``, by its size. Raises ApiError 400, also when it is one too many."""
+    if gallery.is_full:
         raise errors.bad_request(
-            f"At most {MAX_IMAGES} images may be in one request.", param=param, code="too_many_images"
+            f"At most {images.MAX_IMAGES} images may be in one request.", param=param, code="too_many_images"
         )
-    found.append(bound_of(require_inline(url, param), param))
+    gallery.add(_size(require_inline(url, param), param))
+    if gallery.is_too_large:
+        raise errors.bad_request(
+            f"The images up to here have up to {gallery.pixels:,} pixels; at most {images.MAX_REQUEST_PIXELS:,} may be "
+            "in one request. Send fewer of them, or smaller ones.",
+            param=param,
+            code="images_too_large",
+        )
 
 
-def bound_of(data: str, param: str) -> int:
-    """The same of the base64 text itself. Where the size is not found in what is read here, the most of any image."""
+def _size(data: str, param: str) -> images.Size | None:
+    """Of the image that base64 text holds; None where it is not found in what is read here. Raises ApiError 400."""
     size: images.Size | None = None
     for count in _HEADS:
         try:
@@ -57,22 +60,24 @@ def bound_of(data: str, param: str) -> int:
                 continue
         break
     else:
-        return images.MAX_IMAGE_TOKENS
+        return None
     if size is None:
         raise errors.bad_request(
             f"This is no image that can be read: send a file in {images.FORMATS}, encoded in base64.",
             param=param,
             code="invalid_image",
         )
-    if size.pixels > MAX_PIXELS:
+    if size.pixels > images.MAX_PIXELS:
         raise too_large(f"The image has {size.width} × {size.height} pixels", param)
-    return images.token_bound(size)
+    return size
 
 
 def too_large(what: str, param: str | None = None) -> errors.ApiError:
     """``what`` begins the sentence that the client reads."""
     return errors.bad_request(
-        f"{what}; at most {MAX_PIXELS:,} in all are allowed. Send it smaller.", param=param, code="image_too_large"
+        f"{what}; at most {images.MAX_PIXELS:,} in all are allowed. Send it smaller.",
+        param=param,
+        code="image_too_large",
     )
 
 

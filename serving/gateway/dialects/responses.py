@@ -13,6 +13,7 @@ from serving.gateway.records import Usage
 from serving.gateway.relay import EventRelay, Relay, RelayError, error_message, payload_of
 from serving.gateway.usage import UNREADABLE, EngineUsage, PromptDetails
 from serving.policy.admission import Ask
+from serving.policy.images import Gallery
 
 MAX_ITEMS = 4096
 _ALLOWED = frozenset(
@@ -143,7 +144,7 @@ class Responses(Dialect):
                     code="unsupported_parameter",
                 )
         text_bytes, items = utf8_length(fields.instructions or "") + len(members.get("tools", b"")), 1
-        images: list[int] = []
+        images = Gallery()
         if isinstance(fields.input, str):
             text_bytes += utf8_length(fields.input)
         else:
@@ -160,8 +161,8 @@ class Responses(Dialect):
                 choices=1,
                 text_bytes=text_bytes,
                 messages=items,
-                media=len(images),
-                images=tuple(images),
+                media=len(images.bounds),
+                images=tuple(images.bounds),
                 max_output=fields.max_output_tokens,
                 cut_to=-1 if fields.truncation == "auto" else None,
             ),
@@ -183,8 +184,8 @@ class Responses(Dialect):
         return ResponsesRelay()
 
 
-def _measure(item: Item, at: str, images: list[int]) -> int:
-    """UTF-8 bytes of text of one item; adds to ``images`` what each becomes at most. Raises ApiError 400."""
+def _measure(item: Item, at: str, images: Gallery) -> int:
+    """UTF-8 bytes of text of one item; takes its images into ``images``. Raises ApiError 400."""
     if item.type not in _ITEMS:
         raise errors.bad_request(
             f"Items of type '{item.type[:40]}' are not supported.", param=f"{at}.type", code="invalid_value"

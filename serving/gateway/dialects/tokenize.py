@@ -8,6 +8,7 @@ from serving.gateway import errors
 from serving.gateway.dialects import base, chat
 from serving.gateway.dialects.base import Answer, Dialect, Parsed, utf8_length
 from serving.policy.admission import Ask
+from serving.policy.images import Gallery
 
 _ALLOWED = frozenset(
     {
@@ -48,7 +49,7 @@ class Tokenize(Dialect):
         text_bytes = utf8_length(fields.prompt or "") + len(members.get("tools", b""))
         if fields.messages is not None:
             base.require_range("messages", len(fields.messages), 1, chat.MAX_MESSAGES)
-            images: list[int] = []
+            images = Gallery()
             text_bytes += sum(
                 chat.measure(message, number, images)[0] for number, message in enumerate(fields.messages)
             )
