@@ -13,6 +13,7 @@ import msgspec
 
 from capacity.models import CostProfile, Pool, ReplicaSupply
 from capacity.policy import cost
+from capacity.policy.drift import Curve, Level, mean_of, request_ms
 from capacity.policy.fit import Fit, FitError, fit_costs
 from capacity.policy.grid import GridSize, cost_grid, default_repeats, request_mix
 from capacity.policy.knee import Knee, KneeError, find_knee, mix_cost, reference_profile, supply_mu_per_min
@@ -167,6 +168,29 @@ def price_of(row: Calibration, *, version: int, previous: CostProfile | None) ->
         return reference_profile(times_of(row), knee_of(row), version=version, previous=before)
     except KneeError as error:
         raise Unmeasured(str(error)) from error
+
+
+def curve_of(row: Calibration) -> Curve:
+    """What the calibration predicts of live times. Raises Unmeasured, or msgspec.ValidationError."""
+    times, knee, mix = times_of(row), knee_of(row), stored_order(row).mix
+    levels = [level for level in levels_of(row) if level.completed and level.seconds > 0]
+    parts = [request_ms(times, one.input_tokens, one.cached_tokens, one.output_tokens) for one in mix]
+    outputs = sum(one.output_tokens for one in mix)
+    return Curve(
+        times=times,
+        levels=tuple(
+            Level(
+                work_ms_per_min=60.0 * level.completed / level.seconds * knee.mix_ms,
+                ttft_ms=mean_of(level.ttft_ms),
+                tpot_ms=mean_of(level.tpot_ms),
+            )
+            for level in levels
+        ),
+        prefill_ms=sum(prefill for prefill, _ in parts) / len(parts),
+        # By token, as engines count them: long answers weigh more.
+        decode_ms=sum(part[1] * one.output_tokens for part, one in zip(parts, mix, strict=True)) / outputs,
+        knee_ms_per_min=knee.engine_ms_per_min,
+    )
 
 
 def supply_of(row: Calibration, reference: CostProfile) -> float:

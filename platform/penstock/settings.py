@@ -143,6 +143,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SERVE_PERMISSIONS": ("rest_framework.permissions.AllowAny",),
     "COMPONENT_SPLIT_REQUEST": True,
     "ENUM_NAME_OVERRIDES": {
+        "CalibrationState": "serving.models.Calibration.State",
         "EventKind": "serving.api.events.KINDS",
         "IncidentKind": "serving.models.Incident.Kind",
         "InvitationState": "tenants.models.Invitation.State",

@@ -8,6 +8,7 @@ from typing import Any
 from celery import shared_task
 
 from penstock.loops.calibrate import calibrate
+from penstock.loops.drift import drift
 from penstock.loops.isolation import AWAY, is_news
 from penstock.loops.lease import lease
 from penstock.loops.observe import observe
@@ -82,6 +83,11 @@ def probe_task() -> None:
 @shared_task(name="loops.finalise")
 def finalise_task() -> None:
     _tick("finalise", finalise)
+
+
+@shared_task(name="loops.drift")
+def drift_task() -> None:
+    _tick("drift", lambda: drift(client(), now=time.time()))
 
 
 @shared_task(name="loops.upkeep")

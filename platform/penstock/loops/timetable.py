@@ -25,5 +25,6 @@ TIMETABLE: dict[str, Tick] = {
     "scale": Tick(5.0, 15.0),
     "probe": Tick(5.0, 30.0),
     "finalise": Tick(15.0, 60.0),
+    "drift": Tick(60.0, 120.0),
     "upkeep": Tick(60.0, 300.0),
 }
