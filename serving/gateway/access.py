@@ -11,6 +11,7 @@ from serving.gateway.auth import Principal
 from serving.gateway.demands import Demand
 from serving.gateway.errors import Header
 from serving.gateway.records import DeploymentRecord, LimitRecord, PoolRecord
+from serving.gateway.standing_headers import Shown, shown_of
 from serving.policy import admission
 
 
@@ -39,6 +40,9 @@ class Access(NamedTuple):
     token_limits: tuple[LimitRecord, ...]
     mu_limits: tuple[LimitRecord, ...]
     headers: tuple[Header, ...]
+    shown: tuple[Shown, ...]
+    """The limits that answers tell what is left of."""
+    tightest_mu: LimitRecord | None
 
     def demands(self, tokens: int, mu: float) -> tuple[Demand, ...]:
         """What a request that may use ``tokens``, and is expected to cost ``mu``, asks of its limits."""
@@ -91,6 +95,8 @@ class AccessBook:
             tuple(limit for limit in limits if limit.kind == "tokens_per_min"),
             tuple(limit for limit in limits if limit.kind == "mu_per_min"),
             tuple((name.encode(), value.encode()) for name, value in headers),
+            shown_of(limits),
+            min((limit for limit in limits if limit.kind == "mu_per_min"), key=lambda limit: limit.value, default=None),
         )
 
     def _of_pool(self, limit: LimitRecord, pool: PoolRecord) -> LimitRecord:

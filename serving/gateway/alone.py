@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from serving.gateway.limits import FRESH_MS, Limit
-from serving.policy import bucket
+from serving.policy import bucket, promises
 from serving.policy.bucket import Bucket
+from serving.policy.promises import Promise
 
 
 class Place(NamedTuple):
@@ -44,27 +45,40 @@ class Alone:
             if limit.is_concurrency and limit.known_at_ms and since * 1000 - limit.known_at_ms < FRESH_MS
         }
 
-    def decide(self, wanted: Sequence[tuple[Limit, float]], now_ms: float) -> tuple[Limit, float, float] | None:
+    def decide(
+        self, wanted: Sequence[tuple[Limit, float]], now_ms: float, who: str = ""
+    ) -> tuple[Limit, float, float] | None:
         """Admit all of it (None) or nothing: the limit in the way, milliseconds to wait, and what remains.
 
-        ``place`` must be known.
+        ``who`` is promised the time that it is told, unless empty. ``place`` must be known.
         """
+        shares = []
         for limit, amount in wanted:
             if limit.is_concurrency:
                 room = self._seats_of(limit) - limit.held
                 if amount > room:
                     return limit, 1000.0, max(0.0, room)
             else:
-                share = self._share_of(limit, now_ms)
-                wait_ms = share.wait_ms(amount, now_ms)
-                if wait_ms > 0.0:
-                    return limit, wait_ms, share.remaining(now_ms)
+                shares.append((self._share_of(limit, now_ms), amount))
+        in_the_way = [share for share, amount in shares if not share.admits(amount, who, now_ms)]
+        if in_the_way:
+            wait_ms = max(share.wait_ms(amount, now_ms) for share, amount in shares)
+            if who:
+                for share, amount in shares:
+                    share.promise(Promise(now_ms + wait_ms, amount, who))
+            return in_the_way[0].limit, max(1.0, wait_ms), in_the_way[0].remaining(now_ms)
         for limit, amount in wanted:
             if limit.is_concurrency:
                 limit.held += int(amount)
-            else:
-                self._share_of(limit, now_ms).charge(amount, now_ms)
+        for share, amount in shares:
+            share.admit(amount, who, now_ms)
         return None
+
+    def left(self, limit: Limit, now_ms: float) -> float:
+        """What is left of this gateway's part. ``place`` must be known."""
+        if limit.is_concurrency:
+            return max(0.0, self._seats_of(limit) - limit.held)
+        return self._share_of(limit, now_ms).remaining(now_ms)
 
     def settle(self, limit: Limit, difference: float, charged_at_ms: float, now_ms: float) -> bool:
         """Settle a charge made alone; False when it was made in an earlier time alone, and the state knows of it."""
@@ -114,32 +128,49 @@ class Share:
     """
 
     def __init__(self, limit: Limit, gateways: int, now_ms: float) -> None:
+        self.limit = limit
         value = limit.record.value
         self.capacity = value / gateways
-        self._window_ms = limit.record.window_ms
-        self._rate = bucket.rate_per_ms(self.capacity, self._window_ms)
+        window_ms = limit.record.window_ms
+        self._rate = bucket.rate_per_ms(self.capacity, window_ms)
         age_ms = now_ms - limit.known_at_ms
-        known = max(0.0, limit.known_level - bucket.rate_per_ms(value, self._window_ms) * age_ms) / gateways
+        known = max(0.0, limit.known_level - bucket.rate_per_ms(value, window_ms) * age_ms) / gateways
         is_known = limit.known_at_ms > 0.0 and (gateways == 1 or age_ms < FRESH_MS)
         self._initial = known if is_known else self.capacity
         self._from_ms = now_ms
         self._bucket = Bucket(level=self._initial, at_ms=now_ms)
+        self._book: promises.Book = []
+
+    def admits(self, amount: float, who: str, now_ms: float) -> bool:
+        return self._admits(amount, who, now_ms)[0]
 
     def wait_ms(self, amount: float, now_ms: float) -> float:
-        """0 when ``amount`` fits now."""
+        """0 when ``amount`` fits now, and into all that is promised."""
         self._drain(now_ms)
-        if bucket.fits(self._bucket.level, amount, capacity=self.capacity):
-            return 0.0
-        wait_ms = bucket.wait_ms(self._bucket.level, amount, capacity=self.capacity, window_ms=self._window_ms)
-        return max(1.0, wait_ms)
+        return promises.wait_ms(
+            self._bucket.level, amount, self._book, capacity=self.capacity, rate=self._rate, now_ms=now_ms
+        )
+
+    def promise(self, made: Promise) -> None:
+        promises.promise(self._book, made)
+
+    def admit(self, amount: float, who: str, now_ms: float) -> None:
+        """Charge it, and keep the promise that it was made for."""
+        _, own = self._admits(amount, who, now_ms)
+        if own >= 0:
+            del self._book[own]
+        self._bucket = bucket.charged(self._bucket, amount)
+
+    def _admits(self, amount: float, who: str, now_ms: float) -> tuple[bool, int]:
+        self._drain(now_ms)
+        self._book = promises.standing(self._book, now_ms)
+        return promises.admits(
+            self._bucket.level, amount, who, self._book, capacity=self.capacity, rate=self._rate, now_ms=now_ms
+        )
 
     def remaining(self, now_ms: float) -> float:
         self._drain(now_ms)
         return max(0.0, self.capacity - self._bucket.level)
-
-    def charge(self, amount: float, now_ms: float) -> None:
-        self._drain(now_ms)
-        self._bucket = bucket.charged(self._bucket, amount)
 
     def settle(self, difference: float, charged_at_ms: float, now_ms: float) -> None:
         self._drain(now_ms)

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from capacity.policy.cost import CostProfile
-from serving.gateway import auth, dialects, errors, listing
+from serving.gateway import auth, dialects, errors, listing, standing_headers
 from serving.gateway.access import Access, AccessBook
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
@@ -112,8 +112,11 @@ class Gateway:
             await self._tokenize(request, dialect, parsed, access)
             return
 
+        estimate: Estimate | None = None
+
         def estimating(profile: CostProfile) -> Estimate:
-            return admission.estimate(
+            nonlocal estimate
+            estimate = admission.estimate(
                 parsed.ask,
                 profile,
                 services.learned,
@@ -121,16 +124,21 @@ class Gateway:
                 deployment=deployment.id,
                 max_model_len=deployment.max_model_len,
             )
+            return estimate
 
         standing = self.standings.find(services.store.view, access)
-        admitted = await admit(
-            standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=_over_limit
-        )
+        try:
+            admitted = await admit(
+                standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=_over_limit
+            )
+        finally:
+            if estimate is not None:
+                request.base.append((b"x-penstock-mu-estimated", b"%.6g" % estimate.mu))
         granted = admitted.granted
-        request.base += [
-            (b"x-penstock-mu-estimated", b"%.6g" % admitted.estimate.mu),
-            (b"x-penstock-class", admitted.service_class.encode()),
-        ]
+        request.base.append((b"x-penstock-class", admitted.service_class.encode()))
+        request.base += standing_headers.told(services.grants, access.shown)
+        if admitted.bucket is not None:
+            request.base += standing_headers.mu_left(services.grants, admitted.bucket)
         books = Books(
             services,
             request_id=request.id,
@@ -182,19 +190,19 @@ class Gateway:
         auth.require_scope(principal, auth.INFERENCE)
         return principal
 
-    async def _acquire(self, demands: tuple[Demand, ...]) -> Granted | None:
+    async def _acquire(self, demands: tuple[Demand, ...], who: str) -> Granted | None:
         """Ask for everything the request's limits must grant. Raises ApiError 429 or 503."""
         if not demands:
             return None
-        answer = await self._ask(demands)
+        answer = await self._ask(demands, who)
         if isinstance(answer, Refused):
             raise _over_limit(answer, demands)
         return answer
 
-    async def _ask(self, demands: tuple[Demand, ...]) -> Granted | Refused:
-        """What the limits say. Raises ApiError 503 where nobody can tell."""
+    async def _ask(self, demands: tuple[Demand, ...], who: str) -> Granted | Refused:
+        """What the limits say, and promise ``who``. Raises ApiError 503 where nobody can tell."""
         try:
-            return await self.services.grants.acquire(demands)
+            return await self.services.grants.acquire(demands, who)
         except StateUnavailable as error:
             raise errors.unavailable(
                 "Your limits cannot be checked at the moment. Try again shortly.",
@@ -209,7 +217,7 @@ class Gateway:
     async def _tokenize(self, request: Request, dialect: Dialect, parsed: Parsed, access: Access) -> None:
         """Ask any ready replica. It makes no tokens, so it takes no slot, no journal line and no token limit."""
         services, deployment = self.services, access.deployment
-        granted = services.grants.take(access.fixed) or await self._acquire(access.fixed)
+        granted = services.grants.take(access.fixed) or await self._acquire(access.fixed, access.principal.key.id)
         try:
             replicas = [
                 r for r in services.store.view.replicas_by_deployment.get(deployment.id, ()) if r.state == "ready"

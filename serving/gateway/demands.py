@@ -28,7 +28,7 @@ class Granted(msgspec.Struct, eq=False):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """``limit`` stands in the way; ``remaining`` is in its unit; try again after ``retry_after_s``."""
+    """``limit`` stands in the way; ``remaining`` is in its unit; try again after ``retry_after_s``, as promised."""
 
     limit: LimitRecord
     retry_after_s: float
@@ -36,11 +36,16 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Ask:
-    """A request that waits for the state's word on some of its demands; the rest is taken from leases already."""
+    """A request that waits for the state's word on some of its demands; the rest is taken from leases already.
 
-    __slots__ = ("answer", "demands", "give_up_at", "local", "remote")
+    ``who`` is promised a time where it is refused; nobody, where it is empty.
+    """
 
-    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand]) -> None:
-        self.demands, self.local, self.remote = demands, local, remote
+    __slots__ = ("answer", "demands", "give_up_at", "is_last", "local", "remote", "who")
+
+    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand], who: str = "") -> None:
+        self.demands, self.local, self.remote, self.who = demands, local, remote, who
         self.answer: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
         self.give_up_at = 0.0
+        self.is_last = False
+        """Whether it is not asked again when others' leases stand in the way."""

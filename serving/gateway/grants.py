@@ -21,6 +21,7 @@ from serving.gateway.alone import Alone, Place
 from serving.gateway.demands import Ask, Demand, Granted, Refused
 from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
+from serving.gateway.records import LimitRecord
 from serving.gateway.state import (
     EPOCH,
     GATEWAYS,
@@ -110,8 +111,9 @@ class Grants:
             self._ledger.note(limit)
         return Granted(demands, charged_at_ms=self._state_now_ms)
 
-    async def acquire(self, demands: Sequence[Demand]) -> Granted | Refused:
-        """All or nothing. Cancellation gives everything back.
+    async def acquire(self, demands: Sequence[Demand], who: str = "") -> Granted | Refused:
+        """All or nothing. Cancellation gives everything back. When refused, ``who`` (a key) is promised a time: what it
+        asked for is set aside for it then. Without a name nothing is.
 
         Raises StateUnavailable when the state has not answered yet and this gateway does not know its share.
         """
@@ -127,14 +129,14 @@ class Grants:
             limit.used_at = now
             (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
         if remote and self._alone is not None and now < self._alone.closes_at:
-            return self._decide_alone(self._alone, wanted, now)
+            return self._decide_alone(self._alone, wanted, who, now)
         for demand in local:
             limit = self._limits[demand.limit.id]
             limit.take(demand.amount)
             self._ledger.note(limit)
         if not remote:
             return Granted(wanted, charged_at_ms=self._state_now_ms)
-        ask = Ask(wanted, local, remote)
+        ask = Ask(wanted, local, remote, who)
         ask.give_up_at = now + _RETRY_LEASED_FOR_S
         self._asks.append(ask)
         self._kick()
@@ -143,6 +145,13 @@ class Grants:
         except asyncio.CancelledError:
             self._abandon(ask)
             raise
+
+    def left(self, record: LimitRecord) -> float | None:
+        """What is left of the limit, as far as is known here; None where nothing is."""
+        limit, alone = self._limits.get(record.id), self._alone
+        if limit is None or (alone is not None and not alone.place.is_known):
+            return None
+        return limit.left(_monotonic_ms()) if alone is None else alone.left(limit, _monotonic_ms())
 
     def settle(self, granted: Granted, actual: Mapping[str, float]) -> None:
         """End of the request: ``actual`` amounts by limit id (absent: as estimated). Idempotent, never awaits."""
@@ -223,6 +232,9 @@ class Grants:
         if time.monotonic() - self._answered_at > _LEASE_LIFE_S:
             self._ledger.drop_seats()
         asks, self._asks = self._asks, []
+        now = time.monotonic()
+        for ask in asks:
+            ask.is_last = now >= ask.give_up_at
         order, asked = self._ledger.next(asks)
         gateways = len(self._gateways)
         sent = [limit.report(index < asked, gateways) for index, limit in enumerate(order)]
@@ -233,7 +245,10 @@ class Grants:
             "grace": GRACE_MS,
             "silence": SILENCE_MS,
             "l": sent,
-            "a": [[[order[self._limits[d.limit.id]], d.amount] for d in ask.remote] for ask in asks],
+            "a": [
+                [ask.who, ask.is_last, [[order[self._limits[d.limit.id]], d.amount] for d in ask.remote]]
+                for ask in asks
+            ],
         }
         keys = [EPOCH, GATEWAYS, GRACE_UNTIL, *(limit.key for limit in order)]
         sent_at = time.monotonic()
@@ -293,8 +308,7 @@ class Grants:
             ask.answer.set_result(granted)
 
     def _refuse(self, ask: Ask, limit: Limit, wait_s: float, remaining: float, leased: float) -> None:
-        now = time.monotonic()
-        if leased > 0.0 and now < ask.give_up_at and not ask.answer.done():
+        if leased > 0.0 and not ask.is_last and not ask.answer.done():
             # Other gateways hold leases; idle ones come back within two exchanges.
             self._later(_RETRY_LEASED_S, ask)
             return
@@ -366,11 +380,11 @@ class Grants:
         if self._alone is None or ask.answer.done():
             return
         try:
-            ask.answer.set_result(self._decide_alone(self._alone, ask.demands, time.monotonic()))
+            ask.answer.set_result(self._decide_alone(self._alone, ask.demands, ask.who, time.monotonic()))
         except StateUnavailable as error:
             ask.answer.set_exception(error)
 
-    def _decide_alone(self, alone: Alone, demands: tuple[Demand, ...], now: float) -> Granted | Refused:
+    def _decide_alone(self, alone: Alone, demands: tuple[Demand, ...], who: str, now: float) -> Granted | Refused:
         if not alone.place.is_known:
             raise StateUnavailable(
                 "the shared state has not answered since this gateway started, and without its word or --gateways "
@@ -380,7 +394,7 @@ class Grants:
             return Refused(demands[0].limit, 5.0, 0.0)
         limits = [self._ledger.known(demand.limit) for demand in demands]
         amounts = [demand.amount for demand in demands]
-        obstacle = alone.decide(list(zip(limits, amounts, strict=True)), now * 1000)
+        obstacle = alone.decide(list(zip(limits, amounts, strict=True)), now * 1000, who)
         if obstacle is not None:
             limit, wait_ms, remaining = obstacle
             return Refused(limit.record, wait_ms / 1000, remaining)

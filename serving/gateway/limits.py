@@ -100,6 +100,15 @@ class Limit:
         if is_leased:
             self.lease += amount
 
+    def left(self, now_ms: float) -> float | None:
+        """What is left of the limit for this gateway's requests, as far as the state has said; monotonic time."""
+        if not self.known_at_ms:
+            return None
+        level = self.known_level
+        if not self.is_concurrency:
+            level -= bucket.rate_per_ms(self.record.value, self.record.window_ms) * (now_ms - self.known_at_ms)
+        return min(self.record.value, max(0.0, self.record.value - max(0.0, level) + self.lease))
+
     def is_due(self, now: float) -> bool:
         """Whether requests are held and the state must be reminded of them."""
         return self.held > 0 and now - self.reported_at > _HELD_AGAIN_S

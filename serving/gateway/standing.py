@@ -29,7 +29,7 @@ from serving.policy.admission import Estimate
 from serving.policy.classes import BEST_EFFORT, RESERVED, ServiceClass
 
 Take = Callable[[tuple[Demand, ...]], Granted | None]
-Acquire = Callable[[tuple[Demand, ...]], Awaitable[Granted | Refused]]
+Acquire = Callable[[tuple[Demand, ...], str], Awaitable[Granted | Refused]]
 Refuse = Callable[[Refused, tuple[Demand, ...]], ApiError]
 Estimating = Callable[[CostProfile], Estimate]
 
@@ -69,13 +69,17 @@ class Standing(NamedTuple):
 
 
 class Admitted(NamedTuple):
-    """``estimate`` by ``profile``, which is what the request will be charged by."""
+    """``estimate`` by ``profile``, which is what the request will be charged by.
+
+    ``bucket``: what holds its MU back, a reservation's or the tightest limit in MU; None: nothing does.
+    """
 
     service_class: ServiceClass
     claim: Lent | Owned
     granted: Granted | None
     profile: CostProfile
     estimate: Estimate
+    bucket: LimitRecord | None
 
 
 class Standings:
@@ -134,17 +138,22 @@ async def admit(
     ``take`` and ``acquire`` are those of grants; ``refuse`` makes the answer to a limit that stands in the way. Raises
     ApiError 403 or 429 where nothing is lent, and 429 for a limit.
     """
+    who = access.principal.key.id
+    # A time is promised where the request goes no further: in the one reservation that it must wait for, or below.
+    of_share = who if not standing.lends and len(standing.shares) == 1 else ""
     refused: Refused | None = None
     for share in standing.shares:
         if not classes.holds(share.reservation, time.time()):
             continue
         estimate = estimating(share.profile)
         wanted = (*access.demands(estimate.limit_tokens, estimate.mu), Demand(share.bucket, estimate.mu))
-        answer = take(wanted) or await acquire(wanted)
+        answer = take(wanted) or await acquire(wanted, of_share)
         if isinstance(answer, Granted):
             owned = Owned(standing.pool.ttft_objective_ms, standing.pool.claw_back_s)
-            return Admitted(RESERVED, owned, answer, share.profile, estimate)
+            return Admitted(RESERVED, owned, answer, share.profile, estimate, share.bucket)
         if answer.limit.id != share.bucket.id:
+            if standing.lends:
+                break
             raise refuse(answer, wanted)
         refused = answer if refused is None or answer.retry_after_s < refused.retry_after_s else refused
     if not standing.lends:
@@ -153,14 +162,14 @@ async def admit(
     demands = access.demands(estimate.limit_tokens, estimate.mu)
     granted = take(demands)
     if granted is None and demands:
-        answer = await acquire(demands)
+        answer = await acquire(demands, who)
         if isinstance(answer, Refused):
             raise refuse(answer, demands)
         granted = answer
     pool = standing.pool
     is_reserved = bool(standing.sold) and any(classes.holds(one, time.time()) for one in standing.sold)
     lent = Lent(standing.tenant.id, estimate.mu, pool.best_effort_wait_s, standing.largest_prefill_mu, is_reserved)
-    return Admitted(BEST_EFFORT, lent, granted, access.profile, estimate)
+    return Admitted(BEST_EFFORT, lent, granted, access.profile, estimate, access.tightest_mu)
 
 
 def _not_lent(standing: Standing, refused: Refused | None) -> ApiError:

@@ -234,7 +234,7 @@ def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s
     """Turn a limit that stands in the way into what the client is told. Bounds the wait to 1 ms .. 1 h."""
     wait_s = min(3600.0, max(0.001, retry_after_s))
     scope = f" for model '{limit.model}'" if limit.model else ""
-    left = _left(limit, remaining)
+    left = amount_left(limit, remaining)
     if limit.kind == "concurrency":
         text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
         return Refusal(text, "requests", wait_s)
@@ -245,7 +245,7 @@ def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s
     return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", wait_s)
 
 
-def _left(limit: LimitRecord, remaining: float) -> str:
+def amount_left(limit: LimitRecord, remaining: float) -> str:
     """What is left, never rounded up: in whole ones, of MU in thousandths."""
     if limit.kind == "mu_per_min":
         return f"{math.floor(max(0.0, remaining) * 1000) / 1000:g}"
@@ -260,12 +260,19 @@ def limit_headers(limits: Iterable[LimitRecord]) -> dict[str, str]:
     return {f"x-ratelimit-limit-{_HEADER[kind]}": f"{value:.0f}" for kind, value in tightest.items()}
 
 
+def header_names(limit: LimitRecord) -> tuple[str, str]:
+    """Of what remains, and of the time until all does; the latter empty for what does not refill by time."""
+    name = _HEADER[limit.kind]
+    return f"x-ratelimit-remaining-{name}", "" if limit.kind == "concurrency" else f"x-ratelimit-reset-{name}"
+
+
 def refusal_headers(limit: LimitRecord, *, remaining: float, retry_after_s: float) -> dict[str, str]:
-    """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way."""
+    """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way; and its kind, as the reason."""
     name = _HEADER[limit.kind]
     return {
-        f"x-ratelimit-remaining-{name}": _left(limit, remaining),
+        f"x-ratelimit-remaining-{name}": amount_left(limit, remaining),
         f"x-ratelimit-reset-{name}": f"{max(0.001, retry_after_s):.3f}s",
+        "x-penstock-reason": limit.kind,
     }
 
 

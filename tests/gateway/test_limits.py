@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -58,7 +60,15 @@ def test_100_tokens_a_minute_admit_3_requests_of_30(shared: Shared, how: str, ga
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert refused.json()["error"]["type"] == "tokens"
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-penstock-reason"] == "tokens_per_min"
+    waits = sorted(int(answer.headers["retry-after-ms"]) / 1000 for answer in answers if answer.status_code == 429)
+    assert 5 < waits[0] < 20, "the first has to wait until 30 are free"
+    assert all(10 < later - sooner < 26 for sooner, later in pairwise(waits)), "and each other for 30 more, 18 s"
+    admitted = [answer for answer in answers if answer.status_code == 200]
+    left = sorted(int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in admitted)
+    assert left[0] < 30
+    assert left[-1] <= 80
+    assert all(answer.headers["x-ratelimit-reset-tokens"].endswith("s") for answer in admitted)
     assert int(refused.headers["x-ratelimit-remaining-tokens"]) < 30
     assert refused.headers["x-ratelimit-reset-tokens"].endswith("s")
 
@@ -101,6 +111,50 @@ def test_requests_a_minute_of_a_key_and_limits_of_another_model(shared: Shared) 
 
 MU = 0.5 + 10 * 0.01 + 20 * 0.2
 """What a request of ``SENT`` costs by the harness's price, as estimated and as counted: 4.6."""
+
+
+@pytest.mark.parametrize("keys", [1, 4])
+def test_who_waits_as_told_is_admitted(shared: Shared, keys: int) -> None:
+    """Clients of one key and of several, at two gateways, are refused at once, and come again exactly when told; others
+    of the tenant, that nobody was promised anything, ask all the time."""
+    limits = [
+        {"id": "t", "kind": "tokens_per_min", "value": 1800},
+        {"id": "m", "kind": "mu_per_min", "value": 100_000},
+        {"id": "r", "kind": "requests_per_min", "value": 90},
+    ]
+    customer = Customer(shared, limits)
+    names = [f"{customer.name}k{number}" for number in range(keys)]
+    shared.publish(*[("key", key_record(name, customer.name)) for name in names])
+    large = {"prompt": "abcd" * 100, "max_tokens": 1700}
+    assert customer.ask(**large).status_code == 200
+    outcomes: list[tuple[float, int]] = []
+    is_over = threading.Event()
+
+    def client(number: int) -> None:
+        url = shared.gateways[number % 2].url
+        headers = {"authorization": f"Bearer mu_{names[number % keys]}_secret"}
+        with httpx.Client(base_url=url, headers=headers, timeout=20) as http:
+            first = http.post("/v1/completions", json=SENT)
+            came = time.monotonic()
+            assert first.status_code == 429
+            wait_s = int(first.headers["retry-after-ms"]) / 1000
+            time.sleep(max(0.0, came + wait_s - time.monotonic()))
+            outcomes.append((wait_s, http.post("/v1/completions", json=SENT).status_code))
+
+    def intruder() -> None:
+        while not is_over.wait(0.05):
+            customer.ask(prompt="abcd" * 5, max_tokens=5)
+
+    with ThreadPoolExecutor(17) as pool:
+        running = [pool.submit(intruder)]
+        clients = [pool.submit(client, number) for number in range(16)]
+        for done in clients:
+            done.result()
+        is_over.set()
+        running[0].result()
+    waits = sorted(wait for wait, _ in outcomes)
+    assert len({round(wait, 1) for wait in waits}) >= 12, f"staggered: {waits}"
+    assert [status for _, status in outcomes] == [200] * 16, outcomes
 
 
 @pytest.mark.parametrize("gateways", [1, 2])

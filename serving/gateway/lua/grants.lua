@@ -1,14 +1,17 @@
--- One exchange of a gateway with the arbiter of plain limits. serving/policy/bucket.py is the same arithmetic.
+-- One exchange of a gateway with the arbiter of plain limits. serving/policy/bucket.py and promises.py are the same
+-- arithmetic.
 -- KEYS: penstock:epoch, penstock:gws, penstock:grace-until, then one key per limit (penstock:grant:<id> or penstock:held:<id>).
 -- ARGV[1]: msgpack {g=gateway, e=a name for a new epoch, life=ms, grace=ms, silence=ms, l={limit...}, a={ask...}}
 --   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level,
 --           whether the capacity may be an old one, ms in which the capacity drains}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
---   ask:   {{index of limit, amount}...}, all or nothing
+--   ask:   {who asks ('': nothing is promised), whether it is asked for the last time, {{index of limit, amount}...}},
+--          all or nothing
 -- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given, own}...}, {ask answer...}}
 --   own: the gateway's part of the level, seats or lease
 --   ask answer: 0 granted, 1 undecided (grace), or {index of limit, wait ms, remaining, others' leases}
 local WINDOW, VALLEYS, TOLERANCE = 60000, 40, 1e-9
+local HOLD, MOST, LARGER = 3000, 200, 1.25
 local request = cmsgpack.unpack(ARGV[1])
 local me = request.g
 local time = redis.call('TIME')
@@ -70,7 +73,8 @@ end
 -- The bucket keeps the capacity that requests last came with: whoever only settles may know a value long changed, and
 -- must not drain the bucket by it.
 local function load_rate(key, capacity, is_old, window)
-  local b = {key = key, level = 0, refunded = 0, valleys = {}, leases = {}, others = 0, own = 0, given = 0}
+  local b = {key = key, level = 0, refunded = 0, valleys = {}, leases = {}, others = 0, own = 0, given = 0,
+             book = {}}
   local fields, at = redis.call('HGETALL', key), now
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
@@ -80,6 +84,11 @@ local function load_rate(key, capacity, is_old, window)
     elseif name == 'valleys' then b.valleys = cmsgpack.unpack(value)
     elseif name == 'capacity' then b.kept = tonumber(value)
     elseif name == 'window' then b.window, b.has_window = tonumber(value), true
+    elseif name == 'promises' then
+      for _, promise in ipairs(cmsgpack.unpack(value)) do
+        if promise[1] + HOLD > now then b.book[#b.book + 1] = promise end
+      end
+      b.has_book = true
     else b.leases[string.sub(name, 7)] = tonumber(value) end
   end
   local until_now = b.kept or capacity
@@ -114,7 +123,7 @@ end
 local function save_rate(b)
   local lease = 'lease:' .. me
   if b.own > 0 then redis.call('HSET', b.key, lease, text(b.own)) else redis.call('HDEL', b.key, lease) end
-  if b.level <= 0 and b.own <= 0 and b.others <= 0 then
+  if b.level <= 0 and b.own <= 0 and b.others <= 0 and #b.book == 0 then
     redis.call('DEL', b.key)
     return
   end
@@ -125,7 +134,10 @@ local function save_rate(b)
     if b.window and b.window ~= WINDOW then redis.call('HSET', b.key, 'window', text(b.window))
     elseif b.has_window then redis.call('HDEL', b.key, 'window') end
   end
+  if #b.book > 0 then redis.call('HSET', b.key, 'promises', cmsgpack.pack(b.book))
+  elseif b.has_book then redis.call('HDEL', b.key, 'promises') end
   local empty_in = b.rate > 0 and b.level / b.rate or 0
+  if #b.book > 0 then empty_in = math.max(empty_in, b.book[#b.book][1] - now) end
   redis.call('PEXPIRE', b.key, string.format('%.0f', math.min(empty_in, 86400000) + 10000))
 end
 
@@ -162,40 +174,108 @@ for i, limit in ipairs(request.l) do
   else limits[i] = load_held(KEYS[i + 3], limit[2], limit[3], limit[4]) end
 end
 
+local function committed(b) return b.level + b.own + b.others end
+
+local function fits(level, amount, capacity)
+  if capacity <= 0 then return false end
+  if amount > capacity + TOLERANCE * capacity then return level <= TOLERANCE * capacity end
+  return level + amount <= capacity + TOLERANCE * capacity
+end
+
+-- Whether the amount may be admitted now, and the place of the promise that it was made for.
+local function admits(b, amount, who)
+  if not fits(committed(b), amount, b.capacity) then return false end
+  local own, before = nil, #b.book
+  for i, promise in ipairs(b.book) do
+    if promise[3] == who and amount <= promise[2] * LARGER then
+      own, before = i, i - 1
+      break
+    end
+  end
+  local ahead, at = committed(b) + amount, now
+  for i = 1, before do
+    local due = math.max(now, b.book[i][1])
+    ahead, at = math.max(0, ahead - b.rate * (due - at)), due
+    if not fits(ahead, b.book[i][2], b.capacity) then return false end
+    ahead = ahead + b.book[i][2]
+  end
+  return true, own
+end
+
+-- Milliseconds until the amount fits, with all that is promised charged when it is due, and fits beside it.
+local function wait_of(b, amount)
+  if b.capacity <= 0 or b.rate <= 0 then return b.window or WINDOW end
+  local at, level, spare = {now}, {committed(b)}, {}
+  for i, promise in ipairs(b.book) do
+    local due = math.max(now, promise[1])
+    local ahead = math.max(0, level[i] - b.rate * (due - at[i]))
+    spare[i] = promise[2] > b.capacity and -ahead or b.capacity - ahead - promise[2]
+    at[i + 1], level[i + 1] = due, ahead + promise[2]
+  end
+  local place = #b.book + 1
+  while place > 1 and spare[place - 1] + TOLERANCE * b.capacity >= amount do place = place - 1 end
+  while true do
+    local excess = amount > b.capacity and level[place] or level[place] + amount - b.capacity
+    local free = at[place] + math.max(0, excess) / b.rate
+    if place > #b.book or free <= at[place + 1] then return free - now end
+    place = place + 1
+  end
+end
+
+local function promise(ask, wait)
+  for _, demand in ipairs(ask[3]) do
+    local book = limits[demand[1]].book
+    if book and #book < MOST then
+      local place = #book + 1
+      while place > 1 and book[place - 1][1] > now + wait do place = place - 1 end
+      table.insert(book, place, {now + wait, demand[2], ask[1]})
+    end
+  end
+end
+
+-- What stands in the way: of several limits the one that does for the longest.
 local function obstacle(ask)
-  for _, demand in ipairs(ask) do
+  local found, leased
+  for _, demand in ipairs(ask[3]) do
     local b, amount = limits[demand[1]], demand[2]
     if b.held then
       local taken = committed_seats(b)
       if taken + amount > b.capacity then return {demand[1], 1000, math.max(0, b.capacity - taken), b.others} end
-    else
-      local committed, slack, capacity = b.level + b.own + b.others, TOLERANCE * b.capacity, b.capacity
-      local fits
-      if capacity <= 0 then fits = false
-      elseif amount > capacity + slack then fits = committed <= slack
-      else fits = committed + amount <= capacity + slack end
-      if not fits then
-        local wait = b.window or WINDOW
-        if capacity > 0 then
-          local excess = amount > capacity and committed or committed + amount - capacity
-          wait = math.max(0, excess) / b.rate
-        end
-        return {demand[1], wait, math.max(0, capacity - committed), b.others}
+    elseif not admits(b, amount, ask[1]) then
+      local wait = wait_of(b, amount)
+      leased = leased or b.others > 0
+      if not found or wait > found[2] then
+        found = {demand[1], wait, math.max(0, b.capacity - committed(b)), b.others}
       end
     end
   end
-  return nil
+  if found and ask[1] ~= '' and (ask[2] or not leased) then
+    -- When it comes again it is to fit into all of them.
+    for _, demand in ipairs(ask[3]) do
+      local b = limits[demand[1]]
+      if not b.held then found[2] = math.max(found[2], wait_of(b, demand[2])) end
+    end
+    promise(ask, found[2])
+  end
+  return found
+end
+
+local function charge_all(ask)
+  for _, demand in ipairs(ask[3]) do
+    local b = limits[demand[1]]
+    if b.held then b.held = b.held + demand[2]
+    else
+      local _, own = admits(b, demand[2], ask[1])
+      if own then table.remove(b.book, own) end
+      charge(b, demand[2])
+    end
+  end
 end
 
 local answers = {}
 for i, ask in ipairs(request.a) do
   local refused = in_grace and 1 or obstacle(ask)
-  if not refused then
-    for _, demand in ipairs(ask) do
-      local b = limits[demand[1]]
-      if b.held then b.held = b.held + demand[2] else charge(b, demand[2]) end
-    end
-  end
+  if not refused then charge_all(ask) end
   answers[i] = refused or 0
 end
 
@@ -211,8 +291,8 @@ for i, limit in ipairs(request.l) do
     save_held(b)
     reports[i] = {committed_seats(b), b.others, b.given, b.held + b.own}
   else
-    if limit[6] > 0 and not in_grace then
-      -- The last eighth is never leased: near the limit every decision is made here.
+    -- The last eighth is never leased, and nothing while anybody was promised: then every decision is made here.
+    if limit[6] > 0 and not in_grace and #b.book == 0 then
       local room = b.capacity * 0.875 - b.level - b.own - b.others
       b.given = math.max(0, math.min(limit[6], room / #gateways))
       b.own = b.own + b.given

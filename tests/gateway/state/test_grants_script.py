@@ -14,8 +14,9 @@ from serving.gateway.grants import _SCRIPT
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import connect
-from serving.policy import bucket
+from serving.policy import bucket, promises
 from serving.policy.bucket import Bucket
+from serving.policy.promises import Promise
 
 AT_TIME = _SCRIPT.text.replace("redis.call('TIME')", "{ARGV[2], ARGV[3]}")
 assert _SCRIPT.text != AT_TIME
@@ -33,10 +34,11 @@ class Arbiter:
         self.client.flushall()
         self.client.set("penstock:epoch", "test.1000")
 
-    def exchange(self, now_ms, gateway, entry, asks, key="penstock:grant:l", silence_ms=1e12):
+    def exchange(self, now_ms, gateway, entry, asks, key="penstock:grant:l", silence_ms=1e12, who="", is_last=True):
         # Whole milliseconds and microseconds, as TIME gives them.
         seconds, micros = divmod(round(now_ms * 1000), 1_000_000)
-        request = {"g": gateway, "e": "x", "life": 2000, "grace": 2000, "silence": silence_ms, "l": [entry], "a": asks}
+        request = {"g": gateway, "e": "x", "life": 2000, "grace": 2000, "silence": silence_ms, "l": [entry]}
+        request["a"] = [[who, is_last, ask] for ask in asks]
         keys = ["penstock:epoch", "penstock:gws", "penstock:grace-until", key]
         raw = self.run(keys=keys, args=[msgspec.msgpack.encode(request), seconds, micros])
         return msgspec.msgpack.decode(raw)
@@ -68,7 +70,9 @@ def test_the_script_and_the_pure_bucket_agree(arbiter, steps, window_ms):
     capacity = 600.0
     rate = bucket.rate_per_ms(capacity, window_ms)
     state, now, running, settlements = Bucket(), BEGIN_MS, [], []
-    for action, wait, amount, share in steps:
+    book, kept = [], {"capacity": capacity, "rate": rate}
+    for number, (action, wait, amount, share) in enumerate(steps):
+        who = ("", "a", "a", "b")[number % 4]
         now += wait
         if action == "settle" and running:
             at, estimate = running.pop(int(share * len(running) / 1.6))
@@ -80,13 +84,18 @@ def test_the_script_and_the_pure_bucket_agree(arbiter, steps, window_ms):
                 state = bucket.charged(state, difference)
             else:
                 state = bucket.refunded(state, -difference, charged_at_ms=at)
-        wanted = bucket.fits(state.level, amount, capacity=capacity)
-        wait_ms = bucket.wait_ms(state.level, amount, capacity=capacity, window_ms=window_ms)
+        book = promises.standing(book, now)
+        wanted, own = promises.admits(state.level, amount, who, book, **kept, now_ms=now)
+        wait_ms = promises.wait_ms(state.level, amount, book, **kept, now_ms=now)
         if wanted:
             state = bucket.charged(state, amount)
             running.append((now, float(amount)))
+            if own >= 0:
+                del book[own]
+        elif who:
+            promises.promise(book, Promise(now + wait_ms, float(amount), who))
         entry = ["r", capacity, 0.0, 0.0, settlements, 0.0, 0.0, False, window_ms]
-        answer = arbiter.exchange(now, "g", entry, [[[1, amount]]])
+        answer = arbiter.exchange(now, "g", entry, [[[1, amount]]], who=who)
         settlements = []
         assert (answer[5][0] == 0) == wanted
         assert answer[4][0][0] == pytest.approx(state.level, abs=1e-6)
