@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import time
 from typing import Any
 
 import pytest
 from kombu import Exchange, Queue
 
 from capacity.models import Host
+from penstock.loops import isolation
 from penstock.loops.broker import ORDERS_TASK, agents_app, broker_url, host_queue
 from penstock.loops.dispatch import farewell, orders_send
 from serving.agents.orders import host_orders_refresh
@@ -135,6 +138,50 @@ def test_a_removed_host_is_forgotten_only_once_its_last_orders_stand(
     assert bytes(Host.everything.get(pk=host.pk).secret) == b""
     assert standing(world).replicas == ()
     assert world.client.ttl(f"agent:orders:{world.agent.host_id}") > 0  # type: ignore[operator]
+
+
+@pytest.fixture
+def unopened(world: World, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose secret is under a key that nobody has any more, in a process that has told nothing yet."""
+    monkeypatch.setattr(isolation, "_told", {})
+    Host.everything.update(secret=b"under a lost key")
+    return world.host()
+
+
+def test_a_secret_that_does_not_open_is_told_once_an_hour_with_what_to_do(
+    world: World, unopened: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(30):
+        assert not send(world)
+    (line,) = caplog.messages
+    assert line.startswith(f"no orders for host {unopened.name}: ")
+    assert "PENSTOCK_FIELD_KEYS" in line
+    assert line.endswith(f"penstock hosts renew-secret {unopened.name}' and put the answer into its agent.json")
+    moment = time.monotonic()
+    for later_s, lines in ((3590, 1), (3610, 2)):
+        monkeypatch.setattr(isolation.time, "monotonic", lambda at=moment + later_s: at)
+        send(world)
+        assert len(caplog.messages) == lines
+
+
+def test_of_a_removed_host_it_is_told_that_the_agent_runs_on_and_given_up_after_a_month(
+    world: World, unopened: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    Host.everything.update(removed_at=world.at)
+
+    def look(after: datetime.timedelta) -> bytes:
+        farewell(Host.everything.get(pk=unopened.pk), client=world.client, now=world.at + after)
+        return bytes(Host.everything.get(pk=unopened.pk).secret)
+
+    for hours in range(3):
+        assert look(datetime.timedelta(hours=hours)) != b""
+    (line,) = caplog.messages
+    assert "stop it on that machine" in line
+    assert f"{world.at + datetime.timedelta(days=30):%Y-%m-%d}" in line
+    assert "renew-secret" not in line, "a removed host has none to renew"
+    assert look(datetime.timedelta(days=29, hours=23)) != b""
+    assert look(datetime.timedelta(days=30)) == b"", "the next tick has nothing to try any more"
+    assert caplog.messages[-1].endswith("could not be told to stop: given up")
 
 
 def test_a_state_that_came_back_empty_gets_the_orders_again(world: World) -> None:

@@ -10,6 +10,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from capacity.models import Host
 from penstock.loops.broker import AGENT_PREFIX, ORDERS_TASK, agents_app, host_queue
+from penstock.loops.isolation import is_news
 from serving.agents.envelopes import ReportRejected, host_secret
 from serving.agents.orders import SealedOrders, host_orders_refresh
 
@@ -19,6 +20,7 @@ _NUDGE_AGAIN_S = 5
 _LISTENING_S = 10.0
 """An agent that has been silent for longer reads the key when it is back: nudges would only pile up."""
 _FAREWELL_S = 30 * 86_400
+_UNOPENED_QUIET_S = 3600.0
 
 
 def orders_key(host_id: str) -> str:
@@ -37,7 +39,8 @@ def _orders_write(host: Host, *, client: redis.Redis, now: datetime.datetime) ->
     try:
         secret = host_secret(host)
     except ReportRejected as error:
-        log.error("no orders for host %s: %s", host.name, error)
+        if is_news(f"{host.pk} has a secret that does not open", quiet_s=_UNOPENED_QUIET_S):
+            log.error("no orders for host %s: %s%s", host.name, error, _remedy(host))
         return None
     orders = host_orders_refresh(host_id=str(host.pk), secret=secret, drain_limit_s=settings.PENSTOCK_DRAIN_LIMIT_S)
     if orders is None:
@@ -58,15 +61,29 @@ def farewell(host: Host, *, client: redis.Redis, now: datetime.datetime) -> None
     """The last orders of a removed host, which holds no replica any more; once they stand, its secret is forgotten.
 
     They stand for a while: an agent that comes back late must not run on what was given up. Where they cannot be
-    written the secret is kept, and the next tick tries again.
+    written the secret is kept, and the next tick tries again, for as long as they would have stood.
     """
     orders = _orders_write(host, client=client, now=now)
     key = orders_key(str(host.pk))
     # A slower process may have written older ones since: without the secret nobody could put them right.
-    if orders is None or client.get(key) != _as_kept(orders):
+    if orders is not None and client.get(key) == _as_kept(orders):
+        client.expire(key, _FAREWELL_S)
+    elif host.removed_at is None or (now - host.removed_at).total_seconds() < _FAREWELL_S:
         return
-    client.expire(key, _FAREWELL_S)
+    else:
+        log.error("host %s was removed 30 days ago, and its agent could not be told to stop: given up", host.name)
     Host.everything.filter(pk=host.pk).update(secret=b"", updated_at=now)
+
+
+def _remedy(host: Host) -> str:
+    """What else helps where the key is lost: the end of a sentence that asks for it."""
+    if host.removed_at is not None:
+        until = host.removed_at + datetime.timedelta(seconds=_FAREWELL_S)
+        return (
+            ". It was removed, and its agent is not told to stop what it runs: without the key, stop it on that "
+            f"machine. This is tried until {until:%Y-%m-%d}"
+        )
+    return f", or run 'penstock hosts renew-secret {host.name}' and put the answer into its agent.json"
 
 
 def _as_kept(orders: SealedOrders) -> bytes:

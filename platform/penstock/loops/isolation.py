@@ -33,10 +33,10 @@ def isolated(what: str, *, raising: tuple[type[Exception], ...] = AWAY) -> Itera
             log.error("%s failed (%s: %s, at %s); the others go on", what, type(error).__name__, error, where)
 
 
-def is_news(subject: str) -> bool:
-    """Whether ``subject`` was not told in this process during the last minute; from now on it was."""
+def is_news(subject: str, *, quiet_s: float = _QUIET_S) -> bool:
+    """Whether ``subject`` was not told in this process during the last ``quiet_s`` seconds; from now on it was."""
     now = time.monotonic()
-    if now - _told.get(subject, -_QUIET_S) < _QUIET_S:
+    if now - _told.get(subject, -quiet_s) < quiet_s:
         return False
     if len(_told) >= _FORGET_AT:
         _told.clear()
