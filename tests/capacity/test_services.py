@@ -85,6 +85,22 @@ def test_the_key_of_a_removed_host_is_rotated_until_it_is_forgotten(settings: An
     assert bytes(Host.everything.get(pk=told.pk).secret) == b""
 
 
+def test_a_secret_that_no_key_opens_keeps_no_other_from_its_new_key(settings: Any) -> None:
+    lost, old, new = (Fernet.generate_key().decode() for _ in range(3))
+    settings.PENSTOCK_FIELD_KEYS = (lost,)
+    host_enrol(name="shut", hardware_type=factories.hardware(), actor="t")
+    settings.PENSTOCK_FIELD_KEYS = (old,)
+    host, secret = host_enrol(name="open", hardware_type=factories.hardware(), actor="t")
+    provider_credential_set(name="c", provider="p", secret="sk", actor="t")
+    settings.PENSTOCK_FIELD_KEYS = (new, old)
+    for _ in range(2):
+        with pytest.raises(DecryptionError, match="opens the secrets of host shut: add the key"):
+            rotate_field_keys(actor="t")
+    settings.PENSTOCK_FIELD_KEYS = (new,)
+    assert decrypt(Host.objects.get(pk=host.pk).secret) == secret
+    assert decrypt(ProviderCredential.objects.get().secret) == b"sk"
+
+
 def test_encryption_does_not_repeat_itself() -> None:
     assert encrypt(b"same") != encrypt(b"same")
 
@@ -289,4 +305,4 @@ def test_a_reservation_ends_with_its_time_in_the_audit_and_for_the_pool() -> Non
     assert (over.state, running.state, pool.version) == ("ended", "active", version + 1)
     entry = AuditEntry.objects.get(action="reservation.end")
     assert (entry.object_id, entry.tenant_id, entry.before) == (str(over.pk), over.tenant_id, {"state": "active"})
-    assert list(Change.objects.values_list("kind", "object_id")) == [("pool", pool.pk)]
+    assert list(Change.objects.values_list("kind", "object_id")) == [("pool", pool.pk), ("reservation", over.pk)]
