@@ -41,6 +41,16 @@ def unlawful(reasons: Iterable[str], allowed: Sequence[str]) -> list[str]:
     return [reason for reason in reasons if not any(re.search(pattern, reason) for pattern in allowed)]
 
 
+def longest_files_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """For processes that take whole files from one queue: the files with slow tests, then those with most tests.
+
+    A long file that is taken last is waited for by all others.
+    """
+    counts = Counter(item.path for item in items)
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    return sorted(items, key=lambda item: (item.path not in slow, -counts[item.path], str(item.path)))
+
+
 class Plugin:
     """Collects why tests were skipped. ``only_database`` keeps the tests that use the database."""
 
@@ -55,7 +65,10 @@ class Plugin:
             kept = [item for item in items if _uses_database(item)]
             config.hook.pytest_deselected(items=[item for item in items if not _uses_database(item)])
             items[:] = kept
-        items.sort(key=lambda item: rank(marker.name for marker in item.iter_markers()))
+        if hasattr(config, "workerinput"):
+            items[:] = longest_files_first(items)
+        else:
+            items.sort(key=lambda item: rank(marker.name for marker in item.iter_markers()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):

@@ -2,11 +2,13 @@
 
 import argparse
 import itertools
+import re
 
 import pytest
 from _pytest.mark.expression import Expression
 
-from penstock.cli.test import Round, rounds_of, run_round
+from penstock import paths
+from penstock.cli.test import WITHOUT_DATABASE, Round, rounds_of, run_round
 from penstock.testing import ONLY_DATABASE
 
 
@@ -47,3 +49,11 @@ def test_a_round_that_cannot_run_is_named_and_fails_ci(monkeypatch: pytest.Monke
     code, (told,) = run_round(each, argparse.Namespace())
     assert code == 1
     assert "CI=true" in told
+
+
+@pytest.mark.parametrize("folder", WITHOUT_DATABASE)
+def test_where_the_second_round_does_not_look_nothing_uses_the_database(folder: str) -> None:
+    files = list((paths.ASSETS / folder).rglob("*.py"))
+    assert files
+    uses = re.compile(r"django_db|transactional_db|live_server|\bdb: ")
+    assert [str(each) for each in files if uses.search(each.read_text(encoding="utf-8"))] == []

@@ -92,6 +92,19 @@ def test_cheap_tests_run_first(tmp_path: Path) -> None:
     assert re.findall(r"ran (\w)", told) == ["c", "b", "a"]
 
 
+def test_processes_that_share_files_take_the_long_ones_first(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow\n")
+    (tmp_path / "test_a.py").write_text("def test_it(): pass")
+    (tmp_path / "test_b.py").write_text("def test_it(): pass\ndef test_more(): pass")
+    (tmp_path / "test_c.py").write_text("import pytest\n@pytest.mark.slow\ndef test_it(): pass")
+    shared = ("-n1", "--dist=loadfile", "--no-loadscope-reorder", "-p", "xdist.plugin", "-p", "penstock.testing")
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
+    argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *shared, "."]
+    environment = kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert re.findall(r"PASSED test_(\w)\.py", done.stdout) == ["c", "b", "b", "a"], done.stdout
+
+
 def test_the_second_round_takes_the_tests_of_the_database_only(tmp_path: Path) -> None:
     body = """
     import pytest
