@@ -56,9 +56,9 @@ def reference_mu_per_min(profile: CostProfile | None) -> float:
 
 
 def reservations_running(*, at: datetime.datetime) -> QuerySet[Reservation]:
-    """What is sold at ``at``: active reservations that have begun and not ended."""
+    """What is sold at ``at``: promised, begun and not over. By its times: its state follows within a minute."""
     return Reservation.objects.filter(
-        Q(ends_at=None) | Q(ends_at__gt=at), state=Reservation.State.ACTIVE, starts_at__lte=at
+        Q(ends_at=None) | Q(ends_at__gt=at), state__in=Reservation.PROMISED, starts_at__lte=at
     )
 
 

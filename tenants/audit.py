@@ -1,6 +1,7 @@
 """Audit entries: who did what to which object, with what it was before and after, and never a secret."""
 
 import datetime
+import decimal
 import enum
 import uuid
 from collections.abc import Mapping
@@ -66,7 +67,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_value(value: Any) -> Any:
-    if isinstance(value, uuid.UUID):
+    if isinstance(value, uuid.UUID | decimal.Decimal):
         return str(value)
     if isinstance(value, datetime.datetime | datetime.date):
         return value.isoformat()

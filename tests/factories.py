@@ -46,7 +46,7 @@ def host(**fields: Any) -> Host:
 
 
 def model(**fields: Any) -> Model:
-    return model_create(name=f"Model {next(_numbers)}", **{"artifact_kind": "tiny", "actor": ACTOR, **fields})
+    return model_create(**{"name": f"Model {next(_numbers)}", "artifact_kind": "tiny", "actor": ACTOR, **fields})
 
 
 def pool(**fields: Any) -> Pool:

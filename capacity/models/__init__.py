@@ -2,7 +2,8 @@
 
 from capacity.models.enrolment import EnrolmentToken
 from capacity.models.hardware import Accelerator, HardwareType, Host
-from capacity.models.pools import CostProfile, Model, Pool, Reservation
+from capacity.models.pools import CostProfile, Model, Pool
+from capacity.models.reservations import Reservation
 from capacity.models.supply import ReplicaSupply
 from capacity.models.usage import (
     OUTCOMES,

@@ -80,7 +80,7 @@ def can_sell(stock: Stock, ask: Term, *, instead_of: Term | None = None) -> Answ
     headroom = max(0.0, min((piece.headroom for piece in asked), default=math.inf))
     return Answer(
         verdict=verdict,
-        reason=_explain(verdict, stock.pool, ask, asked, shortages),
+        reason=_with_notes(_explain(verdict, stock.pool, ask, asked, shortages), stock.notes),
         headroom=headroom if asked else ask.mu_per_min,
         shortages=shortages,
         pieces=pieces,
@@ -185,11 +185,16 @@ def _explain(
     return f"Short by {_mu(worst.mu_per_min)} MU/min {span}{more}: {sold}. {have}: {why}."
 
 
+def _with_notes(reason: str, notes: Sequence[str]) -> str:
+    return f"{reason} Not measured: {'; '.join(notes)}." if notes else reason
+
+
 def _inputs(stock: Stock, ask: Term, instead_of: Term | None) -> dict[str, Any]:
     """Every number that the answer was made of, as plain values."""
     return {
         "ask": _plain_term(ask),
         "instead_of": _plain_term(instead_of) if instead_of else None,
+        "notes": list(stock.notes),
         "pool": _plain_pool(stock.pool),
         "others": [_plain_pool(other) for other in stock.others],
         "hosts": [

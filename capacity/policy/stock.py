@@ -88,11 +88,15 @@ class PoolStock:
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """All that a decision about ``pool`` is made of; ``others`` may want the same accelerators and memory."""
+    """All that a decision about ``pool`` is made of; ``others`` may want the same accelerators and memory.
+
+    ``notes`` say what of it nobody has measured.
+    """
 
     pool: PoolStock
     hosts: tuple[HostStock, ...] = ()
     others: tuple[PoolStock, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def provisioned_replicas(

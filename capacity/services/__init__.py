@@ -26,10 +26,24 @@ from capacity.services.pools import (
     pool_update,
     profile_add,
 )
-from capacity.services.reservations import reservations_end
+from capacity.services.reservations import (
+    reservation_approve,
+    reservation_cancel,
+    reservation_change,
+    reservation_convert,
+    reservation_refuse,
+    reservation_renew,
+    reservation_request,
+    reservation_restore,
+    reservation_sell,
+    reservations_end,
+    reservations_start,
+)
+from capacity.services.sales import CannotSell
 from capacity.services.supplies import replica_supply_set
 
 __all__ = [
+    "CannotSell",
     "enrolment_token_create",
     "enrolment_token_find",
     "enrolment_token_redeem",
@@ -51,5 +65,15 @@ __all__ = [
     "pool_update",
     "profile_add",
     "replica_supply_set",
+    "reservation_approve",
+    "reservation_cancel",
+    "reservation_change",
+    "reservation_convert",
+    "reservation_refuse",
+    "reservation_renew",
+    "reservation_request",
+    "reservation_restore",
+    "reservation_sell",
     "reservations_end",
+    "reservations_start",
 ]

@@ -185,8 +185,8 @@ def pool_remove(*, pool: Pool, actor: Actor) -> bool:
     # Deployments belong to a higher app: here they are known by the name of their relation alone.
     served = Pool.objects.filter(pk=stored.pk, deployments__isnull=False, deployments__removed_at=None)
     names = list(served.order_by("deployments__name").values_list("deployments__name", flat=True))
-    states = Reservation.State
-    sold = stored.reservations.filter(state__in=(states.DRAFT, states.ACTIVE)).select_related("tenant")
+    open_states = (Reservation.State.REQUESTED, *Reservation.PROMISED)
+    sold = stored.reservations.filter(state__in=open_states).select_related("tenant")
     needed = [Reference("deployment", name) for name in names]
     needed += [Reference("reservation", str(one.pk), f"of {one.tenant.slug}, {one.state}") for one in sold]
     # What these still have in hand is priced and settled by their pool.

@@ -1,33 +1,346 @@
-"""Reservations: what tenants have bought of a pool."""
+"""Reservations: asked for, sold, changed, renewed, and brought to an end. Each promise is asked of the ledger first."""
 
 import datetime
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, TypedDict, Unpack
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.utils import timezone
 
-from capacity.models import Reservation
+from capacity.models import CostProfile, Pool, Reservation
+from capacity.policy.calculator import default_burst
+from capacity.promises import conversion_of
+from capacity.selectors import profile_in_force
 from capacity.services.pools import bump
-from tenants.audit import Actor, audit
+from capacity.services.promising import follow, insert, name_of, promise, save
+from capacity.usage.reads import terms_of
+from tenants.audit import Actor, audit, state_of
+from tenants.changes import record_change
+from tenants.models import Tenant
+
+State = Reservation.State
+_LATE = datetime.timedelta(minutes=5)
+"""A start may lie so far back: forms are filled in for a while. It is now, then."""
+_CLOSE = 1e-6
+"""A factor that was accepted is the one that was shown, but for the digits that it was shown in."""
+
+
+class Terms(TypedDict, total=False):
+    """What can be said of a reservation beside how much and when.
+
+    ``burst_mu`` None: 10 s of the rate, and at least the largest request. ``price`` is money per MU/min and month, in
+    ``currency`` (ISO 4217); ``note`` says what it is for.
+    """
+
+    burst_mu: float | None
+    price: Decimal | None
+    currency: str
+    note: str
+
+
+class Change(Terms, total=False):
+    """What ``reservation_change`` can change. ``starts_at`` only of what has not started."""
+
+    mu_per_min: float
+    starts_at: datetime.datetime
+    ends_at: datetime.datetime | None
+
+
+@transaction.atomic
+def reservation_request(
+    *,
+    tenant: Tenant,
+    pool: Pool,
+    mu_per_min: float,
+    actor: Actor,
+    starts_at: datetime.datetime | None = None,
+    ends_at: datetime.datetime | None = None,
+    note: str = "",
+) -> Reservation:
+    """A tenant's wish for MU/min of a pool. It promises nothing until an operator approves it.
+
+    Raises ValidationError by field, also for a pool that the tenant may not use.
+    """
+    row = _new(tenant, pool, mu_per_min, starts_at, ends_at, {"note": note}, now=timezone.now())
+    row.state, row.requested_by = State.REQUESTED, name_of(actor)
+    return insert(row, "reservation.request", actor)
+
+
+def reservation_sell(
+    *,
+    tenant: Tenant,
+    pool: Pool,
+    mu_per_min: float,
+    actor: Actor,
+    starts_at: datetime.datetime | None = None,
+    ends_at: datetime.datetime | None = None,
+    override_reason: str = "",
+    **terms: Unpack[Terms],
+) -> Reservation:
+    """Promise MU/min of ``pool`` to ``tenant``. Raises ValidationError by field and CannotSell.
+
+    With an ``override_reason`` it is promised although it does not fit: it stays marked as overcommitted.
+    """
+    now = timezone.now()
+    row = _new(tenant, pool, mu_per_min, starts_at, ends_at, terms, now=now)
+    row.requested_by = ""
+    return promise(row, "reservation.sell", actor, override_reason, now=now, is_new=True)
+
+
+def reservation_approve(
+    *, reservation: Reservation, actor: Actor, override_reason: str = "", **terms: Unpack[Terms]
+) -> Reservation:
+    """Promise what was asked for; one whose start has passed starts now. Raises as ``reservation_sell`` does."""
+    now = timezone.now()
+    row = _in_state(reservation, State.REQUESTED, what="approved")
+    row.starts_at = max(row.starts_at, now)
+    if row.ends_at is not None and row.ends_at <= now:
+        raise ValidationError({"ends_at": "Its time is over: refuse it, or sell one for another time."})
+    _set_terms(row, terms)
+    return promise(row, "reservation.approve", actor, override_reason, now=now)
+
+
+@transaction.atomic
+def reservation_refuse(*, reservation: Reservation, actor: Actor, reason: str) -> Reservation:
+    """Decline what was asked for; the tenant reads the reason. Raises ValidationError."""
+    row = _in_state(reservation, State.REQUESTED, what="refused")
+    before = state_of(row)
+    row.state, row.reason = State.REFUSED, reason.strip()
+    row.decided_by, row.decided_at = name_of(actor), timezone.now()
+    return save(row, "reservation.refuse", actor, before, was=State.REQUESTED)
+
+
+@transaction.atomic
+def reservation_cancel(*, reservation: Reservation, actor: Actor, reason: str = "") -> Reservation:
+    """Take a request back, or end a promise: one that has begun ends now, and what it promised so far stays on record.
+
+    Raises ValidationError for what is over.
+    """
+    now = timezone.now()
+    row = _in_state(reservation, State.REQUESTED, State.DRAFT, State.ACTIVE, what="cancelled")
+    before, was = state_of(row), row.state
+    row.reason = reason.strip()
+    if row.is_promised and row.starts_at < now:
+        row.state, row.ends_at = State.ENDED, now
+    else:
+        row.state = State.CANCELLED
+    return save(row, "reservation.cancel", actor, before, was=was)
+
+
+def reservation_restore(
+    *,
+    reservation: Reservation,
+    actor: Actor,
+    ends_at: datetime.datetime | None = None,
+    override_reason: str = "",
+) -> Reservation:
+    """Take a refusal or a cancellation back. What was promised is asked of the ledger again; ``ends_at`` of what had
+    begun, since its end was moved to the moment it was cancelled. Raises as ``reservation_sell`` does.
+    """
+    now = timezone.now()
+    row = _in_state(reservation, State.REFUSED, State.CANCELLED, State.ENDED, what="restored")
+    was_promised = row.state == State.ENDED or bool(row.verdict)
+    if row.state == State.ENDED:
+        if not row.reason:
+            raise ValidationError("It ended because its time was over: renew it, or sell another.")
+        row.ends_at = ends_at
+    if row.ends_at is not None and row.ends_at <= now:
+        raise ValidationError({"ends_at": "Its time is over: sell one for another time."})
+    if was_promised:
+        row.reason = ""
+        return promise(row, "reservation.restore", actor, override_reason, now=now)
+    with transaction.atomic():
+        before, was = state_of(row), row.state
+        row.state, row.reason, row.decided_by, row.decided_at = State.REQUESTED, "", "", None
+        return save(row, "reservation.restore", actor, before, was=was)
+
+
+def reservation_change(
+    *, reservation: Reservation, actor: Actor, override_reason: str = "", **change: Unpack[Change]
+) -> Reservation:
+    """Another size, end, burst, price or note; more than was promised is asked of the ledger.
+
+    Of one that has begun, another rate or burst ends the old terms now and begins new ones, in a reservation that
+    follows it: what was promised when stays on record. Returns the one that holds from now on. Raises as
+    ``reservation_sell`` does.
+    """
+    now = timezone.now()
+    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="changed")
+    row = _in_state(reservation, State.DRAFT, State.ACTIVE, what="changed")
+    has_begun = stored.starts_at <= now
+    if has_begun and change.get("starts_at", stored.starts_at) != stored.starts_at:
+        raise ValidationError({"starts_at": "It has begun: its start cannot be moved."})
+    for name in ("mu_per_min", "starts_at", "ends_at"):
+        if name in change:
+            setattr(row, name, change[name])
+    _check_times(row, now=now)
+    if "mu_per_min" in change and "burst_mu" not in change and _has_default_burst(stored):
+        change["burst_mu"] = None
+    _set_terms(row, change)
+    if has_begun and (row.mu_per_min, row.burst_mu) != (stored.mu_per_min, stored.burst_mu):
+        return follow(stored, row, "reservation.change", actor, override_reason, now=now)
+    return promise(row, "reservation.change", actor, override_reason, now=now, instead_of=stored)
+
+
+def reservation_renew(
+    *,
+    reservation: Reservation,
+    actor: Actor,
+    ends_at: datetime.datetime | None = None,
+    mu_per_min: float | None = None,
+    accepted_factor: float | None = None,
+    override_reason: str = "",
+    **terms: Unpack[Terms],
+) -> Reservation:
+    """Promise the same for a further term, from its end on, in the version of the price that is in force by now.
+
+    Where that is another one, its MU are multiplied by the conversion's factor (``capacity.promises.conversion_of``),
+    which must be given as ``accepted_factor``; ``mu_per_min`` is in the new version. Raises as ``reservation_sell``.
+    """
+    now = timezone.now()
+    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="renewed")
+    if stored.ends_at is None:
+        raise ValidationError("It has no end, so there is nothing to renew: change or convert it.")
+    price, factor = _accepted(stored, accepted_factor, now=now)
+    row = Reservation(
+        tenant=stored.tenant,
+        pool=stored.pool,
+        profile=price,
+        mu_per_min=stored.mu_per_min * factor if mu_per_min is None else mu_per_min,
+        starts_at=stored.ends_at,
+        ends_at=ends_at,
+        price=stored.price,
+        currency=stored.currency,
+        note=stored.note,
+        renews=stored,
+    )
+    _set_terms(row, {"burst_mu": None, **terms})
+    return promise(row, "reservation.renew", actor, override_reason, now=now, is_new=True)
+
+
+def reservation_convert(
+    *, reservation: Reservation, actor: Actor, accepted_factor: float, override_reason: str = ""
+) -> Reservation:
+    """Count the reservation in the price in force from now on: as many MU more or fewer as the accepted factor says.
+
+    Raises as ``reservation_sell`` does, and ValidationError where it counts in that version already.
+    """
+    now = timezone.now()
+    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="converted")
+    row = _in_state(reservation, State.DRAFT, State.ACTIVE, what="converted")
+    price, factor = _accepted(stored, accepted_factor, now=now)
+    if price.pk == stored.profile_id:
+        raise ValidationError(f"It counts in version {price.version} of the price already, which is in force.")
+    row.profile, row.mu_per_min, row.burst_mu = price, stored.mu_per_min * factor, stored.burst_mu * factor
+    if stored.starts_at <= now:
+        return follow(stored, row, "reservation.convert", actor, override_reason, now=now)
+    return promise(row, "reservation.convert", actor, override_reason, now=now, instead_of=stored)
+
+
+def reservations_start(*, now: datetime.datetime, actor: Actor) -> int:
+    """Activate the reservations whose time has come. Returns how many."""
+    due = Reservation.objects.filter(state=State.DRAFT, starts_at__lte=now).select_related("pool", "tenant")
+    return sum(_move(row, State.ACTIVE, "reservation.start", now=now, actor=actor) for row in due.order_by("starts_at"))
 
 
 def reservations_end(*, now: datetime.datetime, actor: Actor) -> int:
     """End the reservations whose time is over: their share of the pool is free to be sold again. Returns how many."""
-    over = Reservation.objects.filter(state=Reservation.State.ACTIVE, ends_at__lte=now).select_related("pool", "tenant")
-    return sum(_end(reservation, now=now, actor=actor) for reservation in over.order_by("ends_at", "pk"))
+    over = Reservation.objects.filter(state=State.ACTIVE, ends_at__lte=now).select_related("pool", "tenant")
+    return sum(_move(row, State.ENDED, "reservation.end", now=now, actor=actor) for row in over.order_by("ends_at"))
 
 
 @transaction.atomic
-def _end(reservation: Reservation, *, now: datetime.datetime, actor: Actor) -> bool:
-    # Asked again: it may have been prolonged since it was read.
-    active = Reservation.objects.filter(pk=reservation.pk, state=Reservation.State.ACTIVE, ends_at__lte=now)
-    if not active.update(state=Reservation.State.ENDED, updated_at=now):
+def _move(row: Reservation, to: Reservation.State, action: str, *, now: datetime.datetime, actor: Actor) -> bool:
+    # Asked again: it may have been prolonged or put off since it was read.
+    due = {"ends_at__lte": now} if to == State.ENDED else {"starts_at__lte": now}
+    if not Reservation.objects.filter(pk=row.pk, state=row.state, **due).update(state=to, updated_at=now):
         return False
+    after = {"state": to, "ends_at": row.ends_at} if to == State.ENDED else {"state": to, "starts_at": row.starts_at}
     audit(
         actor=actor,
-        action="reservation.end",
-        target=reservation,
-        tenant_id=reservation.tenant_id,
-        before={"state": Reservation.State.ACTIVE},
-        after={"state": Reservation.State.ENDED, "ends_at": reservation.ends_at},
+        action=action,
+        target=row,
+        tenant_id=row.tenant_id,
+        before={"state": row.state},
+        after=after,
     )
-    bump(reservation.pool)
+    bump(row.pool)
+    record_change(kind="reservation", object_id=row.pk)
     return True
+
+
+def _new(
+    tenant: Tenant,
+    pool: Pool,
+    mu_per_min: float,
+    starts_at: datetime.datetime | None,
+    ends_at: datetime.datetime | None,
+    terms: Terms,
+    *,
+    now: datetime.datetime,
+) -> Reservation:
+    """A reservation that is not stored yet, in the price in force. Raises ValidationError by field."""
+    price = profile_in_force(pool_id=pool.pk, at=now)
+    if price is None:
+        raise ValidationError({"pool": f"{pool} has no price yet: give it one, then sell."})
+    if not pool.is_public and not pool.tenants.filter(pk=tenant.pk).exists():
+        raise ValidationError({"pool": f"{tenant} may not use {pool}."})
+    row = Reservation(
+        tenant=tenant, pool=pool, profile=price, mu_per_min=mu_per_min, starts_at=starts_at or now, ends_at=ends_at
+    )
+    _check_times(row, now=now)
+    row.starts_at = max(row.starts_at, now)
+    _set_terms(row, {"burst_mu": None, **terms})
+    return row
+
+
+def _check_times(row: Reservation, *, now: datetime.datetime) -> None:
+    if row._state.adding and row.starts_at < now - _LATE:
+        raise ValidationError({"starts_at": "It cannot start in the past: leave it empty to start now."})
+    if row.ends_at is not None and row.ends_at <= max(now, row.starts_at):
+        raise ValidationError({"ends_at": "It must end after it starts, and after now."})
+
+
+def _set_terms(row: Reservation, terms: Mapping[str, Any]) -> None:
+    if "price" in terms:
+        row.price = terms["price"]
+    if "currency" in terms:
+        row.currency = terms["currency"].strip().upper()
+    if "note" in terms:
+        row.note = terms["note"].strip()
+    if "burst_mu" in terms:
+        burst = terms["burst_mu"]
+        row.burst_mu = _default_burst(row) if burst is None else burst
+
+
+def _default_burst(row: Reservation) -> float:
+    context = row.pool.model.context_tokens
+    return default_burst(terms_of(row.profile), mu_per_min=row.mu_per_min, context_tokens=context)
+
+
+def _has_default_burst(row: Reservation) -> bool:
+    return abs(row.burst_mu - _default_burst(row)) <= _CLOSE * row.burst_mu
+
+
+def _in_state(reservation: Reservation, *states: Reservation.State, what: str) -> Reservation:
+    """The reservation as it is stored. Raises ValidationError unless it is in one of ``states``."""
+    row = Reservation.objects.select_related("tenant", "pool__model", "profile").get(pk=reservation.pk)
+    if row.state not in states:
+        raise ValidationError(f"It is {State(row.state).label.lower()}: it cannot be {what}.")
+    return row
+
+
+def _accepted(row: Reservation, accepted_factor: float | None, *, now: datetime.datetime) -> tuple[CostProfile, float]:
+    """The price in force and the factor to it. Raises ValidationError at ``accepted_factor`` unless it is that one."""
+    price, conversion = conversion_of(row, at=now)
+    factor = conversion.factor
+    if conversion.basis == "same":
+        return price, 1.0
+    if accepted_factor is None or abs(accepted_factor - factor) > max(_CLOSE, 1e-4 * factor):
+        told = f"Version {price.version} of the price is in force: {conversion.reason}."
+        raise ValidationError(
+            {"accepted_factor": f"{told} Accept the factor {factor:.6g}, and the reservation is multiplied by it."}
+        )
+    return price, factor

@@ -13,3 +13,7 @@ class PenstockConfig(AppConfig):
         nudge = import_module("penstock.publish").nudge
         if nudge not in hooks:
             hooks.append(nudge)
+        sources = import_module("capacity.stocks").sources
+        stock_of = import_module("penstock.selling").stock_of
+        if stock_of not in sources:
+            sources.append(stock_of)

@@ -33,7 +33,6 @@ from tenants.policy.limits import holdings
 _Name = TypeVar("_Name", bound=str)
 
 _CHUNK = 500
-_BURST_S = 10.0
 PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
 
 _KINDS: dict[str, LimitKind] = {
@@ -228,8 +227,7 @@ def _replicas(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator
 
 def _reservations(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Published]:
     """What is sold, from the sale until it is over: gateways begin and end it on time, whoever is down then."""
-    states = Reservation.State
-    rows = Reservation.objects.filter(state__in=(states.DRAFT, states.ACTIVE)).select_related("profile")
+    rows = Reservation.objects.filter(state__in=Reservation.PROMISED).select_related("profile")
     if ids is not None:
         rows = rows.filter(pk__in=ids)
     for reservation in rows.order_by("pk").iterator(_CHUNK):
@@ -238,7 +236,7 @@ def _reservations(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iter
             tenant=str(reservation.tenant_id),
             pool=str(reservation.pool_id),
             mu_per_min=reservation.mu_per_min,
-            burst_mu=reservation.mu_per_min * _BURST_S / 60.0,
+            burst_mu=reservation.burst_mu,
             starts_at=reservation.starts_at.timestamp(),
             ends_at=reservation.ends_at.timestamp() if reservation.ends_at else None,
             profile=_profile(reservation.profile),

@@ -11,6 +11,7 @@ from django.utils import timezone
 from capacity.models import Pool
 from capacity.policy.removal import may_remove_deployment
 from capacity.selectors import HOLDING
+from capacity.services.pools import bump
 from serving.artifacts import runtime_choice
 from serving.models import Deployment, Revision
 from serving.options import adapters_of
@@ -71,6 +72,7 @@ def deployment_create(
         raise ValidationError({"name": f"{deployment.name} is an adapter of {owner}. Choose another name."})
     deployment.save(force_insert=True)
     audit(actor=actor, action="deployment.create", target=deployment, after=state_of(deployment))
+    bump(pool)
     revision_create(
         deployment=deployment, runtime=runtime, options=options, target_concurrency=target_concurrency, actor=actor
     )
@@ -95,6 +97,8 @@ def deployment_update(*, deployment: Deployment, actor: Actor, **fields: Unpack[
     if before != after:
         audit(actor=actor, action="deployment.update", target=stored, before=before, after=after)
         record_change(kind="deployment", object_id=stored.pk)
+        # Whoever is selling of the pool now must see how many replicas there can be.
+        bump(stored.pool)
     deployment.refresh_from_db()
     return deployment
 
@@ -132,6 +136,7 @@ def deployment_remove(*, deployment: Deployment, actor: Actor, confirm: str = ""
     after = {**state_of(stored), "reason": verdict.reason}
     audit(actor=actor, action="deployment.remove", target=stored, before=before, after=after)
     record_change(kind="deployment", object_id=stored.pk)
+    bump(stored.pool)
     deployment.removed_at, deployment.is_enabled = stored.removed_at, False
     return True
 
@@ -261,4 +266,5 @@ def _set_enabled(deployment: Deployment, is_enabled: bool, actor: Actor) -> bool
     if swapped:
         audit(actor=actor, action="deployment.enable" if is_enabled else "deployment.disable", target=deployment)
         record_change(kind="deployment", object_id=deployment.pk)
+        bump(deployment.pool)
     return bool(swapped)

@@ -62,6 +62,8 @@ def test_a_pool_without_a_price_counts_in_reference_replicas() -> None:
         ({"ends_at": AT + DAY}, True),
         ({"ends_at": AT}, False),
         ({"starts_at": AT + DAY}, False),
+        ({"state": "draft"}, True),
+        ({"state": "requested"}, False),
         ({"state": "ended"}, False),
     ],
 )

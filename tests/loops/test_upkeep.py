@@ -44,6 +44,25 @@ def test_a_reservation_whose_time_is_over_ends_with_an_entry() -> None:
     assert AuditEntry.objects.get(action="reservation.end").actor == "upkeep"
 
 
+def test_a_reservation_whose_time_has_come_starts_and_one_whose_time_has_gone_does_both() -> None:
+    pool, now = factories.pool(), timezone.now()
+    day = datetime.timedelta(days=1)
+    rows = [
+        Reservation.objects.create(
+            tenant=factories.tenant(),
+            pool=pool,
+            profile=pool.profiles.get(),
+            mu_per_min=5.0,
+            state="draft",
+            starts_at=starts,
+            ends_at=ends,
+        )
+        for starts, ends in ((now - day, now + day), (now + day, None), (now - 2 * day, now - day))
+    ]
+    upkeep()
+    assert [Reservation.objects.get(pk=row.pk).state for row in rows] == ["active", "draft", "ended"]
+
+
 def test_closed_segments_are_known_for_longer_than_their_records(settings: Any) -> None:
     settings.PENSTOCK_USAGE_DAYS = 30
     now = timezone.now()

@@ -14,7 +14,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from capacity.models import CostProfile, HardwareType, Host, Model, Pool
+from capacity.models import CostProfile, HardwareType, Host, Model, Pool, Reservation
 from penstock import publish
 from serving.gateway.snapshot import SnapshotStore
 from serving.gateway.state import State, connect
@@ -116,6 +116,29 @@ def test_everything_a_gateway_needs_is_published(state, served):
     assert record["revision"] == str(revision.pk)
     assert set(published(state, "replica")) == {str(replica.pk) for replica in replicas}
     assert published(state, "replica")[str(replicas[0].pk)]["target_concurrency"] == 7
+
+
+def test_what_is_sold_is_published_from_the_sale_until_it_is_over(state, served):
+    pool, tenant = served[0], make_tenant()
+    starts = timezone.now() + timedelta(days=1)
+    fields = {"pool": pool, "tenant": tenant, "profile": pool.profiles.get(), "mu_per_min": 60.0, "starts_at": starts}
+    wish = Reservation.objects.create(**fields, state="requested")
+    row = Reservation.objects.create(**fields, state="draft", burst_mu=25.0, ends_at=starts + timedelta(days=2))
+    for one in (wish, row):
+        record_change(kind="reservation", object_id=one.pk)
+    publish.publish_pending()
+    check(state)
+    assert list(published(state, "reservation")) == [str(row.pk)]
+    record = published(state, "reservation")[str(row.pk)]
+    assert (record["tenant"], record["pool"]) == (str(tenant.pk), str(pool.pk))
+    assert (record["mu_per_min"], record["burst_mu"], record["profile"]["version"]) == (60.0, 25.0, 1)
+    assert record["starts_at"] == starts.timestamp()
+    assert record["ends_at"] - record["starts_at"] == 2 * 86400
+    Reservation.objects.filter(pk=row.pk).update(state="ended")
+    record_change(kind="reservation", object_id=row.pk)
+    publish.publish_pending()
+    check(state)
+    assert not published(state, "reservation")
 
 
 @pytest.mark.parametrize(

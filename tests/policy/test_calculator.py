@@ -125,7 +125,7 @@ def test_a_burst_holds_ten_seconds_and_the_largest_request():
     assert default_burst(scoring_profile(), mu_per_min=600, context_tokens=None) == 100
 
 
-# ---------------------------------------------------------------------------------------------------------- conversion
+# ----- conversion
 def scaled(factor: float, version: int = 2) -> CostProfile:
     terms = {name: getattr(PRICED, name) * factor for name in ("base", "alpha", "beta", "gamma", "epsilon")}
     return CostProfile(version=version, cached_factor=0.1, long_input_tiers=PRICED.long_input_tiers, **terms)

@@ -48,7 +48,7 @@ def term(mu: float, start: float = 0, end: float | None = 10, name: str = "ask")
     return Term(name, mu, start * MINUTE, None if end is None else end * MINUTE)
 
 
-# ---------------------------------------------------------------------------------------------------------- the oracle
+# ----- the oracle
 @dataclass
 class Chip:
     """One accelerator of the drawn world; ``holder`` is the pool whose replica has it."""
@@ -282,7 +282,7 @@ def test_what_fits_on_equal_replicas_can_be_kept_warm_by_them(mu, supply, overse
     assert (can_sell(stock, term(mu)).verdict == "fits") == (needed <= most)
 
 
-# ------------------------------------------------------------------------------------------------------------ examples
+# ----- examples
 def test_a_sale_fits_only_without_its_spare_and_says_what_would_be_missing():
     stock = Stock(pool(spare=True), (host("gpu-1", free=3),))
     assert can_sell(stock, term(200)).verdict == "fits"

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Profiles = Mapping[uuid.UUID, CostProfile]
 """The cost profiles in force, by pool id; a pool without a price is absent."""
 
-_OCCUPYING = (
+OCCUPYING = (
     Replica.State.PENDING,
     Replica.State.STARTING,
     Replica.State.READY,
@@ -200,7 +200,7 @@ def _host_views(
         there = there.exclude(pk=without.pk)
     occupants = _occupants(there)
     # What an engine that serves holds is missing from what its host reports as available.
-    freed = _held_bytes(without, profiles) if without and without.state == Replica.State.READY else 0
+    freed = held_bytes(without, profiles) if without and without.state == Replica.State.READY else 0
     return [
         _host_view(host, occupants.get(host.pk, []), replica, profiles, freed_bytes=freed, now=now) for host in hosts
     ]
@@ -209,13 +209,13 @@ def _host_views(
 def _occupants(rows: QuerySet[Replica]) -> dict[object, list[Replica]]:
     """Which of ``rows`` hold a part of a host, by its id."""
     occupants: dict[object, list[Replica]] = {}
-    there = rows.filter(host__isnull=False, state__in=_OCCUPYING)
+    there = rows.filter(host__isnull=False, state__in=OCCUPYING)
     for other in there.select_related("deployment__pool__model", "revision"):
         occupants.setdefault(other.host_id, []).append(other)
     return occupants
 
 
-def _held_bytes(placed: Replica, profiles: Profiles) -> int:
+def held_bytes(placed: Replica, profiles: Profiles) -> int:
     """The memory that a placed replica needs of its host."""
     profile, stored = profiles.get(placed.deployment.pool_id), placed.revision.options
     options = stored if isinstance(stored, dict) else {}
@@ -246,7 +246,7 @@ def _host_view(
 ) -> HostView:
     taken = {index for other in there for index in other.accelerators}
     loading = [other for other in there if other.state in _LOADING]
-    committed = sum(_held_bytes(other, profiles) for other in loading)
+    committed = sum(held_bytes(other, profiles) for other in loading)
     age_s = None if host.last_report_at is None else (now - host.last_report_at).total_seconds()
     return HostView(
         id=str(host.pk),

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.utils import timezone
 
-from capacity.services import reservations_end
+from capacity.services import reservations_end, reservations_start
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from capacity.usage.chain import anchors_take
 from penstock.loops.isolation import isolated
@@ -40,6 +40,7 @@ def upkeep() -> None:
     keep = now - datetime.timedelta(days=settings.PENSTOCK_HISTORY_DAYS)
     usage_keep = now - datetime.timedelta(days=settings.PENSTOCK_USAGE_DAYS)
     parts: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("starting reservations", lambda: reservations_start(now=now, actor=ACTOR)),
         ("ending reservations", lambda: reservations_end(now=now, actor=ACTOR)),
         ("anchoring usage", lambda: anchors_take(now=now)),
         ("bringing supplies up to date", lambda: supplies_refresh(now=now)),
