@@ -15,6 +15,7 @@ from worker.host import HostState
 from worker.spec import (
     AcceleratorReport,
     Address,
+    CalibrationReport,
     EnvironmentReport,
     HostReport,
     Progress,
@@ -29,11 +30,13 @@ DETAIL_EVERY = 30
 
 
 class ReplicaView(NamedTuple):
-    """What belongs to a replica only now: its engine's answers, the progress of its preparation, who launched it."""
+    """What belongs to a replica only now: its engine's answers, the progress of its preparation, who launched it,
+    what is measured of it."""
 
     engine: EngineView | None
     progress: Progress | None
     is_adopted: bool
+    calibration: CalibrationReport | None = None
 
 
 def agent_version() -> str:
@@ -97,6 +100,7 @@ def _replica(state: ReplicaState, seen: ReplicaView) -> ReplicaReport:
         evidence=state.evidence,
         attempt=state.attempt,
         adopted=seen.is_adopted,
+        calibration=seen.calibration,
     )
 
 

@@ -53,7 +53,7 @@ class CalibrationOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Measured seconds per level."""
     max_concurrency: int = 16
     """Target concurrency of the replica, in requests."""
-    batch_s: float = 2.0
+    batch_s: float = 4.0
     """Aimed length of one measured batch of a shape; a batch holds as many requests as take so long."""
     max_levels: int = 14
     """The search for the knee ends after so many levels."""
@@ -149,11 +149,17 @@ class LevelPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def knee_bracket(levels: Sequence[LevelPoint], attained_share: float) -> tuple[LevelPoint | None, LevelPoint | None]:
     """Return the levels between which the knee lies: the last that kept the objectives, and the first that did not.
 
-    None where there is no such level. A level that kept them above one that did not is taken for luck: both the search
-    and the judgement of its curve stay below the first broken level.
+    None where there is no such level. Of a rate that was offered twice the better level counts: what else is at work on
+    a host only ever makes an engine slower. A level that kept them above one that did not is taken for luck: both the
+    search and the judgement of its curve stay below the first broken level.
     """
+    best: dict[float, LevelPoint] = {}
+    for level in levels:
+        known = best.get(level.rate_per_s)
+        if known is None or level.attained > known.attained:
+            best[level.rate_per_s] = level
     kept = None
-    for level in sorted(levels, key=lambda each: (each.rate_per_s, -each.attained)):
+    for _, level in sorted(best.items()):
         if level.attained < attained_share:
             return kept, level
         kept = level

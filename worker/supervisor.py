@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from worker import evidence
+from worker.calibration.manager import Calibrations
 from worker.config import AgentConfig
 from worker.engines import Engines
 from worker.files import read_tail, write_atomic
@@ -32,7 +33,7 @@ from worker.runtimes import get_runtime
 from worker.runtimes.base import HostFacts, OptionError
 from worker.spec import HostOrders, HostReport, Progress, ReplicaOrder
 from worker.state import MISSING, ReplicaState, load_states, replica_folder, save_state
-from worker.watch import EngineWatcher
+from worker.watch import EngineView, EngineWatcher
 from worker.weights import WeightsError
 from worker.words import error_words, say_once
 
@@ -87,6 +88,7 @@ class Supervisor:
         self._reported_at = self._rotated_at = clock()
         self._preparation = Preparation(folder=config.folder, root=config.environments, models=config.models)
         self._engines = Engines(config)
+        self._calibrations = Calibrations(config.replicas, pids=self._engines.members)
         self._learnt = LearntStart(config.folder)
         self._has_changed = True
         self._trouble = ""
@@ -111,6 +113,7 @@ class Supervisor:
                 await self._pause(stop)
         finally:
             facts.cancel()
+            self._calibrations.stop()
             for live in self._live.values():
                 live.end_watch()
                 if live.evidence_task is not None:
@@ -167,6 +170,10 @@ class Supervisor:
         for step in decide(tuple(by_id.values()), self.states, seen, limits=limits, now=now):
             with self._isolated(step.replica_id):
                 self._apply(step, by_id.get(step.replica_id), now)
+        for order in orders.replicas:
+            with self._isolated(order.replica_id):
+                self._calibrations.follow(order, self.states.get(order.replica_id), self._engine_view(order.replica_id))
+        self._calibrations.end_all_but(by_id)
         self._cancel_unwanted(orders)
 
     @contextlib.contextmanager
@@ -399,5 +406,13 @@ class Supervisor:
             progress = live.seen.weights.progress
         elif state.phase == "starting" and state.launched_at is not None and not state.is_light:
             progress = start_progress(now - state.launched_at, self._learnt.seconds)
-        engine = live.watcher.view if live.watcher is not None else None
-        return ReplicaView(engine, progress, state.replica_id in self._engines.adopted)
+        return ReplicaView(
+            self._engine_view(state.replica_id),
+            progress,
+            state.replica_id in self._engines.adopted,
+            self._calibrations.report(state.replica_id),
+        )
+
+    def _engine_view(self, replica_id: str) -> EngineView | None:
+        watcher = self._live_of(replica_id).watcher
+        return watcher.view if watcher is not None else None

@@ -307,8 +307,9 @@ def _distinct(system: _System, choice: _Choice) -> list[str]:
     """The terms that this grid can tell apart."""
     names: list[str] = []
     for name in TERMS:
-        if name == "cached" and not system.column(name).any():
-            choice.dropped.append(DroppedTerm(name, "no shape had cached tokens"))
+        if not system.column(name).any():
+            what = "had cached tokens" if name == "cached" else "shows it"
+            choice.dropped.append(DroppedTerm(name, f"no shape {what}"))
         elif system.beside(name, names) > SAME_DIRECTION:
             names.append(name)
         else:

@@ -16,12 +16,14 @@ SHORTEST_INPUT = 16
 LONGEST_INPUT_SHARE = 0.85
 """Of the context: the rest is for the output."""
 LEAST_CONTEXT = 64
-STEPS_OF_SATURATED = 3
-"""A repeat at saturation is a batch and another of twice the size."""
-WARM_UP_BATCHES = 2
+PILOT_SHARE = 0.5
+"""Of a batch: what finding its size takes, once for each shape."""
+LEAST_ROUNDS = 6
+"""A batch fills the engine at least so often, however long its requests are."""
+WARM_UP_BATCHES = 1
 SETTLE_SHARE = 0.25
 """Of a window: load that is offered before the window opens."""
-_PRIMING_SHARE = 0.1
+USUAL_LEVELS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +106,14 @@ def estimated_s(order: CalibrationOrder, *, request_ms: Callable[[Shape], float]
     ``request_ms`` estimates the engine milliseconds of a request where a profile is known: a batch holds at least as
     many requests as the engine runs at once, and so takes longer than ``batch_s`` when these are long.
     """
-    batches = STEPS_OF_SATURATED * order.repeats + 1
-    grid = 0.0
+    grid = WARM_UP_BATCHES * order.batch_s
     for shape in order.shapes:
-        least = request_ms(shape) * order.max_concurrency / 1000.0 if request_ms is not None else 0.0
-        grid += batches * max(order.batch_s, least) * (1.0 + _PRIMING_SHARE * bool(shape.cached_tokens))
-    grid += WARM_UP_BATCHES * order.batch_s
+        round_s = request_ms(shape) * order.max_concurrency / 1000.0 if request_ms is not None else 0.0
+        grid += (order.repeats + PILOT_SHARE) * max(order.batch_s, LEAST_ROUNDS * round_s)
     if not order.mix:
         return grid
-    levels = min(order.max_levels, 8)
-    return grid + STEPS_OF_SATURATED * order.batch_s + levels * order.window_s * (1.0 + 2 * SETTLE_SHARE)
+    levels = min(order.max_levels, USUAL_LEVELS)
+    return grid + (1 + PILOT_SHARE) * order.batch_s + levels * order.window_s * (1.0 + 2 * SETTLE_SHARE)
 
 
 def _geometric(shortest: int, longest: int, count: int) -> list[int]:

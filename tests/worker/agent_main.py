@@ -1,4 +1,4 @@
-"""The real agent with one runtime more, for tests: ``python agent_main.py --config FILE``."""
+"""The real agent with two runtimes more, for tests: ``python agent_main.py --config FILE``."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,7 @@ from worker.__main__ import main
 from worker.runtimes import RUNTIMES
 
 RUNTIMES["fake"] = "fake_runtime:FakeRuntime"
+RUNTIMES["hidden"] = "hidden_runtime:HiddenRuntime"
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from worker.runtimes.base import (
+    CostMethod,
     EnvironmentSpec,
     HostFacts,
     LaunchPlan,
@@ -55,6 +56,9 @@ class FakeRuntime:
 
     def metric_table(self, engine_version: str) -> MetricTable:
         return METRICS
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        return "saturated"
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:
         return "The port is taken." if "Address already in use" in log_tail else ""

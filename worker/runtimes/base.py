@@ -90,6 +90,10 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None = None
 
 
+CostMethod = Literal["", "engine_cpu", "saturated"]
+"""How a calibration takes an engine's time: CPU seconds of its processes, or elapsed time of a saturated engine. Empty:
+by what the engine is seen to burn."""
+
 MetricTable = Mapping[str, tuple[str, ...]]
 """Penstock's metric name (``worker.spec.METRICS``) -> the engine's names, newest first; the first one found counts."""
 
@@ -115,6 +119,10 @@ class Runtime(Protocol):
 
     def metric_table(self, engine_version: str) -> MetricTable:
         """Metric names of this engine version; unknown versions get the newest table."""
+        ...
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        """How a calibration measures what requests cost this engine."""
         ...
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:

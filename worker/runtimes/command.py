@@ -12,6 +12,7 @@ from pathlib import Path
 
 from worker.options import fill, probe_request, read_command
 from worker.runtimes.base import (
+    CostMethod,
     EnvironmentSpec,
     HostFacts,
     LaunchPlan,
@@ -87,6 +88,10 @@ class CommandRuntime:
 
     def metric_table(self, engine_version: str) -> MetricTable:
         return METRICS
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        """Without accelerators it may compute itself, or hand everything to something that is no child of it."""
+        return "saturated" if order.accelerators else ""
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:
         if re.search(r"address (already|is already) in use", log_tail, re.IGNORECASE):

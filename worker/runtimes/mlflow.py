@@ -13,6 +13,7 @@ from pathlib import Path
 from worker.environments import interpreter
 from worker.options import probe_request, read_mlflow
 from worker.runtimes.base import (
+    CostMethod,
     EnvironmentSpec,
     HostFacts,
     LaunchPlan,
@@ -86,6 +87,9 @@ class MlflowRuntime:
 
     def metric_table(self, engine_version: str) -> MetricTable:
         return {}
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        return "engine_cpu"
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:
         for pattern, words in EXITS:

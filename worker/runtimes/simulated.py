@@ -10,6 +10,7 @@ import msgspec
 
 from worker.options import probe_request
 from worker.runtimes.base import (
+    CostMethod,
     EnvironmentSpec,
     HostFacts,
     LaunchPlan,
@@ -105,6 +106,10 @@ class SimulatedRuntime:
 
     def metric_table(self, engine_version: str) -> MetricTable:
         return METRICS
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        """It sleeps for the time it pretends to compute."""
+        return "saturated"
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:
         for pattern, words in _EXITS:

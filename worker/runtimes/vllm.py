@@ -17,6 +17,7 @@ from worker.options import PROBE_PRIORITY as PROBE_PRIORITY
 from worker.options import VllmOptions as VllmOptions
 from worker.options import probe_request, read_vllm
 from worker.runtimes.base import (
+    CostMethod,
     EnvironmentSpec,
     HostFacts,
     LaunchPlan,
@@ -119,6 +120,10 @@ class VllmRuntime:
 
     def metric_table(self, engine_version: str) -> MetricTable:
         return METRICS
+
+    def cost_method(self, *, order: ReplicaOrder) -> CostMethod:
+        # On a shared CPU elapsed time tells more of the neighbours than of the engine.
+        return "saturated" if order.accelerators else "engine_cpu"
 
     def explain_exit(self, *, exit_code: int | None, log_tail: str) -> str:
         for pattern, words in EXITS:
