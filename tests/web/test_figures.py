@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from penstock.web import figures
 from penstock.web.console_data import start_steps
 from penstock.web.live import DeploymentSample, decode_samples, summarise
+from penstock.web.look import moment
 from penstock.web.series import Minute, add, bucketed, decision_minute, per_bucket, sold_line
 from penstock.web.snippets import snippets
 
@@ -37,6 +39,12 @@ def test_numbers(value: float | None, text: str) -> None:
 )
 def test_large_counts(value: float, text: tuple[str, str]) -> None:
     assert figures.compact(value) == text
+
+
+def test_a_day_of_another_year_has_its_year() -> None:
+    year = datetime.now(UTC).year
+    assert ">06 Apr 09:04<" in moment(datetime(year, 4, 6, 9, 4, tzinfo=UTC), "day")
+    assert f">06 Apr {year + 1} 09:04<" in moment(datetime(year + 1, 4, 6, 9, 4, tzinfo=UTC), "day")
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,17 @@ def compact(value: float | None) -> SafeString:
 
 @register.simple_tag
 def moment(at: datetime | None, form: str = "time") -> SafeString:
-    """A time in UTC that the browser rewrites in the viewer's own zone. ``form``: time, seconds, day, date or stamp."""
+    """A time in UTC that the browser rewrites in the viewer's own zone. ``form``: time, seconds, day, date or stamp.
+
+    A day of another year than this one has its year.
+    """
     if at is None:
         return format_html("{}", figures.NONE)
     shown = at.astimezone(timezone.get_default_timezone())
     patterns = {"time": "%H:%M", "seconds": "%H:%M:%S", "day": "%d %b %H:%M", "date": "%d %b %Y"}
     pattern = (patterns | {"stamp": "%d %b %Y %H:%M:%S"})[form]
+    if form == "day" and shown.year != timezone.now().year:
+        pattern = "%d %b %Y %H:%M"
     return format_html(
         '<time datetime="{}" data-local="{}">{}</time>',
         at.isoformat(timespec="milliseconds"),
