@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,17 @@ from django.http import HttpResponse
 from django.utils import timezone
 
 from penstock.web.access import UserRequest
+from penstock.web.look import moment
 from penstock.web.moments import read_moment, read_place
 from penstock.web.operators.frame import read_page, show
 from penstock.web.operators.lists import text_of
 from tenants.models import AuditEntry, Tenant
 
 ROWS = 50
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_UNITS = {"_mu_per_min": "MU/min", "_bytes": "bytes", "_ms": "ms", "_s": "s"}
+"""Units by how the name of a value ends."""
+_NOTHING = "none"
 _FILTERS = ("actor", "action", "object", "tenant", "since", "until")
 
 
@@ -30,6 +36,7 @@ class Change:
     name: str
     before: str
     after: str
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,11 @@ def entries(given: Mapping[str, str]) -> tuple[QuerySet[AuditEntry], dict[str, s
         if not given[name]:
             continue
         # A browser's field for a moment knows no zone; the label says that it is UTC.
-        moment = read_moment(given[name])
-        if moment is None:
+        at = read_moment(given[name])
+        if at is None:
             errors[name] = "Write a day and a time since 1970, e.g. 2026-05-31T08:00."
         else:
-            rows = rows.filter(**{lookup: moment})
+            rows = rows.filter(**{lookup: at})
     return rows, errors
 
 
@@ -116,15 +123,27 @@ def changes(entry: AuditEntry) -> list[Change]:
     """What the act changed, by name; of a new or a removed object all its values."""
     before, after = (value if isinstance(value, dict) else {} for value in (entry.before, entry.after))
     names = [*before, *(name for name in after if name not in before)]
-    return [Change(name.replace("_", " "), _told(before, name), _told(after, name)) for name in names]
+    made = []
+    for name in names:
+        ending, unit = next(((end, unit) for end, unit in _UNITS.items() if name.endswith(end)), ("", ""))
+        was, now = (_told(values[name]) if name in values else "" for values in (before, after))
+        shown = name.removesuffix(ending).replace("_", " ")
+        made.append(Change(shown, was, now, "" if (now or was) == _NOTHING else unit))
+    return made
 
 
-def _told(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return ""
-    value = values[name]
+def _told(value: Any) -> str:
     if value is None or value == "" or value == [] or value == {}:
-        return "none"
+        return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        at = read_moment(value) if _MOMENT.fullmatch(value) else None
+        return value if at is None else moment(at, "stamp")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
+    if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        return ", ".join(f"{name}={one}" for name, one in value.items())
+    return json.dumps(value, ensure_ascii=False)
