@@ -75,6 +75,7 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
             ),
             verb=f"Stop {row.name}",
             back=path_of(row),
+            of=row.name,
             current=CURRENT,
         )
     deployment_disable(deployment=row, actor=request.user)
@@ -84,7 +85,7 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
 
 class ConfirmForm(PageForm):
     confirm = forms.CharField(
-        max_length=200, label="Type its name to confirm", help_text="It serves: its replicas drain and stop at once."
+        max_length=200, label="Type its name to confirm", help_text="Asked for because it still has replicas."
     )
 
 
@@ -121,6 +122,7 @@ def remove(request: UserRequest, deployment_id: UUID) -> HttpResponse:
         effects=effects,
         verb=f"Remove {row.name}",
         back=path_of(row),
+        of=row.name,
         current=CURRENT,
         form=form,
         refusal=refusal,

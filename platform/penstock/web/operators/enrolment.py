@@ -119,6 +119,7 @@ def revoke(request: UserRequest, token_id: UUID) -> HttpResponse:
             ),
             verb="Revoke",
             back=page,
+            of="Add a host",
             current=CURRENT,
         )
     enrolment_token_revoke(token=token, actor=request.user)

@@ -85,13 +85,17 @@ def ask(
     verb: str,
     back: str,
     current: str,
+    of: str = "",
     form: Form | None = None,
     refusal: StillNeeded | None = None,
 ) -> HttpResponse:
     """The question before an act that hurts: what will happen, and how to take it back. The button posts here.
 
+    ``back`` is the path of the page that the question comes from, and ``of`` what that page is called.
     ``form`` holds what may be said with it. After a ``refusal`` the page says what stands in the way.
     """
-    context = {"title": title, "effects": effects, "verb": verb, "back": back, "form": form, "refusal": refusal}
+    step = verb.removesuffix(of).rstrip()
+    words = {"title": title, "effects": effects, "verb": verb, "step": step}
+    context = {**words, "back": back, "of": of, "form": form, "refusal": refusal}
     status = 409 if refusal else 400 if form is not None and form.is_bound else 200
     return show(request, "operators/ask.html", context, current=current, status=status)

@@ -56,6 +56,7 @@ def drain(request: UserRequest, name: str) -> HttpResponse:
             effects=_effects_of_drain(row, now=timezone.now()),
             verb=f"Drain {name}",
             back=page,
+            of=name,
             current=CURRENT,
             form=form,
         )
@@ -120,6 +121,7 @@ def remove(request: UserRequest, name: str) -> HttpResponse:
         ),
         verb=f"Remove {name}",
         back=page,
+        of=name,
         current=CURRENT,
         form=form,
         refusal=refusal,

@@ -303,6 +303,7 @@ def renew_secret(request: UserRequest, name: str) -> HttpResponse:
             ),
             verb="Make a new secret",
             back=reverse("operators:host", args=[name]),
+            of=name,
             current=CURRENT,
         )
     secret = host_secret_renew(host=row, actor=request.user).hex()
