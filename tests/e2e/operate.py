@@ -1,30 +1,43 @@
-"""Deployments made as an operator makes them: of a model and a name, with nothing said of how to serve it."""
+"""Deployments made as an operator makes them: over the REST API, of a model and a name; the rest is chosen for them."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import httpx
 
 from tests.e2e.stack import Stack
 
-_CODE = """
-import json
-from capacity.services.pools import model_create, pool_create
-from penstock.demo import this_hardware
-from serving.services import deployment_create
-given = json.loads({given!r})
-model = model_create(name=given["name"], actor="test", **given["model"])
-pool = pool_create(name=given["name"], model=model, hardware_type=this_hardware(), actor="test")
-made = deployment_create(pool=pool, name=given["name"], actor="test", **given["deployment"]).revisions.get()
-price = pool.profiles.get()
-terms = ("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "modalities")
-print(json.dumps(dict(runtime=made.runtime, reason=made.runtime_reason, options=made.options,
-                      **{{name: getattr(price, name) for name in terms}})))
+_TOKEN = """
+from tenants.models import User
+from tenants.services import access_token_create
+operator = User.objects.filter(is_operator=True, is_active=True).first()
+print("token:" + access_token_create(user=operator, name="e2e", actor="test")[1])
 """
+_TERMS = ("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "modalities")
+
+
+def operator_of(stack: Stack) -> httpx.Client:
+    """Of the REST API, with an operator's token. Whoever asks for it closes it."""
+    token = stack.manage(_TOKEN).rpartition("token:")[2].split()[0]
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=f"{stack.console_url}/api/v1", headers=headers, timeout=60)
 
 
 def deploy(stack: Stack, name: str, *, model: dict[str, Any], **deployment: Any) -> dict[str, Any]:
     """Returns the revision's ``runtime``, ``reason`` and ``options``, and the terms of the pool's price."""
-    given = json.dumps({"name": name, "model": model, "deployment": deployment})
-    said: dict[str, Any] = json.loads(stack.manage(_CODE.format(given=given)).splitlines()[-1])
-    return said
+    with operator_of(stack) as client:
+        hardware = answered(client.get("/hosts"))["results"][0]["hardware_type"]
+        made = answered(client.post("/models", json={"name": name, **model}))
+        pool = {"name": name, "model": made["slug"], "hardware_type": hardware, "is_public": True}
+        slug = answered(client.post("/pools", json=pool))["slug"]
+        price = answered(client.get(f"/pools/{slug}/profiles"))["results"][0]
+        revision = answered(client.post("/deployments", json={"pool": slug, "name": name, **deployment}))["revision"]
+    chosen = {"runtime": revision["runtime"], "reason": revision["runtime_reason"], "options": revision["options"]}
+    return chosen | {term: price[term] for term in _TERMS}
+
+
+def answered(answer: httpx.Response) -> Any:
+    """What a request that must succeed is answered."""
+    assert answer.is_success, answer.text
+    return answer.json()

@@ -12,20 +12,13 @@ import openai
 import pytest
 
 from tests.e2e.conformance import address_of, body_of, require_alike
+from tests.e2e.operate import deploy
 from tests.e2e.pages import usage_pages
 from tests.e2e.stack import Stack, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MODEL = "demo-embed"
-DEPLOY = """
-from capacity.services.pools import model_create, pool_create
-from penstock.demo import this_hardware
-from serving.services.deployments import deployment_create
-model = model_create(name="Embeddings", slug="embed", artifact_kind="tiny", artifact_value="embed", actor="test")
-pool = pool_create(name="Embeddings", model=model, hardware_type=this_hardware(), actor="test")
-deployment_create(pool=pool, name="demo-embed", runtime="vllm", options={"task": "embed"}, actor="test")
-"""
 DOCUMENTS = ["The quick brown fox", "Health checks go first", "A model unit"]
 
 Call = Callable[[openai.OpenAI], Any]
@@ -82,7 +75,9 @@ JUSTIFIED: dict[str, str] = {
 @pytest.fixture(scope="module")
 def address(stack: Stack) -> str:
     """Where the engine itself listens."""
-    stack.manage(DEPLOY)
+    made = deploy(stack, MODEL, model={"artifact_kind": "tiny", "artifact_value": "embed"})
+    assert (made["runtime"], made["options"]["task"]) == ("vllm", "embed")
+    assert "built-in tiny embedding model" in made["reason"]
     found = address_of(stack, MODEL)
     headers = {"Authorization": f"Bearer {stack.key()}"}
     body = {"model": MODEL, "input": "a"}

