@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.text import slugify
 
 from capacity.models import HardwareType, Host
-from capacity.policy.removal import may_remove_host
+from capacity.policy.removal import Verdict, may_remove_host
 from capacity.selectors import replicas_holding
 from tenants.audit import Actor, audit, state_of
 from tenants.crypto import encrypt
@@ -95,6 +95,19 @@ def host_uncordon(*, host: Host, actor: Actor) -> bool:
     return _swap(host, (Host.State.CORDONED, Host.State.DRAINING), Host.State.ACTIVE, "host.uncordon", actor, "")
 
 
+def host_removal(*, host: Host, force: bool = False) -> tuple[Verdict, StillNeeded | None]:
+    """Whether the host may be removed as things are, and what ``host_remove`` raises where it may not."""
+    holding = replicas_holding(host)
+    verdict = may_remove_host(
+        state=host.state, has_reported=host.last_report_at is not None, holding=len(holding), force=force
+    )
+    if verdict.is_allowed:
+        return verdict, None
+    named = [Reference("replica", str(pk), deployment) for pk, deployment in holding]
+    reason = f"{host.name} cannot be removed: {verdict.reason}"
+    return verdict, StillNeeded(reason, hint=verdict.hint, references=named)
+
+
 @transaction.atomic
 def host_remove(*, host: Host, actor: Actor, force: bool = False) -> bool:
     """Take the host out for good: its agent is refused from now on, its name is free, its history stays.
@@ -107,13 +120,9 @@ def host_remove(*, host: Host, actor: Actor, force: bool = False) -> bool:
         stored = host.take_turn()
     except Host.DoesNotExist:
         return False
-    holding = replicas_holding(stored)
-    verdict = may_remove_host(
-        state=stored.state, has_reported=stored.last_report_at is not None, holding=len(holding), force=force
-    )
-    if not verdict.is_allowed:
-        named = [Reference("replica", str(pk), deployment) for pk, deployment in holding]
-        raise StillNeeded(f"{stored.name} cannot be removed: {verdict.reason}", hint=verdict.hint, references=named)
+    verdict, refusal = host_removal(host=stored, force=force)
+    if refusal is not None:
+        raise refusal
     before = state_of(stored)
     stored.accelerators.all().delete()
     stored.removed_at = timezone.now()

@@ -6,6 +6,7 @@ from django.test import Client
 from django.utils import timezone
 
 from capacity.models import HardwareType, Host
+from capacity.selectors import HOLDING
 from serving.models import Deployment, Replica
 from serving.services import deployment_remove
 from tests import factories
@@ -101,6 +102,36 @@ def test_a_lost_host_is_not_drained(as_operator: Client) -> None:
     page = text(as_operator.post("/console/hosts/gpu-01/drain", follow=True))
     assert "gpu-01 is lost: wait until its agent reports again, or remove it." in page
     assert not acts("host.drain")
+
+
+def test_the_question_says_beforehand_what_holds_the_host(as_operator: Client, platform: Seeded) -> None:
+    """Each replica by its own page, and what is to be done first in the place of the button."""
+    held = Replica.objects.filter(host__name="gpu-01", state__in=HOLDING)
+    names = [f'<a href="/console/replicas/{one.pk}/">replica {one.pk}</a>: {one.deployment.name}' for one in held]
+    assert len(names) > 1
+    page = text(as_operator.get("/console/hosts/gpu-01/remove"))
+    assert f"gpu-01 cannot be removed: {len(names)} replicas still hold a part of it." in page
+    assert all(name in page for name in names)
+    assert 'href="/console/hosts/gpu-01/drain">Drain gpu-01…<' in page
+    assert ">Remove gpu-01</button>" not in page
+    assert 'role="alert"' not in page, "nobody has tried yet"
+    Host.objects.filter(name="gpu-01").update(state="draining")
+    page = text(as_operator.get("/console/hosts/gpu-01/remove"))
+    assert "remove it when the last of them has stopped" in page
+    assert 'href="/console/hosts/gpu-01/">See its drain<' in page
+    held.update(state="stopped")
+    page = text(as_operator.get("/console/hosts/gpu-01/remove"))
+    assert "cannot be removed" not in page
+    assert ">Remove gpu-01</button>" in page
+
+
+def test_of_a_lost_host_the_replicas_are_named_that_are_given_up(as_operator: Client, platform: Seeded) -> None:
+    Host.objects.filter(name="gpu-01").update(state="lost")
+    page = text(as_operator.get("/console/hosts/gpu-01/remove"))
+    assert "Its agent is gone, and" in page
+    assert "Force it to give them up" in page
+    assert "/console/replicas/" in page
+    assert ">Remove gpu-01</button>" in page, "with the force that is asked for"
 
 
 def test_a_host_that_is_held_is_not_removed(as_operator: Client, platform: Seeded) -> None:

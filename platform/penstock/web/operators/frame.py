@@ -88,14 +88,19 @@ def ask(
     of: str = "",
     form: Form | None = None,
     refusal: StillNeeded | None = None,
+    obstacle: StillNeeded | None = None,
+    first: tuple[str, str] | None = None,
 ) -> HttpResponse:
     """The question before an act that hurts: what will happen, and how to take it back. The button posts here.
 
     ``back`` is the path of the page that the question comes from, and ``of`` what that page is called.
-    ``form`` holds what may be said with it. After a ``refusal`` the page says what stands in the way.
+    ``form`` holds what may be said with it. ``obstacle`` is what stands in the way before anybody has tried, and
+    ``first`` the label and the path of what is to be done before, in the button's place. After a ``refusal`` the page
+    says what stands in the way.
     """
     step = verb.removesuffix(of).rstrip()
     words = {"title": title, "effects": effects, "verb": verb, "step": step}
-    context = {**words, "back": back, "of": of, "form": form, "refusal": refusal}
+    context = {**words, "back": back, "of": of, "form": form, "refusal": refusal, "first": first}
+    context |= {"barrier": refusal or obstacle}
     status = 409 if refusal else 400 if form is not None and form.is_bound else 200
     return show(request, "operators/ask.html", context, current=current, status=status)

@@ -13,6 +13,7 @@ from django.utils import timezone
 from capacity.models import Host
 from capacity.selectors import HOLDING, profiles_in_force
 from capacity.services import host_drain, host_remove
+from capacity.services.hosts import host_removal
 from penstock.loops.placing import without_room
 from penstock.web.access import UserRequest
 from penstock.web.operators.forms import PageForm
@@ -97,9 +98,9 @@ def _effects_of_drain(row: Host, *, now: datetime) -> list[str]:
 def remove(request: UserRequest, name: str) -> HttpResponse:
     """Take the host out for good; asked about, because it does not come back but by joining anew."""
     row, page = get_object_or_404(Host, name=name), reverse("operators:host", args=[name])
-    holding = Replica.objects.filter(host=row, state__in=HOLDING).count()
+    _, obstacle = host_removal(host=row)
     is_gone = row.state == Host.State.LOST or row.last_report_at is None
-    form = ForceForm(request.POST if request.method == "POST" else None) if holding and is_gone else None
+    form = ForceForm(request.POST if request.method == "POST" else None) if obstacle and is_gone else None
     refusal = None
     if request.method == "POST":
         force = bool(form and form.is_valid() and form.cleaned_data["force"])
@@ -125,4 +126,13 @@ def remove(request: UserRequest, name: str) -> HttpResponse:
         current=CURRENT,
         form=form,
         refusal=refusal,
+        obstacle=obstacle,
+        first=_before_removal(row) if obstacle and not is_gone else None,
     )
+
+
+def _before_removal(row: Host) -> tuple[str, str]:
+    """What a host that serves needs first: to be drained, or that its drain ends."""
+    if row.state == Host.State.DRAINING:
+        return "See its drain", reverse("operators:host", args=[row.name])
+    return f"Drain {row.name}…", reverse("operators:host-drain", args=[row.name])
