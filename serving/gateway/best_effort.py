@@ -10,15 +10,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from serving.gateway.placement import Busy, Lent, LoadBook, NoReplica, Placement, Reclaimed
+from serving.gateway.placement import Busy, Lent, LoadBook, NoReplica, Placement, Reclaimed, TicketLike
 from serving.policy import gate
 from serving.policy.fairness import FairQueue, Turn
+from serving.policy.pace import Pace
 from serving.policy.routing import Candidate, Decision, Load
 
 POLL_S = 0.05
 """How often a queue looks again: what other gateways free is only seen through their beats."""
 _RETRY_MIN_S, _RETRY_MAX_S = 1.0, 60.0
-_RATE_OVER_S = 10.0
+_PACE_OVER_S = 10.0
 
 
 class Slots(Protocol):
@@ -48,7 +49,7 @@ class Waiter:
 class Line:
     """One deployment's queue, and what its owners have taken back."""
 
-    __slots__ = ("hold_until", "needed_since", "queue", "rate", "rate_at", "seen", "told_at")
+    __slots__ = ("hold_until", "needed_since", "pace", "queue", "running", "seen", "told_at")
 
     def __init__(self) -> None:
         self.queue: FairQueue[Waiter] = FairQueue()
@@ -57,16 +58,10 @@ class Line:
         self.needed_since: float | None = None
         self.told_at = float("-inf")
         self.seen = 0
-        self.rate = 0.0
-        """MU/s that left the queue for replicas lately, as of ``rate_at``."""
-        self.rate_at = 0.0
-
-    def note_rate(self, mu: float, now: float) -> None:
-        self.rate = self.rate_now(now) + mu / _RATE_OVER_S
-        self.rate_at = now
-
-    def rate_now(self, now: float) -> float:
-        return self.rate * max(0.0, 1.0 - (now - self.rate_at) / _RATE_OVER_S)
+        self.running: dict[TicketLike, tuple[str, Callable[[], None]]] = {}
+        """What is served of what is lent, the oldest first: at which replica, and what ends it."""
+        self.pace = Pace(_PACE_OVER_S)
+        """MU/s that leave the queue for replicas."""
 
 
 class BestEffort:
@@ -95,14 +90,20 @@ class BestEffort:
     def waiting(self) -> int:
         return sum(line.queue.size for line in self._lines.values())
 
-    async def place(self, deployment: str, load: Load, ask: Lent) -> Placement:
-        """The request's place, after a wait of at most ``ask.wait_s``. Raises NoReplica, Busy or Reclaimed."""
+    async def place(
+        self, deployment: str, load: Load, ask: Lent, on_reclaim: Callable[[], None] | None = None
+    ) -> Placement:
+        """The request's place, after a wait of at most ``ask.wait_s``. Raises NoReplica, Busy or Reclaimed.
+
+        ``on_reclaim`` is called when the request must end before it is complete: an owner is waiting for its place.
+        """
         line = self._line(deployment)
         queue = line.queue
         if not queue.size:
             placed = self._pass(deployment, line, load, ask)
             if isinstance(placed, Placement):
                 queue.serve(ask.tenant, ask.mu)
+                self._note_running(line, placed, ask, on_reclaim)
                 return placed
         if queue.size >= self._queue_max:
             raise Busy(
@@ -110,7 +111,32 @@ class BestEffort:
                 retry_after_s=self._retry_after_s(line),
                 reason="queue_full",
             )
-        return await self._wait(deployment, line, load, ask)
+        placed = await self._wait(deployment, line, load, ask)
+        self._note_running(line, placed, ask, on_reclaim)
+        return placed
+
+    def left(self, deployment: str, ticket: TicketLike) -> None:
+        """A request has left its replica."""
+        line = self._lines.get(deployment)
+        if line is not None:
+            line.running.pop(ticket, None)
+
+    def cut(self, deployment: str, replica: str = "") -> bool:
+        """End the newest best-effort request, at ``replica`` where one is named; whether there was any."""
+        line = self._lines.get(deployment)
+        if line is None:
+            return False
+        for ticket, (where, on_reclaim) in reversed(line.running.items()):
+            if not replica or where == replica:
+                del line.running[ticket]
+                on_reclaim()
+                return True
+        return False
+
+    @staticmethod
+    def _note_running(line: Line, placed: Placement, ask: Lent, on_reclaim: Callable[[], None] | None) -> None:
+        if ask.is_reserved and on_reclaim is not None:
+            line.running[placed.ticket] = (placed.replica.id, on_reclaim)
 
     def settle(self, deployment: str, tenant: str, difference: float) -> None:
         """What a served request really cost, less what it was expected to."""
@@ -157,7 +183,7 @@ class BestEffort:
         try:
             while (turn := line.queue.take(fits)) is not None:
                 if placed is not None:
-                    line.note_rate(turn.mu, self._clock())
+                    line.pace.add(turn.mu, self._clock())
                     turn.item.place.set_result(placed)
         except NoReplica as error:
             for turn in list(line.queue):
@@ -186,11 +212,12 @@ class BestEffort:
             prefill_mu=load.prefill_mu,
             largest_prefill_mu=ask.largest_prefill_mu,
             is_reserved=ask.is_reserved,
+            owned_mu_per_s=self._loads.owned_mu_per_s(deployment) if ask.is_reserved else 0.0,
         )
         if seen.obstacle == "no_replica":
             raise NoReplica(seen.reason)
         if not seen.is_open:
-            return seen.reason, seen.obstacle != "backlog"
+            return seen.reason, seen.obstacle not in ("backlog", "owners")
         placed = self._slots.try_place(deployment, load, (), is_lent=True)
         if isinstance(placed, Placement):
             return placed
@@ -243,8 +270,8 @@ class BestEffort:
 
     def _retry_after_s(self, line: Line) -> float:
         """When what waits now has gone, at the pace of late."""
-        rate = line.rate_now(self._clock())
-        expected = line.queue.mu / rate if rate > 0.0 else _RETRY_MIN_S
+        pace = line.pace.now(self._clock())
+        expected = line.queue.mu / pace if pace > 0.0 else _RETRY_MIN_S
         return min(_RETRY_MAX_S, max(_RETRY_MIN_S, expected))
 
     def _poll_later(self) -> None:

@@ -6,6 +6,7 @@ What is inside a reservation goes first; the rest passes through ``serving/gatew
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +27,8 @@ from serving.policy.routing import Candidate, Decision, Load, RoutingPolicy
 POLL_S = 0.05
 """How often a queue looks again: slots that other gateways free are only seen through their beats."""
 SUSPECT_S = 2.0
+_PATIENCE = 0.5
+"""What part of a pool's deadline owners wait before what is lent is ended for them."""
 
 
 class _Field:
@@ -51,10 +54,13 @@ class _Field:
 
 
 class _Waiter(NamedTuple):
+    """``due``: from when on what is lent is ended for it."""
+
     load: Load
     tried: tuple[str, ...]
     claim: Claim
     place: asyncio.Future[Placement]
+    due: float
 
 
 Claim = Lent | Owned | None
@@ -91,6 +97,8 @@ class Dispatcher:
         self._fields: dict[str, _Field] = {}
         self._suspects: dict[str, float] = {}
         self._clock = clock
+        self._owed: dict[TicketLike, tuple[float, str, str]] = {}
+        """Owners' streams whose first token has not come: until when it may take, deployment and replica."""
         self._poller: asyncio.TimerHandle | None = None
         self.best_effort = BestEffort(
             self, loads, queue_s=queue_s, queue_max=queue_max, clock=clock, on_relief=on_claw_back
@@ -106,11 +114,20 @@ class Dispatcher:
         return deployment in self._queues
 
     async def place(
-        self, deployment: str, load: Load, tried: tuple[str, ...] = (), *, claim: Claim = None
+        self,
+        deployment: str,
+        load: Load,
+        tried: tuple[str, ...] = (),
+        *,
+        claim: Claim = None,
+        on_reclaim: Callable[[], None] | None = None,
     ) -> Placement:
-        """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica, Busy or Reclaimed."""
+        """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica, Busy or Reclaimed.
+
+        ``on_reclaim`` is called when a best-effort request must end before it is complete.
+        """
         if isinstance(claim, Lent) and not tried:
-            return await self.best_effort.place(deployment, load, claim)
+            return await self.best_effort.place(deployment, load, claim, on_reclaim)
         queue = self._queues.get(deployment)
         if not queue or all(waiter.tried for waiter in queue):
             # Those wait for what they have not tried: nobody is overtaken.
@@ -122,16 +139,20 @@ class Dispatcher:
             queue = self._queues.setdefault(deployment, deque())
         if len(queue) >= self._queue_max:
             raise Busy(f"{len(queue)} requests are waiting already", reason="queue_full")
-        return await self._wait(deployment, queue, _Waiter(load, tried, claim, _future()))
+        due = self._clock() + claim.claw_back_s * _PATIENCE if isinstance(claim, Owned) else math.inf
+        return await self._wait(deployment, queue, _Waiter(load, tried, claim, _future(), due))
 
     def started(self, deployment: str, ticket: TicketLike) -> None:
         """The request's first token has come: its prompt is read, and others may be."""
         ticket.first_token()
+        self._owed.pop(ticket, None)
         self.best_effort.pump(deployment)
 
     def finish(self, deployment: str, ticket: TicketLike, *, ok: bool) -> None:
         """The request has left its replica: its slot goes to the first that waits."""
         ticket.finished(ok)
+        self._owed.pop(ticket, None)
+        self.best_effort.left(deployment, ticket)
         if deployment in self._queues:
             self._pump(deployment)
         self.best_effort.pump(deployment)
@@ -189,6 +210,11 @@ class Dispatcher:
         placed = self.try_place(deployment, load, tried, is_lent=isinstance(claim, Lent))
         if isinstance(claim, Owned):
             if isinstance(placed, Placement):
+                self._loads.owned(deployment, load.prefill_mu)
+                if load.is_stream:
+                    due = self._clock() + claim.claw_back_s * _PATIENCE
+                    self._owed[placed.ticket] = (due, deployment, placed.replica.id)
+                    self._poll_later()
                 pending = self._loads.replica(placed.replica.id).w - load.prefill_mu
                 pending_ms = gate.engine_ms(pending, placed.replica.supply_mu_per_min)
                 if gate.must_claw_back(pending_ms, ttft_objective_ms=claim.ttft_objective_ms):
@@ -246,8 +272,23 @@ class Dispatcher:
         self._poller = None
         for deployment in list(self._queues):
             self._pump(deployment)
-        if self._queues:
+        self._cut()
+        if self._queues or self._owed:
             self._poll_later()
+
+    def _cut(self) -> None:
+        """End what is lent for owners who have waited for half of what they may: one for each, and each time."""
+        now = self._clock()
+        for deployment, queue in self._queues.items():
+            for waiter in queue:
+                if waiter.due <= now:
+                    self.best_effort.cut(deployment)
+        for ticket, (due, deployment, replica) in list(self._owed.items()):
+            if due > now:
+                # The others came later.
+                return
+            if not self.best_effort.cut(deployment, replica):
+                del self._owed[ticket]
 
 
 def _future() -> asyncio.Future[Placement]:

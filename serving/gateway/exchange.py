@@ -28,7 +28,7 @@ from serving.policy.routing import Load
 if TYPE_CHECKING:
     from serving.gateway.services import Services
 
-Stop = Literal["client_closed", "timeout", "idle"]
+Stop = Literal["client_closed", "timeout", "idle", "reclaimed"]
 
 TICK_S = 5.0
 PROGRESS_S = 1.0
@@ -116,7 +116,9 @@ class Exchange:
         by_class = self.services.metrics.models[self.deployment.name].classes[self.books.service_class]
         asked = time.monotonic()
         try:
-            placement = await self.services.dispatcher.place(self.deployment.id, load, tried, claim=self.claim)
+            placement = await self.services.dispatcher.place(
+                self.deployment.id, load, tried, claim=self.claim, on_reclaim=self._reclaim
+            )
         except NoReplica as error:
             if failure is not None:
                 raise refusals.failure(failure) from error
@@ -315,6 +317,10 @@ class Exchange:
         if self.stopped == "idle":
             error = ApiError(504, "The engine fell silent.", code="engine_timeout", type=errors.SERVER)
             self.books.settle("engine_lost", 504, error.code or "")
+        elif self.stopped == "reclaimed":
+            error = refusals.no_room(self.deployment.name, refusals.reclaimed())
+            self.books.settle("refused", 429, error.code or "")
+            self.services.metrics.models[self.deployment.name].classes[self.books.service_class].refusals["cut"] += 1
         elif self.stopped == "timeout":
             limit = self.services.config.total_s
             error = ApiError(504, f"The request took more than {limit:g} s.", code="timeout", type=errors.SERVER)
@@ -359,6 +365,10 @@ class Exchange:
         self.stopped = why
         self._drop()
         self.task.cancel()
+
+    def _reclaim(self) -> None:
+        """An owner waits for this request's place."""
+        self._stop("reclaimed")
 
     def _workload(self) -> str:
         principal = self.books.principal

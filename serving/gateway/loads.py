@@ -29,6 +29,7 @@ from serving.gateway.state import (
     StateUnavailable,
     script,
 )
+from serving.policy.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _BEAT = script("beat")
 _PERIOD_S = 0.1
 _FORGET_AFTER_S = 900.0
 _LIFETIME_S = LIFETIME_MS / 1000
+OWNED_OVER_S = 5.0
+"""Over how long what owners send is taken together."""
 
 
 class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -70,6 +73,8 @@ class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     reserved_mu: float = 0.0
     lent_mu: float = 0.0
     claw_backs: int = 0
+    owned_mu_per_s: float = 0.0
+    """Prefill inside reservations that was sent to replicas of late."""
 
 
 class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -231,6 +236,8 @@ class Loads:
         self._presumed: list[tuple[float, int, TicketLike]] = []
         self._presumptions = 0
         self._claw_backs: dict[str, int] = {}
+        self._owned: dict[str, Pace] = {}
+        self._others_owned: dict[str, float] = {}
 
     async def start(self) -> None:
         """Begin the exchange, every 100 ms, one round trip."""
@@ -292,6 +299,19 @@ class Loads:
         else:
             beat.reserved_mu += mu
 
+    def owned(self, deployment_id: str, prefill_mu: float) -> None:
+        """A request inside a reservation goes to a replica."""
+        pace = self._owned.get(deployment_id)
+        if pace is None:
+            pace = self._owned[deployment_id] = Pace(OWNED_OVER_S)
+        pace.add(prefill_mu, time.monotonic())
+
+    def owned_mu_per_s(self, deployment_id: str) -> float:
+        """Prefill inside reservations that gateways have sent to replicas of late."""
+        pace = self._owned.get(deployment_id)
+        own = pace.now(time.monotonic()) if pace is not None else 0.0
+        return own + self._others_owned.get(deployment_id, 0.0)
+
     def clawed_back(self, deployment_id: str) -> None:
         """An owner has found no room here: with the next beat all gateways stop lending."""
         self._deployment(deployment_id).claw_backs += 1
@@ -308,6 +328,8 @@ class Loads:
         """What this gateway says of itself now."""
         version, age_s = self._snapshot()
         self._sequence += 1
+        for deployment_id, pace in self._owned.items():
+            self._deployment(deployment_id).owned_mu_per_s = pace.now(time.monotonic())
         return GatewayBeat(
             gateway=self._id,
             pid=os.getpid(),
@@ -358,8 +380,13 @@ class Loads:
         """Take over the other gateways' beats, in one go between two awaits."""
         changed = []
         before = {beat.gateway: beat for beat in self._others}
+        self._others_owned = {}
         for beat in others:
             self._note_claw_backs(before.get(beat.gateway), beat)
+            for deployment_id, counts in beat.deployments.items():
+                if counts.owned_mu_per_s:
+                    so_far = self._others_owned.get(deployment_id, 0.0)
+                    self._others_owned[deployment_id] = so_far + counts.owned_mu_per_s
         for beat in self._others:
             for replica_id in beat.replicas:
                 load = self._replicas.get(replica_id)

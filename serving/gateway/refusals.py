@@ -10,6 +10,7 @@ from serving.gateway.placement import Busy, Reclaimed
 from serving.gateway.relay import error_message
 from serving.gateway.upstream import UpstreamError
 from serving.gateway.usage import UNREADABLE
+from serving.policy import gate
 
 
 class EngineRefused(UpstreamError):
@@ -55,6 +56,11 @@ def no_room(name: str, error: Busy) -> ApiError:
         type="requests",
         headers=errors.retry_after(error.retry_after_s),
     )
+
+
+def reclaimed() -> Reclaimed:
+    """Why what is lent is ended before it is complete."""
+    return Reclaimed("the owner of a reservation needs what was lent", retry_after_s=gate.HOLD_S, reason="cut")
 
 
 def client_mistake(status: int, body: bytes) -> ApiError:

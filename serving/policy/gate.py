@@ -2,7 +2,9 @@
 
 What makes others wait is prefill that was admitted and is not done: an engine finishes it whatever comes after, so
 fairness is won before. The gate is open while some replica with a free slot has less than ``CHEAPEST_MS`` of it, and
-all best-effort prefill together stays below ``BACKLOG_MS`` a replica. Times are milliseconds of engine time.
+all best-effort prefill together stays below ``BACKLOG_MS`` a replica. While owners of reservations send, as many
+replicas stay clear of long prompts as their own need; while they do not, everything is lent. Times are milliseconds of
+engine time.
 """
 
 from __future__ import annotations
@@ -20,18 +22,24 @@ BACKLOG_MS = 2_000.0
 """Pending best-effort prefill a replica, on average over a deployment."""
 KEPT_SLOTS = 8
 """Where something is reserved, one slot in so many is never lent: its owner finds room at once."""
+CLEAR_LOAD = 0.25
+"""Prefill of owners that a clear replica is to read, in seconds a second: seldom does one wait for another."""
 HOLD_S = 1.0
 """Nothing is lent for so long after an owner has found no room."""
 EXCHANGE_S = 0.2
 """Within this all gateways know of it: a period of the one's heartbeat, and one of the others'."""
 
-Obstacle = Literal["", "no_replica", "slots", "prefill", "backlog"]
+_DUST_MU = 1e-6
+"""Sums of floats drift by less."""
+
+Obstacle = Literal["", "no_replica", "slots", "prefill", "owners", "backlog"]
 """What keeps the gate closed; empty: nothing."""
 
 _WORDS: dict[Obstacle, str] = {
     "no_replica": "no replica is ready",
     "slots": "every replica has as many requests as it takes",
     "prefill": "every replica has prompts to read first",
+    "owners": "the replicas that are free of long prompts are needed by what is reserved",
     "backlog": "best-effort prompts of this model already wait at the replicas",
 }
 
@@ -67,24 +75,33 @@ def ms_per_mu(supply_mu_per_min: float) -> float:
 
 
 def look(
-    candidates: Sequence[Candidate], *, prefill_mu: float, largest_prefill_mu: float = 0.0, is_reserved: bool = False
+    candidates: Sequence[Candidate],
+    *,
+    prefill_mu: float,
+    largest_prefill_mu: float = 0.0,
+    is_reserved: bool = False,
+    owned_mu_per_s: float = 0.0,
 ) -> Look:
     """Whether a best-effort request with ``prefill_mu`` may go to one of ``candidates`` now.
 
     ``largest_prefill_mu``: of the largest request that the deployment takes; the cap on the backlog is never below it.
-    ``is_reserved``: whether somebody has a reservation of the pool, for whom slots are kept.
+    ``is_reserved``: whether somebody has a reservation of the pool, for whom slots are kept. ``owned_mu_per_s``: what
+    prefill inside reservations came of late, for which replicas are kept clear.
     """
-    cheapest, backlog, longest, replicas = math.inf, 0.0, 0.0, 0
+    cheapest, backlog, longest, replicas, clear, owned = math.inf, 0.0, 0.0, 0, 0, 0.0
     for candidate in candidates:
         if not candidate.is_ready:
             continue
         replicas += 1
         load, ms = candidate.load, candidate.ms_per_mu
         backlog += load.lent_w * ms
+        owned += load.w + load.d - load.lent_w - load.lent_d
         longest += ms
         kept = candidate.target_concurrency // KEPT_SLOTS if is_reserved else 0
         if load.n < candidate.target_concurrency - kept:
             pending = load.w * ms
+            if pending < CHEAPEST_MS:
+                clear += 1
             if pending < cheapest:
                 cheapest = pending
     if not replicas:
@@ -94,8 +111,14 @@ def look(
     if cheapest >= CHEAPEST_MS:
         return Look("prefill", cheapest, backlog, replicas)
     mean_ms = longest / replicas
+    own_ms = prefill_mu * mean_ms
+    if owned_mu_per_s > 0.0 and cheapest + own_ms >= CHEAPEST_MS:
+        kept = math.ceil(owned_mu_per_s * mean_ms / 1000 / CLEAR_LOAD)
+        # A single replica cannot be kept clear of anything: there it waits for a gap in what owners send.
+        if clear <= min(kept, replicas - 1) or (replicas == 1 and owned > _DUST_MU):
+            return Look("owners", cheapest, backlog, replicas)
     cap = max(BACKLOG_MS * replicas, largest_prefill_mu * mean_ms)
-    if backlog > 0.0 and backlog + prefill_mu * mean_ms > cap:
+    if backlog > 0.0 and backlog + own_ms > cap:
         return Look("backlog", cheapest, backlog, replicas)
     return Look("", cheapest, backlog, replicas)
 

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 class ReplicaLoad(Protocol):
     """What a replica is doing now, own requests and the other gateways' beats together.
 
-    ``n`` requests in flight, ``w`` pending prefill and ``d`` decode in flight, both in MU; ``lent_w`` is the
-    best-effort part of ``w``.
+    ``n`` requests in flight, ``w`` pending prefill and ``d`` decode in flight, both in MU; ``lent_w`` and
+    ``lent_d`` are the best-effort parts of them.
     """
 
     @property
@@ -27,6 +27,9 @@ class ReplicaLoad(Protocol):
 
     @property
     def lent_w(self) -> float: ...
+
+    @property
+    def lent_d(self) -> float: ...
 
 
 class Candidate:

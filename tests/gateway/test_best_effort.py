@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,6 +58,12 @@ class LoadBook:
     def clawed_back(self, deployment_id: str) -> None:
         self.told += 1
 
+    def owned(self, deployment_id: str, prefill_mu: float) -> None:
+        pass
+
+    def owned_mu_per_s(self, deployment_id: str) -> float:
+        return 0.0
+
     def claw_backs(self, deployment_id: str) -> int:
         return self.others
 
@@ -86,8 +93,11 @@ class Field:
             on_claw_back=lambda _, seconds: self.relief.append(seconds),
         )
 
-    def ask(self, ms: float, claim: Lent | Owned, *, stream: bool = True) -> asyncio.Task[Placement]:
-        return asyncio.ensure_future(self.dispatcher.place("d", load(ms, stream=stream), claim=claim))
+    def ask(
+        self, ms: float, claim: Lent | Owned, *, stream: bool = True, on_reclaim: Callable[[], None] | None = None
+    ) -> asyncio.Task[Placement]:
+        place = self.dispatcher.place("d", load(ms, stream=stream), claim=claim, on_reclaim=on_reclaim)
+        return asyncio.ensure_future(place)
 
     async def now(self, ms: float, claim: Lent | Owned) -> Placement:
         async with asyncio.timeout(best_effort.POLL_S / 2):
@@ -277,3 +287,43 @@ async def test_those_who_wait_are_told_when_every_replica_is_gone() -> None:
     assert field.dispatcher.waiting == 0
     with pytest.raises(NoReplica):
         await field.ask(10.0, lent())
+
+
+async def test_what_runs_is_ended_for_an_owner_who_has_waited_for_half_of_what_it_may() -> None:
+    field = Field(target=2)
+    owner_s = 0.4
+    ended: list[str] = []
+    places: dict[str, Placement] = {}
+
+    def end(name: str) -> None:
+        ended.append(name)
+        field.leave(places[name])
+
+    # Lent before anybody had sent: no slot was kept.
+    for name in ("old", "new"):
+        ask = field.ask(1.0, lent(name, is_reserved=True), on_reclaim=lambda name=name: end(name))  # type: ignore[misc]
+        places[name] = await ask
+    began = asyncio.get_running_loop().time()
+    await field.ask(1.0, Owned(1_000.0, owner_s))
+    took = asyncio.get_running_loop().time() - began
+    assert ended == ["new"], "the newest, and one for each who waits"
+    assert owner_s / 2 <= took < owner_s
+
+
+async def test_what_runs_where_an_owners_first_token_is_late_is_ended() -> None:
+    field = Field(2)
+    ended: list[str] = []
+    places: dict[str, Placement] = {}
+    for number in range(4):
+        name = f"t{number}"
+        ask = field.ask(1.0, lent(name, is_reserved=True), on_reclaim=lambda name=name: ended.append(name))  # type: ignore[misc]
+        places[name] = await ask
+    owner = await field.ask(1.0, Owned(1_000.0, 0.2))
+    await asyncio.sleep(0.25)
+    beside = {name for name, place in places.items() if place.replica.id == owner.replica.id}
+    assert set(ended) == beside, "at its replica alone"
+    field.read(owner)
+    in_time = await field.ask(1.0, Owned(1_000.0, 0.2))
+    field.read(in_time)
+    await asyncio.sleep(0.25)
+    assert set(ended) == beside

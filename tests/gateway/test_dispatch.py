@@ -31,6 +31,12 @@ class LoadBook:
     def queued(self, deployment_id: str, mu: float) -> None:
         pass
 
+    def owned(self, deployment_id: str, prefill_mu: float) -> None:
+        pass
+
+    def owned_mu_per_s(self, deployment_id: str) -> float:
+        return 0.0
+
     def claw_backs(self, deployment_id: str) -> int:
         return 0
 

@@ -190,3 +190,30 @@ def test_plain_limits_hold_inside_a_reservation_too(market: Market) -> None:
     answers = [market.ask() for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(market: Market, shared: Shared) -> None:
+    market.pool(claw_back_s=1.0)
+    market.sell(6000.0, 100.0)
+    a, b = (engine.replica(f"d-{market.name}", target_concurrency=1) for engine in shared.engines)
+    shared.publish(("replica", a), ("replica", b))
+    slow = {"user": '{"delay_ms": 100}', "max_tokens": 100}
+    with ThreadPoolExecutor(4) as pool:
+        lent = [pool.submit(market.ask, "else", stream=stream, **slow) for stream in (True, False)]
+        time.sleep(0.5)
+        waits = pool.submit(market.ask, "else")
+        time.sleep(0.2)
+        began = time.monotonic()
+        owner = market.ask("own")
+        took = time.monotonic() - began
+        evicted = waits.result()
+        answers = [one.result() for one in lent]
+    assert class_of(owner) == "reserved"
+    assert 0.5 <= took < 1.0, "within the pool's deadline"
+    assert evicted.status_code == 429
+    assert evicted.json()["error"]["code"] == "capacity_reclaimed"
+    assert int(evicted.headers["retry-after"]) >= 1
+    cut = [answer for answer in answers if "capacity_reclaimed" in answer.text]
+    assert len(cut) == 1, "one of the two: the other goes on"
+    end = shared.cluster.ended(cut[0].headers["x-penstock-request-id"])
+    assert (end["outcome"], end["status"], end["error"]) == ("refused", 429, "capacity_reclaimed")

@@ -21,6 +21,7 @@ class Busy(NamedTuple):
     w: float = 0.0
     d: float = 0.0
     lent_w: float = 0.0
+    lent_d: float = 0.0
 
 
 def replica(name: str, load: Busy, *, target: int = 16, ready: bool = True, ms: float = MS) -> Candidate:
@@ -76,6 +77,34 @@ def test_where_something_is_reserved_slots_are_kept() -> None:
     assert gate.look(field, prefill_mu=0.1).is_open
     assert gate.look(field, prefill_mu=0.1, is_reserved=True).obstacle == "slots"
     assert gate.look([replica("a", Busy(6), target=7)], prefill_mu=0.1, is_reserved=True).is_open
+
+
+def test_while_owners_send_replicas_stay_clear_of_long_prompts() -> None:
+    field = [replica(f"r{n}", Busy()) for n in range(4)]
+    owned = at(250.0)
+
+    def look(prefill_ms: float, owned_mu_per_s: float = owned) -> gate.Obstacle:
+        return gate.look(field, prefill_mu=at(prefill_ms), is_reserved=True, owned_mu_per_s=owned_mu_per_s).obstacle
+
+    assert look(5_000.0) == ""
+    for busy in field[:3]:
+        busy.load = Busy(1, at(1_000.0), 0.0, at(1_000.0))
+    assert look(149.0) == "", "one that is short leaves its replica clear"
+    assert look(150.0) == "owners"
+    assert look(150.0, 0.0) == "", "while no owner sends, everything is lent"
+    field[2].load = Busy()
+    assert look(150.0) == ""
+    assert look(150.0, 1.01 * owned) == "owners", "as many as their load needs"
+    field[0].load = field[1].load = Busy()
+    assert look(150.0, 100 * owned) == "", "but one"
+
+
+def test_a_single_replica_takes_long_prompts_in_the_gaps_between_owners() -> None:
+    field = [replica("a", Busy(1, 0.0, at(50.0), 0.0, 0.0))]
+    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=0.1).obstacle == "owners"
+    assert gate.look(field, prefill_mu=at(140.0), owned_mu_per_s=0.1).is_open
+    field[0].load = Busy(1, 0.0, at(50.0), 0.0, at(50.0))
+    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=0.1).is_open, "what is lent is no owner's"
 
 
 LOADS = st.builds(

@@ -157,3 +157,45 @@ async def test_the_loops_read_what_gateways_say(make, state_url):
     client.set("penstock:gw:a", "rubbish")
     assert read_beats(client) == []
     client.close()
+
+
+async def test_what_is_lent_is_told_apart_over_gateways(make):
+    a, b = await make("a"), await make("b")
+    lent = a.dispatched("r", 3.0, 5.0, is_lent=True)
+    owned = b.dispatched("r", 1.0, 2.0)
+    for loads in (a, b):
+        load = loads.replica("r")
+        await until(lambda load=load: load.n == 2)
+        assert (load.w, load.d, load.lent_w, load.lent_d) == (4.0, 7.0, 3.0, 5.0)
+    lent.first_token()
+    owned.first_token()
+    await until(lambda: b.replica("r").lent_w == 0.0)
+    assert b.replica("r").lent_d == 5.0
+    lent.finished(True)
+    await until(lambda: b.replica("r").lent_d == 0.0)
+    owned.finished(True)
+
+
+async def test_other_gateways_hear_of_owners(make):
+    a, b = await make("a"), await make("b")
+    a.clawed_back("d")
+    await until(lambda: b.claw_backs("d") == 1)
+    assert a.claw_backs("d") == 0, "its own it knows"
+    a.clawed_back("d")
+    await until(lambda: b.claw_backs("d") == 2)
+    late = await make("c")
+    await until(lambda: late.gateways() == 3)
+    assert late.claw_backs("d") == 0, "what was counted before is old"
+    a.owned("d", 50.0)
+    await until(lambda: b.owned_mu_per_s("d") > 0.0)
+    assert 5.0 < b.owned_mu_per_s("d") <= a.owned_mu_per_s("d") * 1.2
+
+
+async def test_a_prefill_that_nobody_sees_the_end_of_is_taken_for_done_in_time(make):
+    loads = await make("a")
+    ticket = loads.dispatched("r", 3.0, 5.0, is_lent=True)
+    loads.presume(ticket, time.monotonic() + 0.2)
+    assert loads.replica("r").w == 3.0
+    await until(lambda: loads.replica("r").w == 0.0)
+    assert loads.replica("r").lent_w == 0.0
+    ticket.finished(True)

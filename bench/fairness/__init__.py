@@ -1,0 +1,1 @@
+"""Noisy neighbours, side by side: the gateway's dispatching and simulated engines on a virtual clock."""
