@@ -17,23 +17,22 @@ from collections.abc import Callable, Iterator
 import aiohttp
 import msgspec
 
-from worker import evidence
 from worker.calibration.manager import Calibrations
 from worker.config import AgentConfig
 from worker.engines import Engines
-from worker.files import read_tail, write_atomic
+from worker.files import read_tail
 from worker.gpus import AcceleratorInventory
 from worker.host import HostState, read_host
 from worker.learnt import LearntStart
+from worker.live import Live
 from worker.needs import Need, need_of
-from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_progress, start_slots
+from worker.plan import Act, Limits, Seen, Step, decide, start_limit_s, start_slots
 from worker.preparation import Preparation
 from worker.report import ReplicaView, build_report
 from worker.runtimes import get_runtime
 from worker.runtimes.base import HostFacts, OptionError
-from worker.spec import HostOrders, HostReport, Progress, ReplicaOrder
+from worker.spec import HostOrders, HostReport, ReplicaOrder
 from worker.state import MISSING, ReplicaState, load_states, replica_folder, save_state
-from worker.watch import EngineView, EngineWatcher
 from worker.weights import WeightsError
 from worker.words import error_words, say_once
 
@@ -46,23 +45,6 @@ ROTATE_S = 30.0
 LOG_TAIL_BYTES = 4096
 
 OnReport = Callable[[HostReport, bool], None]
-
-
-class _Live:
-    """What belongs to a replica only while this agent runs."""
-
-    def __init__(self, need: Need) -> None:
-        self.need = need
-        self.seen: Seen | None = None
-        self.trouble = ""
-        self.watcher: EngineWatcher | None = None
-        self.evidence_task: asyncio.Task[None] | None = None
-        self.evidence_kept = False
-
-    def end_watch(self) -> None:
-        if self.watcher is not None:
-            self.watcher.cancel()
-            self.watcher = None
 
 
 class Supervisor:
@@ -81,7 +63,7 @@ class Supervisor:
         self.config = config
         self.orders: HostOrders | None = None
         self.states: dict[str, ReplicaState] = {}
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._clock, self._on_report, self._read_host = clock, on_report, host_reader
         self._inventory = inventory or AcceleratorInventory()
         self._host, self._accelerators = host_reader(), self._inventory.read()
@@ -115,9 +97,7 @@ class Supervisor:
             facts.cancel()
             self._calibrations.stop()
             for live in self._live.values():
-                live.end_watch()
-                if live.evidence_task is not None:
-                    live.evidence_task.cancel()
+                live.end()
             await self._session.close()
 
     def give_orders(self, orders: HostOrders) -> None:
@@ -172,7 +152,8 @@ class Supervisor:
                 self._apply(step, by_id.get(step.replica_id), now)
         for order in orders.replicas:
             with self._isolated(order.replica_id):
-                self._calibrations.follow(order, self.states.get(order.replica_id), self._engine_view(order.replica_id))
+                view = self._live_of(order.replica_id).view
+                self._calibrations.follow(order, self.states.get(order.replica_id), view)
         self._calibrations.end_all_but(by_id)
         self._cancel_unwanted(orders)
 
@@ -199,30 +180,11 @@ class Supervisor:
         weights = self._preparation.weights(need.weights) if environment.state == "ready" else MISSING
         return Seen(environment=environment, weights=weights, refusal=need.refusal)
 
-    def _look_at_process(self, state: ReplicaState, live: _Live, now: float) -> Seen:
+    def _look_at_process(self, state: ReplicaState, live: Live, now: float) -> Seen:
         is_alive = self._engines.is_alive(state)
-        is_ending = state.phase in ("failed", "stopped") or state.term_sent_at or state.kill_sent_at
-        if is_alive and live.watcher is None:
-            self._begin_watch(state, live)
-        view = live.watcher.view if live.watcher is not None else None
-        if view is not None and view.engine_version and not state.engine_version:
-            state.engine_version, state.max_model_len = view.engine_version, view.max_model_len
-        if view is not None and view.kv_tokens is not None:
-            state.kv_tokens = view.kv_tokens
-        return Seen(
-            environment=MISSING,
-            weights=MISSING,
-            process="alive" if is_alive else "gone",
-            # Reading every process of the host is worth it only where leftovers matter.
-            has_members=bool(self._engines.members(state)) if is_ending or not is_alive else True,
-            exit_words=self._engines.exit_words(state) if not is_alive or self._is_late(state, now) else "",
-            is_healthy=view is not None and view.is_healthy,
-            health_error=view.health_error if view is not None else "",
-            warm_up=view.warm_up if view is not None else "idle",
-            warm_up_error=view.warm_up_error if view is not None else "",
-            in_engine=view.in_engine if view is not None else None,
-            evidence_kept=live.evidence_kept,
-        )
+        if is_alive and live.watcher is None and self._session is not None:
+            live.begin_watch(self._session, state, clock=self._clock, on_news=self._wake.set)
+        return live.look_at_process(state, self._engines, is_alive=is_alive, is_late=self._is_late(state, now))
 
     def _is_late(self, state: ReplicaState, now: float) -> bool:
         if state.phase != "starting" or state.plan is None or state.launched_at is None:
@@ -281,7 +243,7 @@ class Supervisor:
         if refusal:
             live.need = msgspec.structs.replace(need, refusal=refusal)
 
-    def _act_on_process(self, act: Act, state: ReplicaState, live: _Live, now: float) -> None:
+    def _act_on_process(self, act: Act, state: ReplicaState, live: Live, now: float) -> None:
         if act is Act.WARM_UP and live.watcher is not None:
             live.watcher.warm_up()
         elif act is Act.KEEP_EVIDENCE and live.evidence_task is None:
@@ -306,12 +268,12 @@ class Supervisor:
             self._engines.remove_old_folders(self.states)
             self._has_changed = True
 
-    def _begin(self, order: ReplicaOrder, live: _Live, now: float) -> None:
+    def _begin(self, order: ReplicaOrder, live: Live, now: float) -> None:
         live.end_watch()
         if (old := self.states.get(order.replica_id)) is not None:
             self._engines.forget(old)
         self._preparation.forget_failures(live.need.environment, live.need.weights)
-        self._live[order.replica_id] = _Live(live.need)
+        self._live[order.replica_id] = Live(live.need)
         self.states[order.replica_id] = ReplicaState(
             replica_id=order.replica_id,
             deployment_name=order.deployment_name,
@@ -335,31 +297,16 @@ class Supervisor:
         self._engines.launch(state, plan, is_light=environment is None, now=now)
         self._save(state)
 
-    async def _keep_evidence(self, state: ReplicaState, live: _Live) -> None:
-        path = self._engines.log_path(state.replica_id)
-        view = live.watcher.view if live.watcher is not None else None
+    async def _keep_evidence(self, state: ReplicaState, live: Live) -> None:
         try:
-            if live.watcher is not None:
-                await live.watcher.look()
-            pids, now = self._engines.members(state), self._clock()
-            state.evidence = await asyncio.to_thread(evidence.gather, pids=pids, log=path, view=view, now=now)
-            write_atomic(path.with_name("evidence.json"), msgspec.json.encode(state.evidence))
-        except OSError as error:
-            log.warning("replica %s: evidence could not be kept: %s", state.replica_id, error)
+            await live.keep_evidence(state, self._engines, clock=self._clock)
         finally:
-            # Evidence that cannot be had must not keep a hanging engine alive.
-            live.evidence_kept, live.evidence_task = True, None
             self._has_changed = True
             self._wake.set()
 
     # ------------------------------------------------------------------ small parts
-    def _begin_watch(self, state: ReplicaState, live: _Live) -> None:
-        if self._session is not None and state.plan is not None:
-            table = get_runtime(state.runtime).metric_table
-            live.watcher = EngineWatcher(self._session, state.plan, table, self._clock, self._wake.set)
-
-    def _live_of(self, replica_id: str) -> _Live:
-        return self._live.setdefault(replica_id, _Live(Need()))
+    def _live_of(self, replica_id: str) -> Live:
+        return self._live.setdefault(replica_id, Live(Need()))
 
     def _facts(self, order: ReplicaOrder) -> HostFacts:
         orders = self.orders.replicas if self.orders is not None else ()
@@ -399,20 +346,9 @@ class Supervisor:
 
     def _view(self, state: ReplicaState, now: float) -> ReplicaView:
         live = self._live_of(state.replica_id)
-        progress: Progress | None = None
-        if state.phase == "environment" and live.seen is not None:
-            progress = live.seen.environment.progress
-        elif state.phase == "weights" and live.seen is not None:
-            progress = live.seen.weights.progress
-        elif state.phase == "starting" and state.launched_at is not None and not state.is_light:
-            progress = start_progress(now - state.launched_at, self._learnt.seconds)
         return ReplicaView(
-            self._engine_view(state.replica_id),
-            progress,
+            live.view,
+            live.progress(state, now, learnt_start_s=self._learnt.seconds),
             state.replica_id in self._engines.adopted,
             self._calibrations.report(state.replica_id),
         )
-
-    def _engine_view(self, replica_id: str) -> EngineView | None:
-        watcher = self._live_of(replica_id).watcher
-        return watcher.view if watcher is not None else None
