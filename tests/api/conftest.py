@@ -11,6 +11,7 @@ from rest_framework.test import APIClient
 
 from tenants.models import ApiKey, Membership, Tenant, User
 from tenants.services import access_token_create, api_key_create, membership_add, tenant_create, user_create
+from tests.replay import replayed
 
 ROLES = ("owner", "admin", "developer", "viewer")
 SCOPES = ("inference", "usage", "manage")
@@ -51,6 +52,10 @@ class World:
 
 @pytest.fixture
 def world(db: None) -> World:
+    return replayed("world of the API", make_world)
+
+
+def make_world() -> World:
     operator = user_create(email="operator@penstock.example", actor="test", is_operator=True)
     made = World(operator, tenant_create(name="Acme", actor="test"), tenant_create(name="Other", actor="test"))
     for role in ROLES:

@@ -24,6 +24,7 @@ from serving.gateway.loads import DeploymentBeat, GatewayBeat, ReplicaBeat
 from serving.models import Deployment, Replica
 from serving.services import deployment_create
 from tests.loops.agent import ScriptedAgent
+from tests.replay import replayed
 
 BOSS = "a test"
 
@@ -139,7 +140,8 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("penstock.loops.isolation._told", {})
 
 
-def make_world(state: redis.Redis) -> World:
+def make_rows() -> tuple[Pool, Deployment, Host, bytes]:
+    """A pool with a price, a deployment, and a host with its secret."""
     hardware = hardware_type_get_or_create(name="CPU", actor=BOSS, is_cpu=True)
     model = model_create(name=f"model {uuid.uuid4().hex[:6]}", artifact_kind="none", actor=BOSS)
     pool = pool_create(name=model.name, model=model, hardware_type=hardware, actor=BOSS)
@@ -148,8 +150,13 @@ def make_world(state: redis.Redis) -> World:
     deployment = deployment_create(
         pool=pool, name=f"demo-{model.slug[-6:]}", runtime="simulated", actor=BOSS, min_replicas=1, max_replicas=4
     )
+    return pool, deployment, *host_enrol(name="host-1", hardware_type=hardware, actor=BOSS)
+
+
+def make_world(state: redis.Redis) -> World:
+    pool, deployment, host, secret = replayed("world of the loops", make_rows)
     world = World(state, pool, deployment, [])
-    world.add_host("host-1")
+    world.agents.append(ScriptedAgent(state, str(host.pk), secret))
     return world
 
 
