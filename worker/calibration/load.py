@@ -23,8 +23,10 @@ IN_FLIGHT_PER_SLOT = 16
 SHORTEST_GRACE_S = 5.0
 
 
-LEAST_ROUNDS = 6
-"""Rounds of the engine's slots that a batch holds: one to fill them, one to empty them, the others to measure."""
+def least_rounds(slots: int) -> int:
+    """Rounds of an engine's slots that a batch holds at least: one to fill them, one to empty them, the others to
+    measure; more where a round is only a few requests."""
+    return 4 if slots >= 16 else 6
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -157,8 +157,9 @@ class Calibrations:
         if (thread := self._thread_of(replica_id)) is not None and thread.is_alive:
             thread.cancel()
             return
-        why = f": {state.reason}" if state.phase in _GONE and state.reason else "."
-        record.state, record.reason = "failed", f"{ENGINE_ENDED}{why}"
+        why = f": {state.reason}" if state.phase in ("stopped", "failed") and state.reason else "."
+        what = "The replica was drained while it was measured" if state.phase == "draining" else ENGINE_ENDED
+        record.state, record.reason = "failed", f"{what}{why}"
         self._keep(replica_id, record)
 
     def _begin_or_wait(self, order: ReplicaOrder, state: ReplicaState, record: Record, view: EngineView | None) -> None:
@@ -200,7 +201,7 @@ class Calibrations:
             base=f"http://{state.plan.host}:{state.plan.port}",
             model=order.served_name,
             method=runtime.cost_method(order=order),
-            slots=max_num_seqs(order.calibration.max_concurrency),
+            slots=max_num_seqs(min(order.target_concurrency, order.calibration.max_concurrency)),
             pids=lambda: self._pids(state),
             metrics_path=state.plan.metrics_path,
             metric_table=runtime.metric_table(state.engine_version),

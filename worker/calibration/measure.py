@@ -15,7 +15,7 @@ import msgspec
 
 from worker.calibration.client import Disturbed, EngineClient, MeasureError
 from worker.calibration.cpu import cpu_seconds, spent_seconds
-from worker.calibration.load import LEAST_ROUNDS, Batch, MakePrompt, plan_level, run_batch, run_level, steady_s
+from worker.calibration.load import Batch, MakePrompt, least_rounds, plan_level, run_batch, run_level, steady_s
 from worker.calibration.prompts import Prompts
 from worker.calibration.record import Record, Size
 from worker.calibration.search import next_rate
@@ -173,7 +173,7 @@ class Measurement:
                 break
             count *= 2
         each_s = pilot.elapsed_s / count
-        rounds = max(LEAST_ROUNDS, min(round(aimed / each_s / step), MOST_REQUESTS // step))
+        rounds = max(least_rounds(slots), min(round(aimed / each_s / step), MOST_REQUESTS // step))
         queued = min(MOST_QUEUED, math.ceil(QUEUED_S / each_s))
         return Size(count=rounds * step, in_flight=slots + max(slots, queued))
 
