@@ -17,6 +17,8 @@ instead of keeping a fixed margin. Each tick:
 Up to ``round(need)``, down to ``ceil(envelope + deadband)``; nothing is released during ``grace_s``. The constants were
 fitted on public traces; ±30 % of any of them moves the mean cost by less than a point, except ``spend``.
 
+Never below ``provisioned_replicas``, what is sold: guaranteed capacity is warm before anybody asks for it.
+
 State is kept in MU/min rather than replicas, so that it stays true when the supply of a replica is measured anew.
 """
 
@@ -27,7 +29,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-Kind = Literal["steady", "demand", "queue", "release", "grace", "limit", "pin", "wake", "idle"]
+Kind = Literal["steady", "demand", "queue", "release", "grace", "limit", "promise", "pin", "wake", "idle"]
 
 _MAX_MISSED_TICKS = 720
 """After an hour without ticks the past is as good as unknown; more of them would only cost time."""
@@ -39,6 +41,8 @@ class Config:
 
     ``pinned_replicas`` switches scaling off. ``profile_version``: MU of another version are another unit, memory is
     dropped when it changes. ``min_replicas`` 0 allows scale to zero after ``idle_s`` without a request.
+    ``provisioned_replicas`` must run for what is sold (``capacity.policy.stock.provisioned_replicas``), as far as the
+    maximum allows; ``provisioned_for`` says in words what that is.
     Raises ValueError for values that contradict each other.
     """
 
@@ -49,6 +53,8 @@ class Config:
     max_replicas: int = 1
     pinned_replicas: int | None = None
     profile_version: int = 0
+    provisioned_replicas: int = 0
+    provisioned_for: str = ""
 
     tick_s: float = 5.0
     window_s: float = 45.0
@@ -73,6 +79,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas:
             raise ValueError(f"need 0 ≤ min_replicas ≤ max_replicas, got {self.min_replicas} and {self.max_replicas}")
+        if self.provisioned_replicas < 0:
+            raise ValueError(f"provisioned_replicas cannot be negative, got {self.provisioned_replicas}")
         if self.tick_s <= 0 or self.window_s <= 0 or self.tolerable_wait_s <= 0 or self.cold_start_s < 0:
             raise ValueError("tick_s, window_s and tolerable_wait_s must be positive, cold_start_s not negative")
         if not 0.0 < self.slo_share < 1.0:
@@ -197,7 +205,7 @@ def decide(config: Config, state: State, seen: Observation) -> tuple[State, Deci
     decision = Decision(
         replicas=limited,
         kind=kind,
-        reason=_explain(kind, have, limited, want, numbers, c, seen),
+        reason=_explain(kind, have, limited, want, numbers, c, seen) + _explain_short(c),
         need=need / supply,
         demand=demand / supply,
         margin=margin / supply,
@@ -289,8 +297,16 @@ def _choose(c: Config, state: State, seen: Observation, *, up: int, down: int, b
 def _limit(c: Config, want: int, kind: Kind) -> tuple[int, Kind]:
     if c.pinned_replicas is not None:
         return c.pinned_replicas, "pin"
-    limited = min(c.max_replicas, max(c.min_replicas, want))
-    return limited, kind if limited == want else "limit"
+    limited = min(c.max_replicas, max(c.min_replicas, c.provisioned_replicas, want))
+    if limited == want:
+        return limited, kind
+    return limited, "promise" if want < limited and c.provisioned_replicas > c.min_replicas else "limit"
+
+
+def promise_short(config: Config) -> int:
+    """How many replicas fewer than what is sold needs the deployment may have: its maximum, or its pin, is too low."""
+    most = config.max_replicas if config.pinned_replicas is None else config.pinned_replicas
+    return max(0, config.provisioned_replicas - most)
 
 
 def _explain(kind: Kind, have: int, limited: int, want: int, n: dict[str, float], c: Config, seen: Observation) -> str:
@@ -303,6 +319,8 @@ def _explain(kind: Kind, have: int, limited: int, want: int, n: dict[str, float]
     if kind == "limit":
         bound = f"maximum {c.max_replicas}" if limited < want else f"minimum {c.min_replicas}"
         return f"{needed}, {want} wanted, held at the {bound}"
+    if kind == "promise":
+        return f"{needed}, {want} wanted, held at {limited} for {c.provisioned_for}"
     if kind == "demand":
         return f"{needed}, {have} there: {limited - have} more"
     if kind == "queue":
@@ -318,3 +336,8 @@ def _explain(kind: Kind, have: int, limited: int, want: int, n: dict[str, float]
     if kind == "idle":
         return "scaled to zero" if have == 0 else f"no request for {c.idle_s:g} s: to zero"
     return f"{needed}, {have} there"
+
+
+def _explain_short(c: Config) -> str:
+    missing = promise_short(c)
+    return f"; {c.provisioned_for} needs {c.provisioned_replicas}, {missing} more than there may be" if missing else ""

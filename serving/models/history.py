@@ -35,6 +35,7 @@ class Incident(models.Model):
         START_FAILED = "start_failed", "Replica did not start"
         HOST_LOST = "host_lost", "Host lost"
         COST_DRIFT = "cost_drift", "Cost drifted"
+        PROMISE_SHORT = "promise_short", "Promise is short"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     kind = models.CharField(max_length=16, choices=Kind.choices)
@@ -52,14 +53,22 @@ class Incident(models.Model):
         ordering = ("-opened_at",)
         constraints = (
             models.CheckConstraint(
-                condition=models.Q(kind__in=("hang", "crash", "start_failed", "host_lost", "cost_drift")),
+                condition=models.Q(
+                    kind__in=("hang", "crash", "start_failed", "host_lost", "cost_drift", "promise_short")
+                ),
                 name="serving_incident_known_kind",
-                violation_error_message="The kind must be hang, crash, start_failed, host_lost or cost_drift.",
+                violation_error_message="Unknown kind of incident.",
             ),
             models.CheckConstraint(
                 condition=models.Q(closed_at__isnull=True) | models.Q(closed_at__gte=models.F("opened_at")),
                 name="serving_incident_closes_after_opening",
                 violation_error_message="An incident cannot be closed before it was opened.",
+            ),
+            models.UniqueConstraint(
+                fields=("kind", "deployment_id"),
+                condition=models.Q(closed_at__isnull=True, kind="promise_short"),
+                name="serving_incident_one_open_short_promise",
+                violation_error_message="That the deployment's promise is short is told already.",
             ),
             models.UniqueConstraint(
                 fields=("kind", "replica_id"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from capacity.models import Reservation
 from capacity.policy import autoscale
 from capacity.policy.cost import CostProfile
-from capacity.services import profile_add
+from capacity.services import pool_update, profile_add
 from penstock.loops.scale import scale
-from serving.models import Deployment, Replica, ScalingDecision
+from serving.models import Deployment, Incident, Replica, ScalingDecision
 from serving.services import deployment_create, deployment_disable, deployment_update, replica_create
+from tenants.models import Tenant
+from tests import factories
 from tests.loops.conftest import BOSS, World
 
 pytestmark = pytest.mark.django_db
@@ -205,3 +209,68 @@ def test_who_was_overtaken_changes_nothing(world: World, traffic: Traffic, monke
     assert scale(world.client, now=world.now) == 0
     assert desired(world) == 3
     assert not ScalingDecision.objects.exists()
+
+
+def sell(
+    world: World, mu: float, *, after_s: float = 0.0, for_s: float | None = None, tenant: Tenant | None = None
+) -> None:
+    """What is sold of the world's pool, whether or not it fits."""
+    starts = world.now + after_s
+    Reservation.objects.create(
+        tenant=tenant or factories.tenant(),
+        pool=world.pool,
+        profile=world.pool.profiles.order_by("-version")[0],
+        mu_per_min=mu,
+        state="draft" if after_s > 0 else "active",
+        starts_at=datetime.fromtimestamp(starts, UTC),
+        ends_at=None if for_s is None else datetime.fromtimestamp(starts + for_s, UTC),
+    )
+
+
+def newest() -> ScalingDecision:
+    return ScalingDecision.objects.order_by("-at")[0]
+
+
+def test_what_is_sold_runs_before_anybody_asks_for_it(world: World, traffic: Traffic) -> None:
+    """150 MU/min need two replicas of 100, and N−1 one more; what starts in a minute is warm when it does."""
+    sell(world, 150.0, after_s=60.0, for_s=60.0)
+    traffic.run(30, 0.0)
+    assert desired(world) == 1
+    traffic.run(20, 0.0)
+    assert desired(world) == 3
+    assert "150 MU/min sold (100 each, one spare)" in newest().reason
+    pool_update(pool=world.pool, keep_spare=False, actor=BOSS)
+    traffic.run(600, 0.0)
+    assert desired(world) == 1
+
+
+def test_a_promise_beyond_the_maximum_opens_an_incident_until_it_is_kept(world: World, traffic: Traffic) -> None:
+    sell(world, 450.0)
+    traffic.run(20, 0.0)
+    assert desired(world) == 4
+    assert "needs 6, 2 more than there may be" in newest().reason
+    incident = Incident.objects.get(kind="promise_short")
+    assert "needs 6 replicas, and it may have 4. Raise its maximum, or sell less." in incident.summary
+    traffic.run(20, 0.0)
+    assert Incident.objects.filter(kind="promise_short").count() == 1
+    deployment_update(deployment=world.deployment, max_replicas=6, actor=BOSS)
+    traffic.run(10, 0.0)
+    incident.refresh_from_db()
+    assert incident.closed_at is not None
+    assert desired(world) == 6
+
+
+def test_the_incident_of_a_deployment_that_stops_is_closed(world: World, traffic: Traffic) -> None:
+    sell(world, 450.0)
+    traffic.run(10, 0.0)
+    deployment_disable(deployment=world.deployment, actor=BOSS)
+    traffic.run(5, 0.0)
+    assert Incident.objects.get(kind="promise_short").closed_at is not None
+
+
+def test_a_promise_is_parted_between_the_deployments_of_its_pool(world: World, traffic: Traffic) -> None:
+    pool_update(pool=world.pool, keep_spare=False, actor=BOSS)
+    deployment_create(pool=world.pool, name="second", runtime="simulated", max_replicas=4, actor=BOSS)
+    sell(world, 400.0)
+    traffic.run(10, 0.0)
+    assert desired(world) == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capacity.policy.autoscale import Config, Decision, Observation, State, decide, replica_supply
+from capacity.policy.autoscale import Config, Decision, Observation, State, decide, promise_short, replica_supply
 
 T0 = 1_790_000_000.0
 SUPPLY = 100.0
@@ -41,6 +41,44 @@ def test_it_never_leaves_its_bounds(offered, low, span, ready, queue):
     config = Config(min_replicas=low, max_replicas=low + span, grace_s=60.0, idle_s=30.0)
     _, decisions = run(config, offered, ready=ready, queue=queue)
     assert all(low <= d.replicas <= low + span for d in decisions)
+
+
+@given(rates, st.integers(0, 5), st.integers(0, 20), st.integers(0, 30), st.integers(0, 30))
+@settings(max_examples=60, deadline=None)
+def test_it_never_falls_below_what_is_sold_nor_above_its_maximum(offered, low, span, ready, sold):
+    config = Config(
+        min_replicas=low,
+        max_replicas=low + span,
+        grace_s=60.0,
+        idle_s=30.0,
+        provisioned_replicas=sold,
+        provisioned_for="what is sold",
+    )
+    _, decisions = run(config, offered, ready=ready)
+    assert all(min(low + span, max(low, sold)) <= d.replicas <= low + span for d in decisions)
+    short = sold > low + span
+    assert promise_short(config) == max(0, sold - low - span)
+    assert all((f"what is sold needs {sold}, {sold - low - span} more" in d.reason) == short for d in decisions)
+
+
+def test_what_is_sold_stays_warm_without_a_request_and_the_reason_says_so():
+    config = Config(
+        min_replicas=0, max_replicas=8, idle_s=30.0, provisioned_replicas=3, provisioned_for="250 MU/min sold"
+    )
+    _, decisions = run(config, [0.0] * 100, ready=0)
+    assert {d.replicas for d in decisions} == {3}
+    assert decisions[-1].kind == "promise"
+    assert decisions[-1].reason.endswith("0 wanted, held at 3 for 250 MU/min sold")
+    assert decisions[-1].inputs["config"]["provisioned_replicas"] == 3
+    _, busy = run(config, [500.0] * 100, ready=3)
+    assert busy[-1].replicas > 3
+
+
+def test_a_pin_below_what_is_sold_is_told():
+    config = Config(min_replicas=0, max_replicas=8, pinned_replicas=1, provisioned_replicas=3, provisioned_for="it")
+    _, (decision,) = run(config, [0.0])
+    assert (decision.replicas, promise_short(config)) == (1, 2)
+    assert "it needs 3, 2 more than there may be" in decision.reason
 
 
 @given(rates, st.integers(1, 9))

@@ -14,6 +14,7 @@ from capacity.models import CostProfile
 from capacity.policy import autoscale
 from capacity.selectors import profile_in_force
 from penstock.loops.isolation import isolated
+from penstock.loops.promises import Floor, Promises, forget_short, tell_short
 from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
@@ -42,23 +43,30 @@ def scale(client: redis.Redis, *, now: float) -> int:
         )
     )
     rings = ring_read_many(client, [deployment_ring(str(d.id)) for d in deployments], _LOOK_BACK_S)
+    promises = Promises(deployments, now=now)
+    forget_short(deployments, now=datetime.datetime.fromtimestamp(now, datetime.UTC))
     changed = 0
     for deployment in deployments:
         with isolated(f"the scaling of {deployment}"):
             samples = rings[deployment_ring(str(deployment.id))]
             if samples and now - samples[0]["at"] <= _STALE_S:
-                changed += _scale_one(client, deployment, samples, now=now)
+                changed += _scale_one(client, deployment, samples, promises, now=now)
     return changed
 
 
-def _scale_one(client: redis.Redis, deployment: Any, samples: Sequence[dict[str, Any]], *, now: float) -> bool:
-    profile = profile_in_force(pool_id=deployment.pool_id, at=datetime.datetime.fromtimestamp(now, datetime.UTC))
+def _scale_one(
+    client: redis.Redis, deployment: Any, samples: Sequence[dict[str, Any]], promises: Promises, *, now: float
+) -> bool:
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    profile = profile_in_force(pool_id=deployment.pool_id, at=at)
     if profile is None:
         return False
     stored = policy_state_read(client, _LOOP, str(deployment.id)) or {}
     state = _state(stored.get("state"))
     seen = observation(deployment, profile, samples, last_at=state.last_at, now=now)
-    state, decision = autoscale.decide(config(deployment, profile), state, seen)
+    configured = config(deployment, profile, promises.floor(deployment, profile))
+    tell_short(deployment, configured, now=at)
+    state, decision = autoscale.decide(configured, state, seen)
     before, after = deployment.desired_replicas, decision.replicas
     recorded_at = float(stored.get("recorded_at", 0.0))
     is_recorded = before != after or now - recorded_at >= _SAMPLE_EVERY_S
@@ -87,7 +95,7 @@ def _record(deployment: Deployment, decision: autoscale.Decision, *, before: int
     return True
 
 
-def config(deployment: Deployment, profile: CostProfile) -> autoscale.Config:
+def config(deployment: Deployment, profile: CostProfile, floor: Floor) -> autoscale.Config:
     """The policy's configuration for a deployment.
 
     The grace period of 15 min was fitted at a cold start of 60 s; it follows the cold start, since a replica that is
@@ -102,6 +110,8 @@ def config(deployment: Deployment, profile: CostProfile) -> autoscale.Config:
         max_replicas=deployment.max_replicas,
         pinned_replicas=deployment.pinned_replicas,
         profile_version=profile.version,
+        provisioned_replicas=floor.replicas,
+        provisioned_for=floor.reason,
         tick_s=TIMETABLE[_LOOP].every_s,
         grace_s=min(900.0, max(60.0, _GRACE_PER_COLD_START * cold_start_s)),
     )
