@@ -34,6 +34,8 @@ PILOT_SHARE = 1 / 5
 """Of a batch's length: a pilot that took so long tells how many requests a batch needs."""
 BUSY_CPU_SHARE = 0.5
 """Cores that a saturated engine's processes use, at least, where it computes in them."""
+CPU_ROUNDS = 2
+"""Rounds of the engine's slots in a batch whose CPU time is taken: nothing is cut off at its ends."""
 IDLE_S = 2.0
 IDLE_PAUSE_S = 0.2
 MOST_DISTURBED = 5
@@ -173,7 +175,8 @@ class Measurement:
                 break
             count *= 2
         each_s = pilot.elapsed_s / count
-        rounds = max(least_rounds(slots), min(round(aimed / each_s / step), MOST_REQUESTS // step))
+        least = CPU_ROUNDS if self.record.method == "engine_cpu" else least_rounds(slots)
+        rounds = max(least, min(round(aimed / each_s / step), MOST_REQUESTS // step))
         queued = min(MOST_QUEUED, math.ceil(QUEUED_S / each_s))
         return Size(count=rounds * step, in_flight=slots + max(slots, queued))
 
