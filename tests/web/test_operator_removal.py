@@ -107,7 +107,10 @@ def test_a_lost_host_is_not_drained(as_operator: Client) -> None:
 def test_the_question_says_beforehand_what_holds_the_host(as_operator: Client, platform: Seeded) -> None:
     """Each replica by its own page, and what is to be done first in the place of the button."""
     held = Replica.objects.filter(host__name="gpu-01", state__in=HOLDING)
-    names = [f'<a href="/console/replicas/{one.pk}/">replica {one.pk}</a>: {one.deployment.name}' for one in held]
+    names = [
+        f'<a href="/console/replicas/{one.pk}/" title="{one.pk}">replica {str(one.pk)[-8:]}</a>: {one.deployment.name}'
+        for one in held
+    ]
     assert len(names) > 1
     page = text(as_operator.get("/console/hosts/gpu-01/remove"))
     assert f"gpu-01 cannot be removed: {len(names)} replicas still hold a part of it." in page
