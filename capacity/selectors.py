@@ -7,6 +7,8 @@ from typing import Literal
 from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 
 from capacity.models import CostProfile, Host, Pool, Reservation, UsageRollup
+from capacity.policy.claw_back import deadline_s
+from capacity.usage.reads import terms_of
 
 Group = Literal["pool_id", "deployment_id"]
 HOLDING = ("pending", "starting", "ready", "draining", "stopping")
@@ -48,6 +50,12 @@ def _in_force(at: datetime.datetime) -> QuerySet[CostProfile]:
     )
     rows = CostProfile.objects.filter(effective_from__lte=at).exclude(Exists(newer))
     return rows.select_related("hardware_type")
+
+
+def claw_back_s(profile: CostProfile, *, context_tokens: int | None) -> float:
+    """Seconds within which owners of a pool with this price have back what was lent (``policy.claw_back``)."""
+    supply = profile.replica_mu_per_min
+    return deadline_s(terms_of(profile), context_tokens=context_tokens, supply_mu_per_min=supply)
 
 
 def reference_mu_per_min(profile: CostProfile | None) -> float:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from capacity.policy import claw_back
 from capacity.policy.cost import CostProfile, token_costs
 from capacity.policy.profiles import KNEE
 from serving.gateway.dispatch import Busy, Claim, Dispatcher, Lent, Owned
 from serving.gateway.loads import OWNED_OVER_S, ReplicaLoad, Ticket
 from serving.gateway.records import ReplicaRecord
-from serving.policy import bucket, classes, gate
+from serving.policy import bucket, classes
 from serving.policy.bucket import Bucket
 from serving.policy.pace import Pace
 from serving.policy.routing import Load, least_mu
@@ -225,7 +226,7 @@ class World:
     @property
     def deadline_s(self) -> float:
         """What the pool says of the return of an owner."""
-        return gate.deadline_s(largest_prefill_mu=self.largest_mu, supply_mu_per_min=SUPPLY)
+        return claw_back.deadline_s(self.price, context_tokens=self.engine.max_model_len, supply_mu_per_min=SUPPLY)
 
     def _account(self, tenant: Tenant) -> Account:
         if self.scheme == "requests":

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from capacity.policy import claw_back
 from serving.gateway.best_effort import BestEffort
 from serving.gateway.placement import Busy as Busy
 from serving.gateway.placement import Lent as Lent
@@ -47,7 +48,7 @@ class _Field:
                 record.target_concurrency,
                 loads.replica(record.id),
                 record.id in suspects,
-                gate.ms_per_mu(record.supply_mu_per_min),
+                claw_back.ms_per_mu(record.supply_mu_per_min),
             )
             for record in records
         ]
@@ -201,7 +202,7 @@ class Dispatcher:
         record = field.by_id[decision.replica]
         if not load.is_stream:
             pending = self._loads.replica(record.id).w
-            own_s = gate.presumed_prefill_s(gate.engine_ms(pending, record.supply_mu_per_min))
+            own_s = gate.presumed_prefill_s(claw_back.engine_ms(pending, record.supply_mu_per_min))
             self._loads.presume(ticket, self._clock() + own_s)
         return Placement(record, ticket, decision)
 
@@ -216,7 +217,7 @@ class Dispatcher:
                     self._owed[placed.ticket] = (due, deployment, placed.replica.id)
                     self._poll_later()
                 pending = self._loads.replica(placed.replica.id).w - load.prefill_mu
-                pending_ms = gate.engine_ms(pending, placed.replica.supply_mu_per_min)
+                pending_ms = claw_back.engine_ms(pending, placed.replica.supply_mu_per_min)
                 if gate.must_claw_back(pending_ms, ttft_objective_ms=claim.ttft_objective_ms):
                     self.best_effort.claw_back(deployment)
                 else:

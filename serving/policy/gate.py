@@ -13,21 +13,15 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from capacity.policy.profiles import KNEE
+from capacity.policy.claw_back import BACKLOG_MS, CHEAPEST_MS
 from serving.policy.routing import Candidate
 
-CHEAPEST_MS = 150.0
-"""Pending prefill of the least busy replica from which on nothing of best effort is added."""
-BACKLOG_MS = 2_000.0
-"""Pending best-effort prefill a replica, on average over a deployment."""
 KEPT_SLOTS = 8
 """Where something is reserved, one slot in so many is never lent: its owner finds room at once."""
 CLEAR_LOAD = 0.25
 """Prefill of owners that a clear replica is to read, in seconds a second: seldom does one wait for another."""
 HOLD_S = 1.0
 """Nothing is lent for so long after an owner has found no room."""
-EXCHANGE_S = 0.2
-"""Within this all gateways know of it: a period of the one's heartbeat, and one of the others'."""
 
 _DUST_MU = 1e-6
 """Sums of floats drift by less."""
@@ -60,18 +54,6 @@ class Look(NamedTuple):
     @property
     def reason(self) -> str:
         return _WORDS.get(self.obstacle, "")
-
-
-def engine_ms(mu: float, supply_mu_per_min: float) -> float:
-    """The engine time that ``mu`` takes of a replica which supplies so much at its knee, with nothing beside it."""
-    return mu * ms_per_mu(supply_mu_per_min)
-
-
-def ms_per_mu(supply_mu_per_min: float) -> float:
-    """Raises ValueError where a replica supplies nothing."""
-    if not supply_mu_per_min > 0.0:
-        raise ValueError(f"a replica must supply more than 0 MU/min, not {supply_mu_per_min}")
-    return 60_000.0 * KNEE / supply_mu_per_min
 
 
 def look(
@@ -126,16 +108,6 @@ def look(
 def must_claw_back(pending_ms: float, *, ttft_objective_ms: float) -> bool:
     """Whether an owner who has found so much pending prefill at the replica it goes to is at risk of a late answer."""
     return pending_ms > max(CHEAPEST_MS, ttft_objective_ms / 2)
-
-
-def deadline_s(*, largest_prefill_mu: float, supply_mu_per_min: float) -> float:
-    """Seconds within which an owner has what it has bought, however much of it was lent: stated per pool.
-
-    Gateways tell each other, and what best effort has pending at the replica is read: at most the backlog, or one
-    largest prompt, on top of what may be pending when it is admitted. Rounded up to tenths.
-    """
-    longest_ms = max(BACKLOG_MS, engine_ms(largest_prefill_mu, supply_mu_per_min))
-    return math.ceil(10 * (EXCHANGE_S + (CHEAPEST_MS + longest_ms) / 1000)) / 10
 
 
 def presumed_prefill_s(pending_ms: float) -> float:

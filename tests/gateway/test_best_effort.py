@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from capacity.policy import claw_back
 from serving.gateway import best_effort
 from serving.gateway.dispatch import Busy, Dispatcher, Lent, NoReplica, Owned, Placement, Reclaimed
 from serving.gateway.loads import ReplicaLoad, Ticket
@@ -15,7 +16,7 @@ from serving.gateway.records import ReplicaRecord
 from serving.policy import gate
 from serving.policy.routing import Load, least_mu
 
-MS = gate.ms_per_mu(100.0)
+MS = claw_back.ms_per_mu(100.0)
 OWNER = Owned(ttft_objective_ms=1_000.0, claw_back_s=2.4)
 
 

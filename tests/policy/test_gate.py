@@ -33,13 +33,6 @@ def at(ms: float) -> float:
     return ms / MS
 
 
-def test_an_mu_takes_what_is_left_of_a_minute_at_the_knee() -> None:
-    assert gate.ms_per_mu(100.0) == pytest.approx(MS)
-    assert gate.engine_ms(2.0, 200.0) == pytest.approx(MS)
-    with pytest.raises(ValueError, match="more than 0"):
-        gate.ms_per_mu(0.0)
-
-
 def test_an_idle_deployment_takes_anything() -> None:
     assert gate.look([replica("a", Busy())], prefill_mu=at(60_000)).is_open
 
@@ -155,9 +148,3 @@ def test_an_owner_at_risk_of_a_late_answer_takes_back_what_was_lent() -> None:
     assert not gate.must_claw_back(500.0, ttft_objective_ms=1_000.0)
     assert gate.must_claw_back(501.0, ttft_objective_ms=1_000.0)
     assert not gate.must_claw_back(149.0, ttft_objective_ms=100.0), "what the gate lets in is no risk"
-
-
-def test_the_deadline_counts_the_largest_prompt() -> None:
-    assert gate.deadline_s(largest_prefill_mu=0.0, supply_mu_per_min=100.0) == 2.4
-    assert gate.deadline_s(largest_prefill_mu=at(10_000), supply_mu_per_min=100.0) == 10.4
-    assert gate.deadline_s(largest_prefill_mu=at(10_000), supply_mu_per_min=50.0) == 20.4
