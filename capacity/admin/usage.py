@@ -6,7 +6,17 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
+from capacity.models import (
+    BooksState,
+    GuaranteeDay,
+    GuaranteeMinute,
+    QuarantinedUsage,
+    UsageAnchor,
+    UsageChain,
+    UsageRecord,
+    UsageRollup,
+    Watermark,
+)
 from capacity.usage.books import watermark_close
 from capacity.usage.writer import quarantine_dismiss, quarantine_retry
 from tenants.admin.base import HistoryAdmin, column, confirmed, operator_of
@@ -132,3 +142,49 @@ class QuarantinedUsageAdmin(HistoryAdmin):
 @admin.register(BooksState)
 class BooksStateAdmin(HistoryAdmin):
     list_display = ("__str__", "final_until", "deleted_until", "late_records", "last_late_at")
+
+
+@admin.register(UsageAnchor)
+class UsageAnchorAdmin(HistoryAdmin):
+    list_display = ("day", "tenant_shown", "sequence", "hash", "at", "is_deleted")
+    list_filter = (TenantIdFilter, "is_deleted")
+    date_hierarchy = "day"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageAnchor]:
+        return with_tenant_name(super().get_queryset(request))
+
+    @column("Tenant", ordering="tenant_name")
+    def tenant_shown(self, row: Any) -> str:
+        return row.tenant_name or str(row.tenant_id)
+
+
+@admin.register(UsageChain)
+class UsageChainAdmin(HistoryAdmin):
+    list_display = ("tenant_shown", "sequence", "hash")
+    list_filter = (TenantIdFilter,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageChain]:
+        return with_tenant_name(super().get_queryset(request))
+
+    @column("Tenant", ordering="tenant_name")
+    def tenant_shown(self, row: Any) -> str:
+        return row.tenant_name or str(row.tenant_id)
+
+
+_JUDGED = ("entitled_mu", "used_mu", "lent_mu", "throttled_mu", "slow_mu", "unserved_mu", "requests")
+
+
+@admin.register(GuaranteeMinute)
+class GuaranteeMinuteAdmin(HistoryAdmin):
+    list_display = ("starts_at", "reservation", *_JUDGED, "is_breach", "reason")
+    list_filter = ("is_breach", "reservation__pool", "reservation__tenant")
+    list_select_related = ("reservation__pool", "reservation__tenant")
+    date_hierarchy = "starts_at"
+
+
+@admin.register(GuaranteeDay)
+class GuaranteeDayAdmin(HistoryAdmin):
+    list_display = ("day", "reservation", "minutes", "breach_minutes", *_JUDGED)
+    list_filter = ("reservation__pool", "reservation__tenant")
+    list_select_related = ("reservation__pool", "reservation__tenant")
+    date_hierarchy = "day"

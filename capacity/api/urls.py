@@ -5,6 +5,14 @@ from rest_framework.routers import SimpleRouter
 
 from capacity.api.chain import TenantUsageAnchorsViewSet, TenantUsageFileViewSet
 from capacity.api.enrolment import EnrolmentTokensViewSet, EnrolView
+from capacity.api.guarantees import (
+    GuaranteeMinutesExportViewSet,
+    GuaranteeMinutesViewSet,
+    GuaranteesViewSet,
+    TenantGuaranteeMinutesExportViewSet,
+    TenantGuaranteeMinutesViewSet,
+    TenantGuaranteesViewSet,
+)
 from capacity.api.hosts import AcceleratorsViewSet, HardwareTypesViewSet, HostsViewSet
 from capacity.api.models import ModelsViewSet
 from capacity.api.pools import PoolsViewSet, ProfilesViewSet, TenantPoolsViewSet
@@ -24,6 +32,7 @@ _platform.register("accelerators", AcceleratorsViewSet)
 _platform.register("enrolment-tokens", EnrolmentTokensViewSet)
 _platform.register("models", ModelsViewSet)
 _platform.register("pools", PoolsViewSet)
+_platform.register("guarantees", GuaranteesViewSet, basename="guarantee")
 # Before the requests: their names are no ids.
 _platform.register("usage/export", UsageExportViewSet, basename="usage-export")
 _platform.register("usage/rollups", UsageRollupsViewSet, basename="usage-rollup")
@@ -32,8 +41,19 @@ _platform.register("usage", UsageViewSet)
 _pool = SimpleRouter(trailing_slash=False)
 _pool.register("profiles", ProfilesViewSet, basename="pool-profile")
 
+_guarantee = SimpleRouter(trailing_slash=False)
+_guarantee.register("minutes/export", GuaranteeMinutesExportViewSet, basename="guarantee-minute-export")
+_guarantee.register("minutes", GuaranteeMinutesViewSet, basename="guarantee-minute")
+
+_tenant_guarantee = SimpleRouter(trailing_slash=False)
+_tenant_guarantee.register(
+    "minutes/export", TenantGuaranteeMinutesExportViewSet, basename="tenant-guarantee-minute-export"
+)
+_tenant_guarantee.register("minutes", TenantGuaranteeMinutesViewSet, basename="tenant-guarantee-minute")
+
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("pools", TenantPoolsViewSet, basename="tenant-pool")
+_tenant.register("guarantees", TenantGuaranteesViewSet, basename="tenant-guarantee")
 _tenant.register("usage/export", TenantUsageExportViewSet, basename="tenant-usage-export")
 _tenant.register("usage/file", TenantUsageFileViewSet, basename="tenant-usage-file")
 _tenant.register("usage/anchors", TenantUsageAnchorsViewSet, basename="tenant-usage-anchor")
@@ -44,5 +64,7 @@ urlpatterns = [
     *_platform.urls,
     path("enrol", EnrolView.as_view(), name="enrol"),
     path("pools/<str:pool>/", include(_pool.urls)),
+    path("guarantees/<str:reservation>/", include(_guarantee.urls)),
     path("tenants/<str:tenant>/", include(_tenant.urls)),
+    path("tenants/<str:tenant>/guarantees/<str:reservation>/", include(_tenant_guarantee.urls)),
 ]

@@ -1,6 +1,7 @@
 """What there is to sell, and what was used of it."""
 
 from capacity.models.enrolment import EnrolmentToken
+from capacity.models.guarantees import GuaranteeDay, GuaranteeMinute
 from capacity.models.hardware import Accelerator, HardwareType, Host
 from capacity.models.pools import CostProfile, Model, Pool
 from capacity.models.reservations import Reservation
@@ -22,6 +23,8 @@ __all__ = [
     "BooksState",
     "CostProfile",
     "EnrolmentToken",
+    "GuaranteeDay",
+    "GuaranteeMinute",
     "HardwareType",
     "Host",
     "Model",

@@ -250,6 +250,7 @@ class BooksState(models.Model):
     deleted_until = models.DateTimeField(
         null=True, help_text="Retention: no record that ended before is kept; roll-ups have them all."
     )
+    guaranteed_until = models.DateTimeField(null=True, help_text="Guarantee ledger: every minute until then is judged.")
     late_records = models.BigIntegerField(default=0)
     last_late_at = models.DateTimeField(null=True)
 

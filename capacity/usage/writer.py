@@ -18,6 +18,7 @@ from django.utils import timezone
 from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import Pair, Poison, ReadBatch, poison_of, read_batch, read_pair
 from capacity.usage.chain import Heads
+from capacity.usage.guarantees import guarantees_open
 from capacity.usage.lines import UsageBatch
 from capacity.usage.rows import RollupKey, RowError, Sums, moment, sum_up, usage_record
 from tenants.audit import Actor, audit
@@ -263,7 +264,9 @@ def _correct(records: list[UsageRecord], sums: list[tuple[RollupKey, Sums]]) -> 
         return 0
     for key, _ in sums:
         _row(key).filter(is_final=True).update(is_final=False)
+    # The row is held from here on: who judges a minute either sees these records, or is told to judge it anew.
     BooksState.objects.filter(pk=1).update(late_records=F("late_records") + len(late), last_late_at=timezone.now())
+    guarantees_open(late)
     for record in late:
         after = {"ended_at": record.ended_at, "final_until": final_until, "mu": record.actual_mu}
         audit(actor=WRITER, action="usage.correct", target=record, tenant_id=record.tenant_id, after=after)

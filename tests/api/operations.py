@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import time
@@ -11,8 +12,11 @@ from typing import Any
 from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
+from capacity.models import CostProfile, Pool, Reservation
 from capacity.services import enrolment_token_create
+from capacity.usage.books import finalise_minutes
 from capacity.usage.chain import anchors_take
+from capacity.usage.guarantees import guarantees_judge
 from capacity.usage.writer import write_batch
 from serving.models import Replica
 from serving.services import (
@@ -22,7 +26,7 @@ from serving.services import (
     revision_create,
     scaling_decision_record,
 )
-from tenants.models import Limit, Membership
+from tenants.models import Limit, Membership, Tenant
 from tenants.services import invitation_create, limit_set
 from tests import factories
 from tests.api.callers import NOWHERE
@@ -85,8 +89,23 @@ def furnish(world: World) -> None:
             )
         invitation_create(tenant=tenant, email="new@example.org", role=Membership.Role.VIEWER, actor="test")
         traffic = factories.Traffic(str(tenant.pk), str(key.pk), str(deployment.pool_id), str(deployment.pk))
-        write_batch(factories.batch(traffic.pair(time.time() - 60), segment=tenant.slug))
+        write_batch(factories.batch(traffic.pair(time.time() - 60), segment=tenant.slug, closed=True))
+        promised(tenant, deployment.pool)
     anchors_take(now=timezone.now())
+    finalise_minutes(timezone.now() + datetime.timedelta(minutes=5))
+    guarantees_judge()
+
+
+def promised(tenant: Tenant, pool: Pool) -> Reservation:
+    """A reservation whose first minutes have passed."""
+    return Reservation.objects.create(
+        tenant=tenant,
+        pool=pool,
+        profile=CostProfile.objects.get(pool=pool),
+        mu_per_min=5.0,
+        state=Reservation.State.ACTIVE,
+        starts_at=timezone.now() - datetime.timedelta(minutes=5),
+    )
 
 
 def filled(client: Api, path: str, tenant: str = "acme") -> str:

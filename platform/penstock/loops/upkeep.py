@@ -11,6 +11,7 @@ from django.utils import timezone
 from capacity.services import reservations_end, reservations_start
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from capacity.usage.chain import anchors_take
+from capacity.usage.guarantees import guarantee_minutes_delete_old, guarantees_judge
 from penstock.loops.isolation import isolated
 from serving.services import calibrations_delete_old, decisions_delete_old, replicas_delete_old, supplies_refresh
 from tenants.models import SignInLink
@@ -28,10 +29,11 @@ ACTOR = "upkeep"
 
 
 def finalise() -> None:
-    """Close the minutes that every gateway's watermark has passed."""
+    """Close the minutes that every gateway's watermark has passed, and judge what was promised in them."""
     closing = finalise_minutes(timezone.now())
     if closing.behind_s > _HELD_UP_S:
         log.warning("minutes stay provisional: segment %s is %.0f s behind", closing.held_by, closing.behind_s)
+    guarantees_judge()
 
 
 def upkeep() -> None:
@@ -48,6 +50,7 @@ def upkeep() -> None:
         ("forgetting replicas", lambda: replicas_delete_old(before=keep)),
         ("forgetting decisions", lambda: decisions_delete_old(before=keep)),
         ("forgetting usage", lambda: usage_delete_old(before=usage_keep, actor=ACTOR)),
+        ("forgetting guarantee minutes", lambda: guarantee_minutes_delete_old(before=usage_keep)),
         ("forgetting segments", lambda: watermarks_delete_closed(before=usage_keep - _SEGMENTS_KEPT)),
         ("forgetting links", lambda: SignInLink.objects.filter(expires_at__lt=now - _LINKS_KEPT).delete()),
         ("forgetting sign-in tries", lambda: attempts_delete_old(now=now)),

@@ -19,6 +19,7 @@ RESOURCES = (
     nouns_of_tenants.LIMITS,
     nouns_of_tenants.USAGE,
     nouns_of_tenants.ANCHORS,
+    nouns_of_tenants.GUARANTEES,
     nouns_of_tenants.AUDIT,
     nouns_of_operators.HOSTS,
     nouns_of_operators.HARDWARE_TYPES,

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from penstock.cli.remote import output
@@ -101,11 +101,14 @@ def find(api: Api, path: str, resource: Resource, called: str) -> dict[str, Any]
 def _list(api: Api, path: str, resource: Resource, arguments: argparse.Namespace) -> int:
     query = {field.name: getattr(arguments, field.name) for field in resource.filters}
     rows = api.every(path, {name: value for name, value in query.items() if value is not None})
-    chosen = itertools.islice(rows, arguments.limit)
+    return _show(itertools.islice(rows, arguments.limit), resource.columns, resource.nothing, arguments)
+
+
+def _show(rows: Iterable[dict[str, Any]], columns: tuple[str, ...], nothing: str, arguments: argparse.Namespace) -> int:
     if arguments.json:
-        output.as_json(list(chosen))
+        output.as_json(list(rows))
     else:
-        output.table(chosen, resource.columns, nothing=resource.nothing)
+        output.table(rows, columns, nothing=nothing)
     return 0
 
 
@@ -121,6 +124,8 @@ def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse
     for name in [name for name in body if f"{{{name}}}" in place]:
         place = place.replace(f"{{{name}}}", str(body.pop(name)))
     target = path + place if verb.is_on_list else f"{path}/{row['id']}{place}"
+    if verb.columns:
+        return _show(api.every(target, body), verb.columns, resource.nothing, arguments)
     calls: dict[str, Callable[[], Any]] = {
         "GET": lambda: api.get(target, body),
         "POST": lambda: api.post(target, body),

@@ -135,6 +135,53 @@ ANCHORS = Resource(
     names=("day",),
     nothing="no anchors yet: the first is taken when a day (UTC) with usage is over",
 )
+GUARANTEES = Resource(
+    "guarantees",
+    "how a tenant's reservations were kept in a month",
+    "/tenants/{tenant}/guarantees",
+    (
+        "pool",
+        "mu_per_min",
+        "month",
+        "minutes",
+        "breach_minutes",
+        "attainment",
+        "credit_share",
+        "credit_amount",
+        "currency",
+        "id",
+    ),
+    names=("pool",),
+    filters=(Field("month", "as 2026-11 (UTC; this month)"),),
+    has_rows=False,
+    verbs=(
+        Verb(
+            "minutes",
+            "what each minute of a reservation was, newest first",
+            "GET",
+            "/{reservation}/minutes",
+            (
+                Field("reservation", "id of the reservation", is_place=True, is_required=True),
+                Field("is_breach", "yes: breach minutes alone", "switch"),
+                Field("since", "began then or later, ISO time"),
+                Field("until", "began before, ISO time"),
+            ),
+            is_on_list=True,
+            columns=(
+                "starts_at",
+                "entitled_mu",
+                "used_mu",
+                "lent_mu",
+                "throttled_mu",
+                "slow_mu",
+                "unserved_mu",
+                "is_breach",
+                "reason",
+            ),
+        ),
+    ),
+    nothing="nothing was promised then, or no minute of it is final yet",
+)
 _SINCE = (
     Field("since", "from this ISO time on"),
     Field("until", "before this ISO time"),

@@ -40,6 +40,8 @@ class Verb:
     """False: it asks first, unless ``--yes`` is given."""
     secret: str = ""
     """The field of the answer that is shown this once."""
+    columns: tuple[str, ...] = ()
+    """Of a list that is the answer."""
 
 
 @dataclass(frozen=True)

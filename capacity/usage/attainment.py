@@ -1,0 +1,85 @@
+"""What the guarantee ledger says of a month: attainment and credit by reservation."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from django.db.models import QuerySet, Sum
+
+from capacity.models import GuaranteeDay, Reservation
+from capacity.models.guarantees import SUMS
+from capacity.policy.guarantee import attainment, credit
+
+_CENT = Decimal("0.01")
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A reservation in a month (UTC). ``sums``: MU and requests by column; ``credit_amount`` in its currency, None
+    where it has no price.
+    """
+
+    reservation: Reservation
+    month: datetime.date
+    minutes: int
+    breach_minutes: int
+    sums: dict[str, float]
+    attainment: float
+    credit_share: float
+    credit_amount: Decimal | None
+
+
+def month_of(text: str) -> datetime.date:
+    """The first day of the month written as ``2026-11``. Raises ValueError."""
+    return datetime.datetime.strptime(text, "%Y-%m").date()
+
+
+def following(month: datetime.date) -> datetime.date:
+    """The first day of the month after."""
+    return (month.replace(day=28) + datetime.timedelta(days=4)).replace(day=1)
+
+
+def in_month(rows: QuerySet[Reservation], month: datetime.date) -> QuerySet[Reservation]:
+    """Those of ``rows`` that promised something in the month, as far as the ledger has judged it."""
+    days = GuaranteeDay.objects.filter(day__gte=month, day__lt=following(month), minutes__gt=0)
+    return rows.filter(pk__in=days.values("reservation")).select_related("tenant", "pool")
+
+
+def months(rows: Iterable[Reservation], month: datetime.date) -> list[Month]:
+    """What the month was for each of ``rows``, in their order."""
+    wanted = list(rows)
+    found = sums_by_reservation([row.pk for row in wanted], since=month, until=following(month))
+    return [_month(row, month, found.get(row.pk, {})) for row in wanted]
+
+
+def sums_by_reservation(pks: Iterable[Any], *, since: datetime.date, until: datetime.date) -> dict[Any, dict[str, Any]]:
+    """Sums of the days from ``since`` until before ``until``, by reservation."""
+    days: Any = GuaranteeDay.objects.filter(reservation__in=list(pks), day__gte=since, day__lt=until).order_by()
+    summed = days.values("reservation").annotate(**{name: Sum(name) for name in (*SUMS, "minutes", "breach_minutes")})
+    return {row.pop("reservation"): row for row in summed}
+
+
+def _month(row: Reservation, month: datetime.date, sums: dict[str, Any]) -> Month:
+    minutes, breaches = int(sums.get("minutes", 0)), int(sums.get("breach_minutes", 0))
+    attained = attainment(minutes=minutes, breaches=breaches)
+    share = credit(attained)
+    amount = None
+    if row.price is not None:
+        whole = calendar.monthrange(month.year, month.month)[1] * 24 * 60
+        billed = row.price * Decimal(row.mu_per_min) * Decimal(minutes) / Decimal(whole)
+        amount = (billed * Decimal(share)).quantize(_CENT)
+    return Month(
+        reservation=row,
+        month=month,
+        minutes=minutes,
+        breach_minutes=breaches,
+        sums={name: sums.get(name, 0) for name in SUMS},
+        attainment=attained,
+        credit_share=share,
+        credit_amount=amount,
+    )
