@@ -160,6 +160,7 @@ class CostProfileAdmin(ServiceAdmin):
         "modalities",
         "long_input_tiers",
         "replica_mu_per_min",
+        "price_per_1000_mu",
         "notes",
     )
     fields_on_add = (fields[0], *fields[2:])
@@ -175,9 +176,9 @@ class CostProfileAdmin(ServiceAdmin):
 
     def create(self, request: HttpRequest, data: dict[str, Any]) -> CostProfile:
         about = {name: data.pop(name) for name in ("pool", "hardware_type", "effective_from", "notes")}
-        supply = data.pop("replica_mu_per_min")
+        about |= {name: data.pop(name) for name in ("replica_mu_per_min", "price_per_1000_mu")}
         profile = cost.CostProfile(version=1, **data)
-        return profile_add(profile=profile, replica_mu_per_min=supply, actor=operator_of(request), **about)
+        return profile_add(profile=profile, actor=operator_of(request), **about)
 
 
 @admin.register(Reservation)

@@ -28,7 +28,7 @@ class PriceSerializer(serializers.ModelSerializer[CostProfile]):
 
     class Meta:
         model = CostProfile
-        fields: tuple[str, ...] = ("version", "effective_from", "calibrated", *COEFFICIENTS)
+        fields: tuple[str, ...] = ("version", "effective_from", "calibrated", *COEFFICIENTS, "price_per_1000_mu")
         read_only_fields: tuple[str, ...] = fields
 
 
@@ -69,6 +69,13 @@ class NewProfile(CoefficientFields):
 
     hardware_type = NamedField(slug_field="slug", queryset=HardwareType.objects.all(), help_text="Id or slug.")
     replica_mu_per_min = NumberField(default=100.0, help_text="What one reference replica supplies at its knee.")
+    price_per_1000_mu = NumberField(
+        min_value=0,
+        allow_null=True,
+        required=False,
+        help_text="Money, in the installation's currency, for what no reservation pays for. Null: it costs nothing. "
+        "Left out: as before.",
+    )
     effective_from = serializers.DateTimeField(allow_null=True, default=None, help_text="Now, where it is not given.")
     notes = serializers.CharField(allow_blank=True, default="")
 

@@ -175,6 +175,12 @@ class CostProfile(WrittenOnce, Identified):
     modalities = models.JSONField(default=dict, blank=True, help_text="MU per unit, by modality.")
     long_input_tiers = models.JSONField(default=list, blank=True, help_text="Pairs [from input tokens, factor].")
     replica_mu_per_min = models.FloatField("MU/min per replica", default=100.0)
+    price_per_1000_mu = models.FloatField(
+        "price per 1,000 MU",
+        null=True,
+        blank=True,
+        help_text="Money for what no reservation pays for, in the installation's currency. Empty: it costs nothing.",
+    )
     notes = models.TextField(blank=True)
 
     class Meta:
@@ -204,6 +210,12 @@ class CostProfile(WrittenOnce, Identified):
                 violation_error_message="A replica must supply more than 0 MU/min.",
             ),
             models.CheckConstraint(
+                condition=Q(price_per_1000_mu__isnull=True) | Q(price_per_1000_mu__gte=0),
+                name="capacity_costprofile_money_not_negative",
+                violation_error_code="price_per_1000_mu",
+                violation_error_message="The price of 1,000 MU cannot be negative.",
+            ),
+            models.CheckConstraint(
                 condition=Q(version__gte=1),
                 name="capacity_costprofile_version_from_1",
                 violation_error_code="version",
@@ -226,6 +238,8 @@ class CostProfile(WrittenOnce, Identified):
         for name in ("base", "alpha", "beta", "gamma", "epsilon", "replica_mu_per_min"):
             if not _is_number(getattr(self, name)):
                 errors[name] = "Give a finite number."
+        if self.price_per_1000_mu is not None and not _is_number(self.price_per_1000_mu):
+            errors["price_per_1000_mu"] = "Give a finite number, or nothing."
         if not _is_price_list(self.modalities):
             errors["modalities"] = (
                 'Give MU per unit by modality, e.g. {"image_token": 0.001}; no price may be negative.'

@@ -134,6 +134,9 @@ class UsageRollup(models.Model):
     cached_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
     mu = models.FloatField("MU", default=0.0)
+    money = models.FloatField(
+        default=0.0, help_text="What the MU that no reservation pays for cost, in the installation's currency."
+    )
     ttft_ms_sum = models.FloatField("sum of TTFT (ms)", default=0.0)
     ttft_count = models.BigIntegerField("requests with TTFT", default=0)
     duration_ms_sum = models.FloatField("sum of durations (ms)", default=0.0)

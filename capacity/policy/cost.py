@@ -44,7 +44,8 @@ class CostProfile:
     ``base`` MU per request, ``alpha`` MU per uncached input token, ``beta`` MU per output token, ``gamma`` MU per
     output token and context token, ``epsilon`` MU per squared input token, ``cached_factor`` share of alpha that a
     cached input token costs (0..1), ``modalities`` MU per unit, ``long_input_tiers`` pairs (from input tokens, factor)
-    with factors that are at least 1 and never fall: otherwise a longer prompt could be cheaper.
+    with factors that are at least 1 and never fall: otherwise a longer prompt could be cheaper. ``price_per_1000_mu``
+    is money, which no term here depends on.
     """
 
     version: int
@@ -57,6 +58,7 @@ class CostProfile:
     modalities: Mapping[str, float] = field(default_factory=dict, hash=False)
     long_input_tiers: tuple[tuple[int, float], ...] = ()
     calibrated: bool = False
+    price_per_1000_mu: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("base", "alpha", "beta", "gamma", "epsilon"):

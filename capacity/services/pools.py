@@ -7,7 +7,7 @@ from typing import TypedDict, Unpack
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F, Max
+from django.db.models import F
 from django.utils import timezone
 from django.utils.text import slugify
 
@@ -227,6 +227,13 @@ def pool_tenants_set(
     pool.refresh_from_db()
 
 
+class KeepPrice:
+    """Stands for the price of the version before."""
+
+
+KEEP_PRICE = KeepPrice()
+
+
 @transaction.atomic
 def profile_add(
     *,
@@ -236,9 +243,13 @@ def profile_add(
     actor: Actor,
     effective_from: datetime.datetime | None = None,
     replica_mu_per_min: float = 100.0,
+    price_per_1000_mu: float | KeepPrice | None = KEEP_PRICE,
     notes: str = "",
 ) -> CostProfile:
     """The pool's next profile version, in force from ``effective_from`` (now). Earlier versions stay as they are.
+
+    ``price_per_1000_mu``: money, in the installation's currency; None: it costs nothing; not given: as the version
+    before, so that a new calibration alone changes no price.
 
     ``profile.version`` is ignored: versions count up. Raises ValidationError by field, also for an ``effective_from``
     before that of the version in force: such a price would never count.
@@ -252,10 +263,12 @@ def profile_add(
         raise ValidationError(
             {"effective_from": f"Version {current.version} is in force since {since}: give a moment after that."}
         )
-    newest = CostProfile.objects.filter(pool=pool).aggregate(newest=Max("version"))["newest"] or 0
+    newest = CostProfile.objects.filter(pool=pool).order_by("version").last()
+    if isinstance(price_per_1000_mu, KeepPrice):
+        price_per_1000_mu = newest.price_per_1000_mu if newest else None
     row = CostProfile(
         pool=pool,
-        version=newest + 1,
+        version=newest.version + 1 if newest else 1,
         hardware_type=hardware_type,
         effective_from=effective_from or now,
         calibrated=profile.calibrated,
@@ -268,6 +281,7 @@ def profile_add(
         modalities=dict(profile.modalities),
         long_input_tiers=[list(tier) for tier in profile.long_input_tiers],
         replica_mu_per_min=replica_mu_per_min,
+        price_per_1000_mu=price_per_1000_mu,
         notes=notes,
     )
     row.full_clean()

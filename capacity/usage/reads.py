@@ -88,6 +88,7 @@ _SUMMED = (
     "cached_tokens",
     "output_tokens",
     "mu",
+    "money",
     "ttft_ms_sum",
     "ttft_count",
     "duration_ms_sum",

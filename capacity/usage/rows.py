@@ -3,7 +3,7 @@
 import datetime
 import math
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ from capacity.usage.batch import Pair
 
 FINE = frozenset({"completed", "client_closed"})
 """Outcomes that are no failure of the platform."""
+
+RESERVED = "reserved"
+"""The service class of what a reservation pays for."""
 
 _LARGEST = 2**63 - 1
 
@@ -125,16 +128,18 @@ class Sums:
     output_tokens: int = 0
     ttft_count: int = 0
     _mu: list[float] = field(default_factory=list)
+    _money: list[float] = field(default_factory=list)
     _ttft_ms: list[float] = field(default_factory=list)
     _duration_ms: list[float] = field(default_factory=list)
 
-    def add(self, record: UsageRecord) -> None:
+    def add(self, record: UsageRecord, money: float) -> None:
         self.requests += 1
         self.failed += record.outcome not in FINE
         self.input_tokens += record.input_tokens
         self.cached_tokens += record.cached_tokens
         self.output_tokens += record.output_tokens
         self._mu.append(record.actual_mu)
+        self._money.append(money)
         self._duration_ms.append((record.ended_at - record.admitted_at).total_seconds() * 1000)
         # The first byte of an answer in one piece comes with its last: that is its duration.
         if record.stream and record.first_byte_at is not None:
@@ -151,6 +156,7 @@ class Sums:
             "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
             "mu": math.fsum(self._mu),
+            "money": math.fsum(self._money),
             "ttft_ms_sum": math.fsum(self._ttft_ms),
             "ttft_count": self.ttft_count,
             "duration_ms_sum": math.fsum(self._duration_ms),
@@ -166,12 +172,24 @@ def period_start(at: datetime.datetime, period: str) -> datetime.datetime:
     return hour if period == UsageRollup.Period.HOUR else hour.replace(hour=0)
 
 
-def sum_up(records: Iterable[UsageRecord]) -> dict[RollupKey, Sums]:
+Rates = Mapping[tuple[uuid.UUID, int], float]
+"""Money per 1,000 MU by pool and version of its profile, where there is a price."""
+
+
+def money_of(record: UsageRecord, rates: Rates) -> float:
+    """What the request costs. One inside a reservation is paid for by that."""
+    if record.service_class == RESERVED:
+        return 0.0
+    return record.actual_mu * rates.get((record.pool_id, record.profile_version), 0.0) / 1000
+
+
+def sum_up(records: Iterable[UsageRecord], rates: Rates) -> dict[RollupKey, Sums]:
     """Sums of ``records`` by roll-up row, for minutes, hours and days."""
     sums: dict[RollupKey, Sums] = {}
     for record in records:
         who = (str(record.tenant_id), str(record.key_id), str(record.pool_id), str(record.deployment_id))
+        money = money_of(record, rates)
         for period in UsageRollup.Period.values:
             key = (period, period_start(record.ended_at, period), *who, record.service_class)
-            sums.setdefault(key, Sums()).add(record)
+            sums.setdefault(key, Sums()).add(record, money)
     return sums

@@ -15,7 +15,7 @@ from django.db import DataError, IntegrityError, transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
-from capacity.models import BooksState, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
+from capacity.models import BooksState, CostProfile, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import Pair, Poison, ReadBatch, poison_of, read_batch, read_pair
 from capacity.usage.chain import Heads
 from capacity.usage.guarantees import guarantees_open
@@ -247,11 +247,17 @@ def _roll_up(records: list[UsageRecord]) -> int:
     if not records:
         return 0
     # Every writer takes the rows in the same order, so no two wait for each other.
-    sums = sorted(sum_up(records).items())
+    sums = sorted(sum_up(records, _rates(records)).items())
     UsageRollup.objects.bulk_create([_empty_row(key) for key, _ in sums], ignore_conflicts=True, batch_size=_CHUNK)
     for key, amounts in sums:
         _row(key).update(**{name: F(name) + amount for name, amount in amounts.columns().items()})
     return _correct(records, sums)
+
+
+def _rates(records: Sequence[UsageRecord]) -> dict[tuple[uuid.UUID, int], float]:
+    priced = CostProfile.objects.filter(pool__in={record.pool_id for record in records}, price_per_1000_mu__gt=0)
+    rows = priced.order_by().values_list("pool_id", "version", "price_per_1000_mu")
+    return {(pool, version): price for pool, version, price in rows if price}
 
 
 def _correct(records: list[UsageRecord], sums: list[tuple[RollupKey, Sums]]) -> int:

@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from django.db.models import QuerySet
 
@@ -35,12 +35,7 @@ _Name = TypeVar("_Name", bound=str)
 _CHUNK = 500
 PUBLISHED_STATES = (Replica.State.READY, Replica.State.DRAINING)
 
-_KINDS: dict[str, LimitKind] = {
-    Limit.Kind.REQUESTS_PER_MIN: "requests_per_min",
-    Limit.Kind.TOKENS_PER_MIN: "tokens_per_min",
-    Limit.Kind.MU_PER_MIN: "mu_per_min",
-    Limit.Kind.CONCURRENCY: "concurrency",
-}
+_KINDS: dict[str, LimitKind] = {kind: kind for kind in get_args(LimitKind)}
 
 Published = tuple[uuid.UUID, str, bytes]
 """The object's key, its id in the snapshot, and its record."""
@@ -102,6 +97,12 @@ def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Pub
         yield key.pk, record.id, encode(record)
 
 
+def limit_record(lasting: Limit, in_force: Limit) -> LimitRecord:
+    """What gateways are told of the operator's limit and the tenant's own (``Holding``)."""
+    value = float(in_force.value)
+    return LimitRecord(id=str(lasting.pk), kind=_KINDS[lasting.kind], value=value, model=lasting.model)
+
+
 _MEMBER = ("tenant_id", "member__user_id")
 
 
@@ -111,11 +112,7 @@ def _limits(owner: str | tuple[str, ...], rows: QuerySet[Limit]) -> dict[Any, tu
     whose = attrgetter(*([owner] if isinstance(owner, str) else [name.replace("__", ".") for name in owner]))
     # Gateways are told of one limit where the operator and the tenant have set one: of the smaller one.
     for held in holdings(rows.select_related("member").order_by("pk").iterator(_CHUNK)):
-        limit = held.lasting
-        record = LimitRecord(
-            id=str(limit.pk), kind=_KINDS[limit.kind], value=float(held.in_force.value), model=limit.model
-        )
-        found[whose(limit)].append(record)
+        found[whose(held.lasting)].append(limit_record(held.lasting, held.in_force))
     return {key: tuple(limits) for key, limits in found.items()}
 
 
@@ -148,6 +145,7 @@ def _profile(profile: CostProfile) -> ProfileRecord:
         modalities=dict(sorted(profile.modalities.items())),
         long_input_tiers=tuple((int(start), float(factor)) for start, factor in profile.long_input_tiers),
         calibrated=profile.calibrated,
+        price_per_1000_mu=profile.price_per_1000_mu or 0.0,
     )
 
 

@@ -142,6 +142,11 @@ SETTINGS = (
         "how long ended replicas and decisions, and usage records, are kept",
     ),
     Setting(
+        "`PENSTOCK_CURRENCY`",
+        "USD",
+        "what prices per 1,000 MU and budgets in money are counted in, the same for all roles; nothing is converted",
+    ),
+    Setting(
         "`PENSTOCK_API_RATE`",
         "1200/min",
         "requests that one caller of the REST API may make in a second, minute, hour or day",

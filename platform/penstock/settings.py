@@ -113,6 +113,9 @@ CACHES = {
     }
 }
 
+PENSTOCK_CURRENCY = env.text("PENSTOCK_CURRENCY", "USD")
+"""What prices per 1,000 MU and budgets in money are counted in; a name only, nothing is converted."""
+
 PENSTOCK_API_RATE = env.text("PENSTOCK_API_RATE", "1200/min")
 """Requests that one caller of the REST API may make."""
 REST_FRAMEWORK: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ from serving.gateway.demands import Demand
 from serving.gateway.errors import Header
 from serving.gateway.records import DeploymentRecord, LimitRecord, PoolRecord
 from serving.gateway.standing_headers import Shown, shown_of
-from serving.policy import admission
+from serving.policy import admission, budgets
 
 
 class View(Protocol):
@@ -39,15 +40,24 @@ class Access(NamedTuple):
     fixed: tuple[Demand, ...]
     token_limits: tuple[LimitRecord, ...]
     mu_limits: tuple[LimitRecord, ...]
+    money_limits: tuple[LimitRecord, ...]
+    """Empty where nothing costs money."""
+    ends_at: float
+    """Until when the budgets among them hold, in UNIX seconds."""
     headers: tuple[Header, ...]
     shown: tuple[Shown, ...]
     """The limits that answers tell what is left of."""
     tightest_mu: LimitRecord | None
 
-    def demands(self, tokens: int, mu: float) -> tuple[Demand, ...]:
-        """What a request that may use ``tokens``, and is expected to cost ``mu``, asks of its limits."""
-        by_tokens = [Demand(limit, float(tokens)) for limit in self.token_limits]
-        return (*self.fixed, *by_tokens, *[Demand(limit, mu) for limit in self.mu_limits])
+    def demands(self, tokens: int, mu: float, *, is_paid: bool = False) -> tuple[Demand, ...]:
+        """What a request that may use ``tokens``, and is expected to cost ``mu``, asks of its limits. ``is_paid``: by a
+        reservation, so that it costs no money."""
+        asked = [Demand(limit, float(tokens)) for limit in self.token_limits]
+        asked += [Demand(limit, mu) for limit in self.mu_limits]
+        if self.money_limits and not is_paid:
+            money = mu * self.profile.price_per_1000_mu / 1000
+            asked += [Demand(limit, money) for limit in self.money_limits]
+        return (*self.fixed, *asked)
 
 
 class AccessBook:
@@ -70,6 +80,7 @@ class AccessBook:
             and found.pool is pool
             and found.principal.key is principal.key
             and found.principal.tenant is principal.tenant
+            and time.time() < found.ends_at
         ):
             return found
         if deployment is None or pool is None or not is_visible(pool, principal):
@@ -84,24 +95,29 @@ class AccessBook:
     def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord, name: str) -> Access:
         """``name``: what was asked for, the deployment's own or that of an adapter on it."""
         found = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name, name)
-        limits = [self._of_pool(limit, pool) for limit in found]
+        now, profile = time.time(), self._prices.profile(pool)
+        limits = [self._held_as(limit, pool, now) for limit in found]
         headers = admission.limit_headers(limits).items()
         return Access(
             principal,
             deployment,
             pool,
-            self._prices.profile(pool),
-            tuple(Demand(limit) for limit in limits if limit.kind not in ("tokens_per_min", "mu_per_min")),
+            profile,
+            tuple(Demand(limit) for limit in limits if limit.kind in ("requests_per_min", "concurrency")),
             tuple(limit for limit in limits if limit.kind == "tokens_per_min"),
-            tuple(limit for limit in limits if limit.kind == "mu_per_min"),
+            tuple(limit for limit in limits if limit.kind.startswith("mu_")),
+            tuple(limit for limit in limits if limit.kind.startswith("money_") and profile.price_per_1000_mu),
+            budgets.day_ends_at(now),
             tuple((name.encode(), value.encode()) for name, value in headers),
             shown_of(limits),
-            min((limit for limit in limits if limit.kind == "mu_per_min"), key=lambda limit: limit.value, default=None),
+            min(
+                (limit for limit in limits if limit.kind.startswith("mu_")), key=lambda limit: limit.value, default=None
+            ),
         )
 
-    def _of_pool(self, limit: LimitRecord, pool: PoolRecord) -> LimitRecord:
-        """``limit.of_pool``, the same object for all keys that it holds for: grants go by it."""
-        made = limit.of_pool(pool.id)
+    def _held_as(self, limit: LimitRecord, pool: PoolRecord, now: float) -> LimitRecord:
+        """``limit.held_as``, the same object for all keys that it holds for: grants go by it."""
+        made = limit.held_as(pool=pool.id, now=now)
         known = self._limits.get(made.id)
         if known != made:
             if len(self._limits) >= self._size:

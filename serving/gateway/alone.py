@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from serving.gateway.budgets import Budget
 from serving.gateway.limits import FRESH_MS, Limit
-from serving.policy import bucket, promises
+from serving.policy import bucket, budgets, promises
 from serving.policy.bucket import Bucket
 from serving.policy.promises import Promise
 
@@ -38,6 +40,7 @@ class Alone:
         """From then on the state is asked: what is admitted here later could not be told before others are granted."""
         self.place = place
         self._shares: dict[Limit, Share] = {}
+        self._budgets: dict[Limit, float] = {}
         # Now, not when they are first asked for: what the state says in a grace does not have the others' seats yet.
         self._seats = {
             limit: seats(int(limit.record.value), place, own=limit.known_own, committed=limit.known_level)
@@ -58,6 +61,10 @@ class Alone:
                 room = self._seats_of(limit) - limit.held
                 if amount > room:
                     return limit, 1000.0, max(0.0, room)
+            elif isinstance(limit, Budget):
+                left = self._budget_of(limit) - limit.own
+                if not budgets.fits(0.0, amount, capacity=left):
+                    return limit, (limit.record.ends_at - time.time()) * 1000, max(0.0, left)
             else:
                 shares.append((self._share_of(limit, now_ms), amount))
         in_the_way = [share for share, amount in shares if not share.admits(amount, who, now_ms)]
@@ -70,6 +77,8 @@ class Alone:
         for limit, amount in wanted:
             if limit.is_concurrency:
                 limit.held += int(amount)
+            elif limit.is_budget:
+                limit.note(amount)
         for share, amount in shares:
             share.admit(amount, who, now_ms)
         return None
@@ -78,6 +87,8 @@ class Alone:
         """What is left of this gateway's part. ``place`` must be known."""
         if limit.is_concurrency:
             return max(0.0, self._seats_of(limit) - limit.held)
+        if isinstance(limit, Budget):
+            return max(0.0, self._budget_of(limit) - limit.own)
         return self._share_of(limit, now_ms).remaining(now_ms)
 
     def settle(self, limit: Limit, difference: float, charged_at_ms: float, now_ms: float) -> bool:
@@ -105,6 +116,16 @@ class Alone:
         allowed = self._seats.get(limit)
         if allowed is None:
             allowed = self._seats[limit] = self.place.part(int(limit.record.value))
+        return allowed
+
+    def _budget_of(self, limit: Budget) -> float:
+        """What this gateway's requests may use and have used in all: of what was left as far as is known, its part, and
+        what is set aside for it already."""
+        allowed = self._budgets.get(limit)
+        if allowed is None:
+            left = limit.record.value - (limit.known_level if limit.known_at_ms else 0.0)
+            allowed = self._budgets[limit] = limit.own + limit.lease + max(0.0, left) / self.place.gateways
+            limit.lease = 0.0
         return allowed
 
 

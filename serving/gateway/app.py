@@ -129,7 +129,7 @@ class Gateway:
         standing = self.standings.find(services.store.view, access)
         try:
             admitted = await admit(
-                standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=_over_limit
+                standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=self._over_limit
             )
         finally:
             if estimate is not None:
@@ -196,7 +196,7 @@ class Gateway:
             return None
         answer = await self._ask(demands, who)
         if isinstance(answer, Refused):
-            raise _over_limit(answer, demands)
+            raise self._over_limit(answer, demands)
         return answer
 
     async def _ask(self, demands: tuple[Demand, ...], who: str) -> Granted | Refused:
@@ -209,6 +209,20 @@ class Gateway:
                 code="limits_unavailable",
                 retry_after_s=1.0,
             ) from error
+
+    def _over_limit(self, refused: Refused, demands: tuple[Demand, ...]) -> ApiError:
+        limit = refused.limit
+        said = admission.refusal(
+            limit,
+            asked=next((demand.amount for demand in demands if demand.limit is limit), 1.0),
+            remaining=refused.remaining,
+            retry_after_s=refused.retry_after_s,
+            currency=self.services.config.currency,
+        )
+        told = admission.refusal_headers(limit, remaining=refused.remaining, retry_after_s=said.retry_after_s)
+        headers = [(name.encode(), value.encode()) for name, value in told.items()]
+        headers += errors.retry_after(said.retry_after_s)
+        return ApiError(429, said.message, code=said.code, type=said.type, headers=headers)
 
     def _give_back(self, granted: Granted | None) -> None:
         if granted is not None:
@@ -319,27 +333,6 @@ def _require_method(request: Request, method: str) -> None:
             code="method_not_allowed",
             headers=[(b"allow", method.encode())],
         )
-
-
-def _over_limit(refused: Refused, demands: tuple[Demand, ...]) -> ApiError:
-    limit = refused.limit
-    said = admission.refusal(
-        limit,
-        asked=next((demand.amount for demand in demands if demand.limit is limit), 1.0),
-        remaining=refused.remaining,
-        retry_after_s=refused.retry_after_s,
-    )
-    headers = admission.refusal_headers(limit, remaining=refused.remaining, retry_after_s=said.retry_after_s)
-    return ApiError(
-        429,
-        said.message,
-        code="rate_limit_exceeded",
-        type=said.type,
-        headers=[
-            *errors.retry_after(said.retry_after_s),
-            *((name.encode(), value.encode()) for name, value in headers.items()),
-        ],
-    )
 
 
 def _is_loopback(address: str) -> bool:

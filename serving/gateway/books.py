@@ -174,7 +174,12 @@ class Books:
         services = self.services
         if self.granted is not None:
             limits = [demand.limit for demand in self.granted.demands]
-            services.grants.settle(self.granted, admission.actual_amounts(limits, tokens=tokens, mu=mu))
+            services.grants.settle(
+                self.granted,
+                admission.actual_amounts(
+                    limits, tokens=tokens, mu=mu, money=mu * self.profile.price_per_1000_mu / 1000
+                ),
+            )
         is_lent = self.service_class == BEST_EFFORT
         if mu:
             services.loads.used(self.deployment.id, mu, is_lent=is_lent)

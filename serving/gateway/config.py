@@ -51,6 +51,7 @@ class Config:
     peppers: Mapping[int, bytes]
     gateways: int = 0
     metrics_token: str = ""
+    currency: str = "USD"
     trusted_proxies: tuple[Network, ...] = ()
     header_s: float = 20.0
     body_s: float = 60.0
@@ -101,6 +102,7 @@ def load_config(
         state_url=env.get("REDIS_URL") or f"unix://{data / 'state' / 'valkey.sock'}",
         peppers=_peppers(env, data),
         metrics_token=_text(env, "PENSTOCK_METRICS_TOKEN"),
+        currency=env.get("PENSTOCK_CURRENCY") or "USD",
         trusted_proxies=_networks(env.get("PENSTOCK_TRUSTED_PROXIES", "")),
         access_log=env.get("PENSTOCK_ACCESS_LOG", "yes").lower() not in ("no", "off", "false", "0"),
         **tuned,

@@ -18,6 +18,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from serving.gateway.alone import Alone, Place
+from serving.gateway.budgets import Budget
 from serving.gateway.demands import Ask, Demand, Granted, Refused
 from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
@@ -162,6 +163,10 @@ class Grants:
             limit = self._ledger.known(demand.limit)
             if demand.limit.kind == "concurrency":
                 self._put_back(limit, demand.amount)
+                continue
+            if isinstance(limit, Budget):
+                limit.spend(demand.amount, actual.get(demand.limit.id, demand.amount), time.time())
+                self._ledger.note(limit)
                 continue
             if limit.record.kind != demand.limit.kind:
                 # The bucket of the charge is gone, and this one counts something else.
@@ -314,6 +319,7 @@ class Grants:
             return
         self._give_back(ask.local)
         if not ask.answer.done():
+            wait_s = limit.record.ends_at - time.time() if limit.is_budget else wait_s
             ask.answer.set_result(Refused(limit.record, wait_s, remaining))
 
     def _wait_for_grace(self, ask: Ask) -> None:
@@ -367,7 +373,7 @@ class Grants:
             return
         self._tell_debts(self._alone)
         self._alone = None
-        self._dirty.update(limit for limit in self._limits.values() if limit.is_concurrency)
+        self._dirty.update(limit for limit in self._limits.values() if limit.is_counted)
         logger.warning("limits: the state answers again")
 
     def _tell_debts(self, alone: Alone) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from serving.gateway.budgets import Budget
 from serving.gateway.demands import Ask
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
@@ -24,13 +25,13 @@ class Ledger:
         """To be reported in the next exchange of any kind."""
         self.is_due = False
         """Whether the next exchange is a periodic one."""
-        self._holding: set[Limit] = set()  # concurrency limits with requests in flight
+        self._holding: set[Limit] = set()  # limits with seats taken, and budgets with what the books do not have yet
 
     def known(self, record: LimitRecord) -> Limit:
         """The limit as newer requests may have found it since ``record``: what ends must not bring back old values."""
         limit = self.limits.get(record.id)
         if limit is None:
-            limit = self.limits[record.id] = Limit(record)
+            limit = self.limits[record.id] = Budget(record) if record.is_budget else Limit(record)
         return limit
 
     def renewed(self, record: LimitRecord) -> Limit:
@@ -43,18 +44,18 @@ class Ledger:
     def note(self, limit: Limit) -> None:
         """Something was admitted: it is to be reported, and seats are to be remembered."""
         self.dirty.add(limit)
-        if limit.is_concurrency:
+        if limit.is_counted:
             self._holding.add(limit)
 
     def remind(self, now: float) -> None:
-        """Seats that are held long are reported again and again."""
-        self._holding = {limit for limit in self._holding if limit.held}
+        """Seats that are held long, and what the books do not have yet, are reported again and again."""
+        self._holding = {limit for limit in self._holding if limit.is_holding}
         self.dirty.update(limit for limit in self._holding if limit.is_due(now))
 
     def drop_seats(self) -> None:
-        """The state may have given the free seats to others by now."""
+        """The state may have given the free seats, and what is set aside of budgets, to others by now."""
         for limit in self.limits.values():
-            if limit.is_concurrency:
+            if limit.is_counted:
                 limit.lease = 0.0
 
     def sweep(self, now: float) -> None:
@@ -81,9 +82,13 @@ class Ledger:
         return order, asked
 
     def answered(self, order: Iterable[Limit], reports: Iterable[Sequence[Any]], at_ms: float) -> None:
-        """What the state said of each limit it was told of, at ``at_ms``: (level, _, leased, this gateway's own)."""
-        for limit, (level, _, given, own) in zip(order, reports, strict=True):
+        """What the state said of each limit it was told of, at ``at_ms``: (level, _, leased, this gateway's own), and
+        of a budget what the books have, up to which minute.
+        """
+        for limit, (level, _, given, own, *books) in zip(order, reports, strict=True):
             limit.reported(level, given, at_ms, own=own)
+            if isinstance(limit, Budget) and books:
+                limit.booked(*books)
             if limit.lease > 0.0:
                 self.dirty.add(limit)
 

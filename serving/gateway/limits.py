@@ -13,7 +13,7 @@ from serving.policy import bucket
 
 FRESH_MS = 2000.0
 """What the state said less than this before a gateway went on alone still holds."""
-_LEASED_SHARE = 1 / 8
+LEASED_SHARE = 1 / 8
 """All leases of a limit together are at most about this part of it."""
 _CENTRAL_REQUESTS = 32
 """A limit of fewer typical requests per gateway is decided in the state: a lease of it would be a few requests."""
@@ -31,6 +31,7 @@ class Limit:
         "_is_under_way",
         "_lost",
         "held",
+        "is_budget",
         "is_concurrency",
         "is_idle",
         "known_at_ms",
@@ -55,6 +56,7 @@ class Limit:
     def _begin(self, record: LimitRecord) -> None:
         self.record = record
         self.is_concurrency = record.kind == "concurrency"
+        self.is_budget = record.is_budget
         self.lease = 0.0
         self.taken = 0.0
         self.typical = 0.0
@@ -73,13 +75,24 @@ class Limit:
             self._begin(record)
 
     @property
+    def is_counted(self) -> bool:
+        """Whether what is held of it is told in absolute numbers, and nothing drains: seats, and budgets."""
+        return self.is_concurrency or self.is_budget
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether the state must be told of it again and again."""
+        return self.held > 0
+
+    @property
     def key(self) -> str:
         return f"penstock:{'held' if self.is_concurrency else 'grant'}:{self.record.id}"
 
     def is_central(self, gateways: int) -> bool:
         """Whether every request is decided in the state: too small for leases."""
-        # Nothing counts less than 1 but MU: of these nothing is known before the first request.
-        typical = (self.typical or self.record.value) if self.record.kind == "mu_per_min" else max(1.0, self.typical)
+        # Nothing counts less than 1 but MU and money: of these nothing is known before the first request.
+        is_whole = self.record.kind in ("requests_per_min", "tokens_per_min", "concurrency")
+        typical = max(1.0, self.typical) if is_whole else self.typical or self.record.value
         return self.record.value < _CENTRAL_REQUESTS * gateways * typical
 
     def take(self, amount: float) -> None:
@@ -105,7 +118,7 @@ class Limit:
         if not self.known_at_ms:
             return None
         level = self.known_level
-        if not self.is_concurrency:
+        if not self.is_counted:
             level -= bucket.rate_per_ms(self.record.value, self.record.window_ms) * (now_ms - self.known_at_ms)
         return min(self.record.value, max(0.0, self.record.value - max(0.0, level) + self.lease))
 
@@ -129,7 +142,7 @@ class Limit:
             self.lease = kept = 0.0
         if not self.is_central(gateways) and self.taken > 0.0:
             # Two periods' worth ahead; at least a few requests.
-            wanted = min(max(2 * self.taken, 4 * self.typical), self.record.value * _LEASED_SHARE / gateways) - kept
+            wanted = min(max(2 * self.taken, 4 * self.typical), self.record.value * LEASED_SHARE / gateways) - kept
         self.taken = 0.0
         self._lost, self.settlements = self.settlements, []
         known = 0.0
@@ -147,7 +160,7 @@ class Limit:
             self.lease = 0.0
         else:
             # Seats come back, so that the fluctuation of one period is enough; what is beyond it goes back.
-            share = self.record.value * _LEASED_SHARE / gateways
+            share = self.record.value * LEASED_SHARE / gateways
             target = float(int(min(max(_SEATS_AHEAD, 2 * self.taken), share)))
             self.lease = min(self.lease, target)
             wanted = target - self.lease

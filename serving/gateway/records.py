@@ -16,15 +16,26 @@ from capacity.usage.lines import EndLine as EndLine
 from capacity.usage.lines import Outcome as Outcome
 from capacity.usage.lines import Usage as Usage
 from capacity.usage.lines import UsageBatch as UsageBatch
+from serving.policy import budgets
 from worker.options import INVOCATIONS_PATH
 
-LimitKind = Literal["requests_per_min", "tokens_per_min", "mu_per_min", "concurrency"]
+LimitKind = Literal[
+    "requests_per_min",
+    "tokens_per_min",
+    "mu_per_min",
+    "concurrency",
+    "mu_per_day",
+    "mu_per_month",
+    "money_per_day",
+    "money_per_month",
+]
 
 
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One plain limit. ``value`` is in requests/min, tokens/min, MU/min or requests, by ``kind``.
+    """One plain limit. ``value`` is in requests/min, tokens/min, MU/min, requests, MU or money, by ``kind``.
 
-    MU of two pools do not add up: a limit in MU that names no model holds for each pool by itself (``of_pool``).
+    MU of two pools do not add up: a limit in MU that names no model holds for each pool by itself (``held_as``). A
+    budget holds for one day or month at a time (UTC).
     """
 
     id: str
@@ -39,11 +50,23 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def window_ms(self) -> float:
         return self.window_s * 1000
 
-    def of_pool(self, pool: str) -> LimitRecord:
-        """What stands for it in requests of ``pool``: itself, unless each pool has a bucket of its own."""
-        if self.kind != "mu_per_min" or self.model:
-            return self
-        return msgspec.structs.replace(self, id=f"{self.id}.{pool}")
+    ends_at: float = 0.0
+    """Of a budget's one period: when it is over, in UNIX seconds."""
+
+    @property
+    def is_budget(self) -> bool:
+        return self.kind.endswith(("_per_day", "_per_month"))
+
+    def held_as(self, *, pool: str, now: float) -> LimitRecord:
+        """What stands for it in requests of ``pool`` at ``now`` (UNIX seconds): itself, unless each pool or each day or
+        month has one of its own."""
+        name, ends_at = self.id, 0.0
+        if self.kind.startswith("mu_") and not self.model:
+            name += f".{pool}"
+        if self.is_budget:
+            period = budgets.period_of(self.kind, now)
+            name, ends_at = f"{name}.{period.name}", period.ends_at
+        return self if name == self.id else msgspec.structs.replace(self, id=name, ends_at=ends_at)
 
 
 class TenantRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,6 +111,8 @@ class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     modalities: dict[str, float] = msgspec.field(default_factory=dict)
     long_input_tiers: tuple[tuple[int, float], ...] = ()
     calibrated: bool = False
+    price_per_1000_mu: float = 0.0
+    """Money for what no reservation pays for, in the installation's currency."""
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

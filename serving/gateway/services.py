@@ -206,4 +206,5 @@ def cost_profile(record: ProfileRecord) -> CostProfile:
         modalities=record.modalities,
         long_input_tiers=record.long_input_tiers,
         calibrated=record.calibrated,
+        price_per_1000_mu=record.price_per_1000_mu,
     )

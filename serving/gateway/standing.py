@@ -146,7 +146,7 @@ async def admit(
         if not classes.holds(share.reservation, time.time()):
             continue
         estimate = estimating(share.profile)
-        wanted = (*access.demands(estimate.limit_tokens, estimate.mu), Demand(share.bucket, estimate.mu))
+        wanted = (*access.demands(estimate.limit_tokens, estimate.mu, is_paid=True), Demand(share.bucket, estimate.mu))
         answer = take(wanted) or await acquire(wanted, of_share)
         if isinstance(answer, Granted):
             owned = Owned(standing.pool.ttft_objective_ms, standing.pool.claw_back_s)

@@ -6,6 +6,7 @@ object over its own state, updated with what finished requests really used.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -209,46 +210,64 @@ def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord
     return tuple(limit for limit in limits if not limit.model or limit.model in models)
 
 
-def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float) -> Mapping[str, float]:
-    """What the request really took of each limit of tokens or MU, by limit id. Other kinds are as estimated."""
-    taken = {"tokens_per_min": float(tokens), "mu_per_min": mu}
+def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float, money: float) -> Mapping[str, float]:
+    """What the request really took of each limit of tokens, MU or money, by limit id. Other kinds are as estimated."""
+    taken = {"tokens_per_min": float(tokens)}
+    taken |= {"mu_per_min": mu, "mu_per_day": mu, "mu_per_month": mu, "money_per_day": money, "money_per_month": money}
     return {limit.id: taken[limit.kind] for limit in limits if limit.kind in taken}
 
 
 class Refusal(NamedTuple):
-    """A 429 in words: message, OpenAI's error ``type``, and the seconds to wait."""
+    """A 429 in words: message, OpenAI's error ``type`` and ``code``, and the seconds to wait."""
 
     message: str
     type: str
+    code: str
     retry_after_s: float
 
 
-_UNITS = {
+_UNITS: dict[LimitKind, str] = {
     "requests_per_min": "requests per minute",
     "tokens_per_min": "tokens per minute",
     "mu_per_min": "model units (MU) per minute",
+    "mu_per_day": "model units (MU) per day",
+    "mu_per_month": "model units (MU) per month",
+    "money_per_day": "per day",
+    "money_per_month": "per month",
 }
+_LONGEST_S = 3600.0
 
 
-def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s: float) -> Refusal:
-    """Turn a limit that stands in the way into what the client is told. Bounds the wait to 1 ms .. 1 h."""
-    wait_s = min(3600.0, max(0.001, retry_after_s))
+def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s: float, currency: str = "") -> Refusal:
+    """Turn a limit that stands in the way into what the client is told. ``currency`` is what money is counted in.
+
+    Bounds the wait to 1 ms .. 1 h, but for a budget: that comes back when its day or month is over.
+    """
+    wait_s = max(0.001, retry_after_s if limit.is_budget else min(_LONGEST_S, retry_after_s))
     scope = f" for model '{limit.model}'" if limit.model else ""
     left = amount_left(limit, remaining)
     if limit.kind == "concurrency":
         text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
-        return Refusal(text, "requests", wait_s)
-    text = (
-        f"Rate limit of {limit.value:g} {_UNITS[limit.kind]}{scope} reached: {left} left, {asked:.6g} asked for. "
-        f"Try again in {wait_s:.3g} s."
-    )
-    return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", wait_s)
+        return Refusal(text, "requests", RATE_LIMITED, wait_s)
+    unit = f"{currency} {_UNITS[limit.kind]}".strip() if limit.kind.startswith("money_") else _UNITS[limit.kind]
+    state = f"of {limit.value:g} {unit}{scope} reached: {left} left, {asked:.6g} asked for."
+    if limit.is_budget:
+        until = datetime.datetime.fromtimestamp(limit.ends_at, datetime.UTC)
+        text = f"Budget {state} It is renewed on {until:%Y-%m-%d at %H:%M} UTC; trying again before does not help."
+        return Refusal(text, EXHAUSTED, EXHAUSTED, wait_s)
+    text = f"Rate limit {state} Try again in {wait_s:.3g} s."
+    return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", RATE_LIMITED, wait_s)
+
+
+RATE_LIMITED = "rate_limit_exceeded"
+EXHAUSTED = "insufficient_quota"
+"""OpenAI's word for a budget that is used up: its clients do not take it for a limit that passes."""
 
 
 def amount_left(limit: LimitRecord, remaining: float) -> str:
-    """What is left, never rounded up: in whole ones, of MU in thousandths."""
-    if limit.kind == "mu_per_min":
-        return f"{math.floor(max(0.0, remaining) * 1000) / 1000:g}"
+    """What is left, never rounded up: in whole ones, of MU and money in thousandths."""
+    if limit.kind.startswith(("mu_", "money_")):
+        return f"{math.floor(max(0.0, remaining) * 1000) / 1000:.10g}"
     return f"{max(0, math.floor(remaining))}"
 
 
@@ -263,17 +282,22 @@ def limit_headers(limits: Iterable[LimitRecord]) -> dict[str, str]:
 def header_names(limit: LimitRecord) -> tuple[str, str]:
     """Of what remains, and of the time until all does; the latter empty for what does not refill by time."""
     name = _HEADER[limit.kind]
-    return f"x-ratelimit-remaining-{name}", "" if limit.kind == "concurrency" else f"x-ratelimit-reset-{name}"
+    refills = limit.kind != "concurrency" and not limit.is_budget
+    return f"x-ratelimit-remaining-{name}", f"x-ratelimit-reset-{name}" if refills else ""
 
 
 def refusal_headers(limit: LimitRecord, *, remaining: float, retry_after_s: float) -> dict[str, str]:
-    """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way; and its kind, as the reason."""
+    """``x-ratelimit-remaining-*`` and ``-reset-*`` of the limit that stands in the way; and its kind, as the reason.
+
+    Of a budget also that another try does not help, in the words that OpenAI's clients obey.
+    """
     name = _HEADER[limit.kind]
-    return {
+    headers = {
         f"x-ratelimit-remaining-{name}": amount_left(limit, remaining),
         f"x-ratelimit-reset-{name}": f"{max(0.001, retry_after_s):.3f}s",
         "x-penstock-reason": limit.kind,
     }
+    return headers | {"x-should-retry": "false"} if limit.is_budget else headers
 
 
 _HEADER: dict[LimitKind, str] = {
@@ -281,4 +305,8 @@ _HEADER: dict[LimitKind, str] = {
     "tokens_per_min": "tokens",
     "mu_per_min": "mu",
     "concurrency": "concurrency",
+    "mu_per_day": "mu-day",
+    "mu_per_month": "mu-month",
+    "money_per_day": "money-day",
+    "money_per_month": "money-month",
 }

@@ -45,7 +45,12 @@ class SetByOther(exceptions.NotFound):
 
 
 class LimitFields(serializers.Serializer[Any]):
-    value = serializers.IntegerField(min_value=1, max_value=_MOST, help_text="Per minute, or at once for concurrency.")
+    value = serializers.IntegerField(
+        min_value=1,
+        max_value=_MOST,
+        help_text="Per minute, day or month (of the calendar, UTC), or at once for concurrency. Of money in whole "
+        "units of the installation's currency.",
+    )
     model = serializers.CharField(
         max_length=200, allow_blank=True, default="", help_text="Served model name; empty means all models together."
     )

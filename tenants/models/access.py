@@ -1,5 +1,7 @@
 """How a tenant gets in: API keys, one-time sign-in links, and the plain limits that hold for them."""
 
+from collections.abc import Sequence
+
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.utils import timezone
@@ -8,7 +10,7 @@ from django.utils.functional import cached_property
 from tenants.keys import NO_NUL, name_errors, network_errors, scope_errors
 from tenants.models.base import Identified, uuid7
 from tenants.models.people import Membership, Tenant, User
-from tenants.policy.limits import OPERATOR, TENANT, Holding, holdings
+from tenants.policy.limits import KINDS, OPERATOR, TENANT, Holding, holdings
 
 
 class ApiKey(Identified):
@@ -134,7 +136,9 @@ class AccessToken(Identified):
 class Limit(Identified):
     """A plain limit for a tenant, for one of its keys, or for one member: their playground and the keys they made.
 
-    Empty ``model`` means every model; of MU, of which those of two pools do not add up, each pool by itself.
+    Empty ``model`` means every model; of MU, of which those of two pools do not add up, each pool by itself. What is
+    per day or month is a budget: of the calendar's day or month in UTC, in MU, or in whole units of the installation's
+    currency for what no reservation pays for.
 
     The operator's and the tenant's own may stand beside each other; the smaller holds.
     """
@@ -144,6 +148,10 @@ class Limit(Identified):
         TOKENS_PER_MIN = "tokens_per_min", "tokens / min"
         MU_PER_MIN = "mu_per_min", "MU / min"
         CONCURRENCY = "concurrency", "concurrent requests"
+        MU_PER_DAY = "mu_per_day", "MU / day"
+        MU_PER_MONTH = "mu_per_month", "MU / month"
+        MONEY_PER_DAY = "money_per_day", "money / day"
+        MONEY_PER_MONTH = "money_per_month", "money / month"
 
     class SetBy(models.TextChoices):
         OPERATOR = OPERATOR, "Operator"
@@ -190,10 +198,10 @@ class Limit(Identified):
                 violation_error_message="A limit is of a key or of a member, not of both.",
             ),
             models.CheckConstraint(
-                condition=models.Q(kind__in=("requests_per_min", "tokens_per_min", "mu_per_min", "concurrency")),
+                condition=models.Q(kind__in=KINDS),
                 name="tenants_limit_known_kind",
                 violation_error_code="kind",
-                violation_error_message="The kind must be requests_per_min, tokens_per_min, mu_per_min or concurrency.",
+                violation_error_message=f"The kind must be one of {', '.join(KINDS)}.",
             ),
             models.CheckConstraint(
                 condition=models.Q(set_by__in=("operator", "tenant")),
@@ -209,6 +217,9 @@ class Limit(Identified):
                 violation_error_message="A limit must be at least 1; revoke the key or deactivate the tenant instead.",
             ),
         )
+
+    used: Sequence[object] = ()
+    """What is used of a budget, by pool, where a page has asked for it."""
 
     def __str__(self) -> str:
         return f"{self.value} {self.get_kind_display()}"
@@ -232,7 +243,7 @@ class Limit(Identified):
         """What it holds for, in words. MU of two pools do not add up."""
         if self.model:
             return self.model
-        return "each pool by itself" if self.kind == self.Kind.MU_PER_MIN else "all models together"
+        return "each pool by itself" if self.kind.startswith("mu_") else "all models together"
 
     @property
     def is_in_force(self) -> bool:

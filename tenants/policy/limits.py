@@ -10,6 +10,19 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+KINDS = (
+    "requests_per_min",
+    "tokens_per_min",
+    "mu_per_min",
+    "concurrency",
+    "mu_per_day",
+    "mu_per_month",
+    "money_per_day",
+    "money_per_month",
+)
+BUDGETS = frozenset(kind for kind in KINDS if kind.endswith(("_per_day", "_per_month")))
+"""Kinds that are used up until the calendar's day or month (UTC) is over."""
+
 OPERATOR = "operator"
 TENANT = "tenant"
 

@@ -306,3 +306,22 @@ def test_a_reservation_ends_with_its_time_in_the_audit_and_for_the_pool() -> Non
     entry = AuditEntry.objects.get(action="reservation.end")
     assert (entry.object_id, entry.tenant_id, entry.before) == (str(over.pk), over.tenant_id, {"state": "active"})
     assert list(Change.objects.values_list("kind", "object_id")) == [("pool", pool.pk), ("reservation", over.pk)]
+
+
+def test_a_new_version_costs_as_much_money_as_the_one_before_unless_it_says_so() -> None:
+    pool, hardware = factories.pool(), factories.hardware()
+
+    def add(**fields: Any) -> float | None:
+        return profile_add(pool=pool, hardware_type=hardware, profile=PRICE, actor="t", **fields).price_per_1000_mu
+
+    assert [add(), add(price_per_1000_mu=2.5), add(), add(price_per_1000_mu=None), add()] == [
+        None,
+        2.5,
+        2.5,
+        None,
+        None,
+    ]
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValidationError) as error:
+            add(price_per_1000_mu=wrong)
+        assert "price_per_1000_mu" in error.value.message_dict

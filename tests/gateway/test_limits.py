@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ import pytest
 
 from tenants.member_credentials import seal
 from tests.gateway.conftest import Shared
-from tests.gateway.harness import PEPPER, key_record
+from tests.gateway.harness import PEPPER, PROFILE, key_record
 
 SENT = {"model": "alpha", "prompt": "abcd" * 10, "max_tokens": 20}
 """30 tokens by the engine's count."""
@@ -201,3 +202,53 @@ def test_a_members_limit_holds_for_their_playground_and_not_for_others(shared: S
         return customer.ask().status_code
 
     assert [ask(member), ask(member), ask(other), ask(other)] == [200, 429, 200, 200]
+
+
+MONEY = {"id": "sold", "slug": "sold", "profile": PROFILE | {"price_per_1000_mu": 100.0}}
+"""A request of ``SENT`` costs 0.46."""
+
+
+@pytest.fixture(scope="module")
+def priced(shared: Shared) -> None:
+    deployment = {"id": "d-priced", "name": "priced", "pool": "sold", "revision": "r1", "runtime": "simulated"}
+    shared.publish(("pool", MONEY), ("deployment", deployment), ("replica", shared.engines[0].replica("d-priced")))
+
+
+@pytest.mark.parametrize("kind", ["money_per_day", "mu_per_month"])
+@pytest.mark.parametrize("how", ["concurrent", "sequential"])
+def test_a_budget_admits_exactly_as_much_and_says_that_another_try_does_not_help(
+    shared: Shared, priced: None, kind: str, how: str
+) -> None:
+    value = 1.5 if kind == "money_per_day" else 15
+    customer = Customer(shared, [{"id": "b1", "kind": kind, "value": value}])
+    if how == "concurrent":
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda number: customer.ask(number % 2, model="priced"), range(20)))
+    else:
+        answers = [customer.ask(number % 2, model="priced") for number in range(8)]
+    assert [answer.status_code for answer in answers].count(200) == 3
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    error = refused.json()["error"]
+    assert (error["code"], error["type"]) == ("insufficient_quota", "insufficient_quota")
+    assert "UTC" in error["message"]
+    assert refused.headers["x-should-retry"] == "false"
+    assert refused.headers["x-penstock-reason"] == kind
+    ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=int(refused.headers["retry-after"]))
+    assert (ends.hour, ends.minute) in ((0, 0), (23, 59))
+    if kind == "money_per_day":
+        assert "USD" in error["message"]
+        assert customer.ask(model="alpha").status_code == 200, "what has no price costs nothing"
+    else:
+        assert customer.ask(model="alpha").status_code == 200, "another pool's model units are others"
+
+
+def test_a_budget_gets_back_what_was_not_used(shared: Shared, priced: None) -> None:
+    customer = Customer(shared, [{"id": "b1", "kind": "mu_per_day", "value": 100, "model": "priced"}])
+    for fail in ('{"fail": "drop"}', '{"fail": "status"}') * 4:
+        assert customer.ask(user=fail, max_tokens=400, model="priced").status_code == 502
+    assert customer.ask(max_tokens=400, model="priced").status_code == 200
+    refused = customer.ask(max_tokens=400, model="priced")
+    assert refused.status_code == 429
+    assert 19 < float(refused.headers["x-ratelimit-remaining-mu-day"]) < 20
+    larger = Customer(shared, [{"id": "b1", "kind": "mu_per_day", "value": 10}])
+    assert larger.ask(max_tokens=400, model="priced").status_code == 429, "more than the whole budget is never admitted"

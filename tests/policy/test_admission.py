@@ -202,7 +202,7 @@ def test_limits_of_other_models_do_not_apply() -> None:
 
 def test_only_a_token_limit_is_settled_with_tokens() -> None:
     limits = [limit("tokens_per_min", 100), limit("concurrency", 3)]
-    assert admission.actual_amounts(limits, tokens=17, mu=2.5) == {limits[0].id: 17.0}
+    assert admission.actual_amounts(limits, tokens=17, mu=2.5, money=1.0) == {limits[0].id: 17.0}
 
 
 def test_the_tightest_limit_of_each_kind_is_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from datetime import timedelta
 from html import unescape
 
@@ -12,7 +13,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from capacity.models import HardwareType, Model, Pool
+from capacity.models import BooksState, HardwareType, Model, Pool, UsageRollup
+from capacity.usage.rows import period_start
 from serving.models import Deployment, Revision
 from tenants.keys import key_digest, key_parse
 from tenants.models import ApiKey, AuditEntry, Invitation, Limit, Membership, Tenant, User
@@ -221,6 +223,29 @@ def test_limits_of_a_member(owner: Client, tenant: Tenant) -> None:
     assert owner.post("/t/northwind/limits/", form | {"member": str(elsewhere.pk)}).status_code == 400
     assert owner.post(f"/t/northwind/limits/{limit.pk}/remove").status_code == 302
     assert not Limit.objects.exists()
+
+
+def test_a_budget_shows_what_is_used_of_it(owner: Client, tenant: Tenant, sold: Pool) -> None:
+    for kind in ("mu_per_month", "money_per_day"):
+        assert owner.post("/t/northwind/limits/", {"kind": kind, "value": "500"}).status_code == 302
+    now = timezone.now().replace(second=0, microsecond=0)
+    who = {name: uuid.uuid4() for name in ("key_id", "deployment_id")}
+    for period in ("minute", "hour", "day"):
+        UsageRollup.objects.create(
+            period=period,
+            starts_at=period_start(now, period),
+            tenant_id=tenant.pk,
+            pool_id=sold.pk,
+            service_class="best_effort",
+            mu=12.5,
+            money=0.75,
+            **who,
+        )
+    BooksState.objects.update_or_create(pk=1, defaults={"final_until": now + timedelta(minutes=1)})
+    page = shown(owner.get("/t/northwind/limits/"))
+    assert f"12.5 used of {sold.name}" in page
+    assert "0.75 used<" in page
+    assert "USD" in page
 
 
 def test_limits_of_the_tenant(owner: Client, tenant: Tenant) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
+from penstock.loops.budgets import tell_budgets
 from penstock.loops.calibrate import calibrate
 from penstock.loops.drift import drift
 from penstock.loops.isolation import AWAY, is_news
@@ -83,6 +84,12 @@ def probe_task() -> None:
 @shared_task(name="loops.finalise")
 def finalise_task() -> None:
     _tick("finalise", finalise)
+
+
+@shared_task(name="loops.budgets")
+def budgets_task() -> None:
+    # Each second: a state that has begun anew is told while it still grants nothing.
+    _tick("budgets", lambda: tell_budgets(client(), now=time.time()))
 
 
 @shared_task(name="loops.drift")

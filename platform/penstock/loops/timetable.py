@@ -25,6 +25,7 @@ TIMETABLE: dict[str, Tick] = {
     "scale": Tick(5.0, 15.0),
     "probe": Tick(5.0, 30.0),
     "finalise": Tick(15.0, 60.0),
+    "budgets": Tick(1.0, 30.0),
     "drift": Tick(60.0, 120.0),
     "upkeep": Tick(60.0, 300.0),
 }

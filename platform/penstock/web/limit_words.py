@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from capacity.models import BooksState, Pool
+from penstock.budgets import spent
 from tenants.models import Limit
+from tenants.policy.limits import BUDGETS
 
 _WHOSE = {Limit.SetBy.OPERATOR: "operator's limit", Limit.SetBy.TENANT: "tenant's own limit"}
 
 
 def whose(limit: Limit) -> str:
     return _WHOSE[Limit.SetBy(limit.set_by)]
+
+
+@dataclass(frozen=True)
+class Used:
+    """What is used of a budget's present period; ``pool`` is empty where its budget is one for all pools."""
+
+    pool: str
+    amount: float
+
+
+def budgets_told(limits: list[Limit]) -> list[Limit]:
+    """``limits`` (all of those that they speak of), each budget with ``used``, the largest first, as the books have it:
+    they come a minute or two behind."""
+    found = [limit for limit in limits if limit.kind in BUDGETS]
+    books = BooksState.objects.filter(pk=1).first()
+    if not found or books is None or books.final_until is None:
+        return limits
+    rows = list(spent(found, books.final_until))
+    pools = Pool.objects.filter(pk__in={row.pool for row in rows if row.pool}).values_list("pk", "name")
+    names = {str(pk): name for pk, name in pools}
+    for limit in found:
+        of = [Used(names.get(row.pool, ""), row.amount) for row in rows if row.limit == limit.holding.lasting.pk]
+        of.sort(key=lambda one: -one.amount)
+        limit.used = of
+    return limits
 
 
 def held_instead(limit: Limit) -> str:

@@ -5,10 +5,12 @@
 --   limit: {'r', capacity, own lease left, lease kept, {{difference, charged at}...}, lease wanted, last known level,
 --           whether the capacity may be an old one, ms in which the capacity drains}
 --          {'c', capacity, own requests in flight, free seats kept, free seats wanted}
+--          {'b', capacity, own estimates running, lease kept, lease wanted, {{minute, ended in it}...}, base, until, ms}:
+--           a budget's period, of which the books have base up to the minute until; it is kept for so many ms
 --   ask:   {who asks ('': nothing is promised), whether it is asked for the last time, {{index of limit, amount}...}},
 --          all or nothing
 -- Answer: msgpack {now ms, epoch, live gateways, ms of grace left, {{level, others' leases, lease given, own}...}, {ask answer...}}
---   own: the gateway's part of the level, seats or lease
+--   own: the gateway's part of the level, seats or lease; of a budget base and until follow
 --   ask answer: 0 granted, 1 undecided (grace), or {index of limit, wait ms, remaining, others' leases}
 local WINDOW, VALLEYS, TOLERANCE = 60000, 40, 1e-9
 local HOLD, MOST, LARGER = 3000, 200, 1.25
@@ -166,15 +168,66 @@ local function save_held(b)
   redis.call('PEXPIRE', b.key, 10000)
 end
 
+-- A budget: what the books have up to a minute, and what each gateway has told since: field <gateway> holds {estimates
+-- running, lease, {{minute, ended in it}...}, minute of telling}. Of a dead gateway it is kept until the books have its
+-- last minute: then they have all that it left.
+local function later_than(minutes, first)
+  local sum, kept = 0, {}
+  for _, entry in ipairs(minutes) do
+    if entry[1] >= first then
+      sum, kept[#kept + 1] = sum + entry[2], entry
+    end
+  end
+  return sum, kept
+end
+
+local function load_budget(key, limit)
+  local b = {key = key, is_budget = true, capacity = limit[2], running = limit[3], own = limit[4], base = limit[7],
+             first = limit[8], kept_ms = limit[9], used = 0, others = 0, given = 0}
+  local told, fields = {}, redis.call('HGETALL', key)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'books' then
+      local books = cmsgpack.unpack(fields[i + 1])
+      if books[2] >= b.first then b.base, b.first = books[1], books[2] end
+    else told[fields[i]] = cmsgpack.unpack(fields[i + 1]) end
+  end
+  for name, entry in pairs(told) do
+    if name ~= me then
+      if not is_live[name] and b.first > entry[4] + 1 then redis.call('HDEL', key, name)
+      else
+        b.used = b.used + entry[1] + later_than(entry[3], b.first)
+        -- Nobody can say how much of a dead gateway's lease was used, until the books do.
+        if is_live[name] then b.others = b.others + entry[2] else b.used = b.used + entry[2] end
+      end
+    end
+  end
+  local ended
+  ended, b.minutes = later_than(limit[6], b.first)
+  b.used = b.used + ended
+  return b
+end
+
+local function save_budget(b)
+  if b.running > 0 or b.own > 0 or #b.minutes > 0 then
+    redis.call('HSET', b.key, me, cmsgpack.pack({b.running, b.own, b.minutes, math.floor(now / 60000)}))
+  else redis.call('HDEL', b.key, me) end
+  if b.first > 0 then redis.call('HSET', b.key, 'books', cmsgpack.pack({b.base, b.first})) end
+  redis.call('PEXPIRE', b.key, string.format('%.0f', b.kept_ms))
+end
+
 local limits = {}
 for i, limit in ipairs(request.l) do
   if limit[1] == 'r' then
     limits[i] = load_rate(KEYS[i + 3], limit[2], limit[8], limit[9] or WINDOW)
     report_rate(limits[i], limit[3], limit[4], limit[5], limit[7])
+  elseif limit[1] == 'b' then limits[i] = load_budget(KEYS[i + 3], limit)
   else limits[i] = load_held(KEYS[i + 3], limit[2], limit[3], limit[4]) end
 end
 
-local function committed(b) return b.level + b.own + b.others end
+local function committed(b)
+  if b.is_budget then return b.base + b.used + b.running + b.own + b.others end
+  return b.level + b.own + b.others
+end
 
 local function fits(level, amount, capacity)
   if capacity <= 0 then return false end
@@ -241,6 +294,11 @@ local function obstacle(ask)
     if b.held then
       local taken = committed_seats(b)
       if taken + amount > b.capacity then return {demand[1], 1000, math.max(0, b.capacity - taken), b.others} end
+    elseif b.is_budget then
+      local taken = committed(b)
+      if taken + amount > b.capacity * (1 + TOLERANCE) then
+        return {demand[1], 0, math.max(0, b.capacity - taken), b.others}
+      end
     elseif not admits(b, amount, ask[1]) then
       local wait = wait_of(b, amount)
       leased = leased or b.others > 0
@@ -253,7 +311,7 @@ local function obstacle(ask)
     -- When it comes again it is to fit into all of them.
     for _, demand in ipairs(ask[3]) do
       local b = limits[demand[1]]
-      if not b.held then found[2] = math.max(found[2], wait_of(b, demand[2])) end
+      if b.book then found[2] = math.max(found[2], wait_of(b, demand[2])) end
     end
     promise(ask, found[2])
   end
@@ -264,6 +322,7 @@ local function charge_all(ask)
   for _, demand in ipairs(ask[3]) do
     local b = limits[demand[1]]
     if b.held then b.held = b.held + demand[2]
+    elseif b.is_budget then b.running = b.running + demand[2]
     else
       local _, own = admits(b, demand[2], ask[1])
       if own then table.remove(b.book, own) end
@@ -290,6 +349,13 @@ for i, limit in ipairs(request.l) do
     end
     save_held(b)
     reports[i] = {committed_seats(b), b.others, b.given, b.held + b.own}
+  elseif b.is_budget then
+    if limit[5] > 0 and not in_grace then
+      b.given = math.max(0, math.min(limit[5], (b.capacity * 0.875 - committed(b)) / #gateways))
+      b.own = b.own + b.given
+    end
+    save_budget(b)
+    reports[i] = {committed(b), b.others, b.given, b.own, b.base, b.first}
   else
     -- The last eighth is never leased, and nothing while anybody was promised: then every decision is made here.
     if limit[6] > 0 and not in_grace and #b.book == 0 then

@@ -76,7 +76,13 @@ INVITATIONS = Resource(
     filters=(Field("state", "open, accepted, expired or revoked"),),
     nothing="nobody is invited: penstock invitations create ADDRESS",
 )
-_KIND = Field("kind", "requests_per_min, tokens_per_min, mu_per_min or concurrency", is_place=True, is_required=True)
+_KIND = Field(
+    "kind",
+    "requests_per_min, tokens_per_min, mu_per_min or concurrency; a budget: mu_per_day, mu_per_month, money_per_day or "
+    "money_per_month",
+    is_place=True,
+    is_required=True,
+)
 _LIMITED = Field("model", "a served model name; else all together")
 _SET_BY = Field("set_by", "whose: operator or tenant; else the operator's for operators, the tenant's for others")
 LIMITS = Resource(
@@ -95,7 +101,7 @@ LIMITS = Resource(
             "/{kind}",
             (
                 _KIND,
-                Field("value", "per minute, or at once", "number", is_place=True, is_required=True),
+                Field("value", "per minute, day or month (UTC), or at once", "number", is_place=True, is_required=True),
                 _LIMITED,
                 _SET_BY,
             ),

@@ -18,6 +18,7 @@ from django.views.decorators.cache import never_cache
 from capacity.models import Pool, UsageRollup
 from capacity.selectors import reservations_running, usage_rows
 from penstock.web.access import UserRequest
+from penstock.web.limit_words import budgets_told
 from penstock.web.operators.audit import rows_of
 from penstock.web.operators.frame import act, ask, done, form_page, read_page, show
 from penstock.web.operators.lists import choice_of, listing, text_of
@@ -120,8 +121,8 @@ def shown(request: UserRequest, row: Tenant, *, status: int = 200, **forms: Any)
         "members": Membership.objects.filter(tenant=row).select_related("user").order_by("user__email"),
         "roles": Membership.Role.choices,
         "invitations": open_ones.select_related("invited_by").order_by("-created_at"),
-        "limits": limits_held(
-            Limit.objects.filter(tenant=row, api_key=None, member=None).order_by("kind", "model", "set_by")
+        "limits": budgets_told(
+            limits_held(Limit.objects.filter(tenant=row, api_key=None, member=None).order_by("kind", "model", "set_by"))
         ),
         "key_limits": Limit.objects.filter(tenant=row).exclude(api_key=None, member=None).count(),
         "keys": _keys([row]).get(row.pk, 0),

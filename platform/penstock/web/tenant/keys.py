@@ -17,6 +17,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from penstock.web.access import UserRequest
+from penstock.web.limit_words import budgets_told
 from penstock.web.tenant.key_forms import EditKeyForm, NewKeyForm, RotateForm
 from penstock.web.tenant.limit_forms import LimitForm, limit_ended, limit_saved
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
@@ -201,7 +202,7 @@ def _key_page(
         "is_managed": _refusal(place, key) is None,
         "can_rotate": key.is_usable and key.rotated_at is None,
         "form": form or EditKeyForm(None, place=place, key=key),
-        "limits": limits_held(Limit.objects.filter(api_key=key).order_by("kind", "model", "set_by")),
+        "limits": budgets_told(limits_held(Limit.objects.filter(api_key=key).order_by("kind", "model", "set_by"))),
         "limit_form": limit_form or LimitForm(None, place=place),
         "rotate_form": RotateForm(None),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect
@@ -12,6 +13,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from penstock.web.access import UserRequest
 from penstock.web.dashboard_data import held_now
+from penstock.web.limit_words import budgets_told
 from penstock.web.tenant.limit_forms import MemberLimitForm, limit_ended, limit_saved
 from penstock.web.tenant.place import Place, in_tenant, tenant_page, who_may
 from tenants.models import Limit
@@ -30,7 +32,7 @@ def limits(request: UserRequest, place: Place) -> HttpResponse:
         if limit_saved(request, place, form):
             return redirect("tenant-limits", place.tenant.slug)
     stored = Limit.objects.filter(tenant=place.tenant).select_related("api_key", "member__user")
-    rows = limits_held(stored.order_by("kind", "model", "set_by"))
+    rows = budgets_told(limits_held(stored.order_by("kind", "model", "set_by")))
     # Sorting keeps the order of kinds within a key and a member.
     of_keys = sorted((row for row in rows if row.api_key), key=lambda row: str(row.api_key))
     of_members = sorted((row for row in rows if row.member), key=lambda row: str(row.member))
@@ -40,6 +42,7 @@ def limits(request: UserRequest, place: Place) -> HttpResponse:
         "of_keys": of_keys,
         "held": held_now(place.tenant, timezone.now()),
         "form": form,
+        "currency": settings.PENSTOCK_CURRENCY,
     }
     status = 400 if form.errors else 200
     return tenant_page(request, place, "tenant/limits.html", context, current="tenant-limits", status=status)
