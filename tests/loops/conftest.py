@@ -21,6 +21,7 @@ from penstock.loops.reconcile import reconcile
 from serving.agents.envelopes import HostSecrets, report_verify
 from serving.agents.reports import Applied, report_apply
 from serving.gateway.loads import DeploymentBeat, GatewayBeat, ReplicaBeat
+from serving.gateway.state import policy_state_read
 from serving.models import Deployment, Replica
 from serving.services import deployment_create
 from tests.loops.agent import ScriptedAgent
@@ -125,6 +126,17 @@ class World:
 
     def host(self, agent: ScriptedAgent | None = None) -> Host:
         return Host.objects.get(pk=(agent or self.agent).host_id)
+
+
+def counts(world: World) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for replica in world.replicas():
+        found[replica.state] = found.get(replica.state, 0) + 1
+    return found
+
+
+def explained(world: World) -> dict[str, object]:
+    return policy_state_read(world.client, "reconcile", str(world.deployment.pk)) or {}
 
 
 @pytest.fixture
