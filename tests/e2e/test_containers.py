@@ -177,6 +177,12 @@ def is_answered(visitor: Visitor, world: World) -> bool:
     return visitor.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
 
 
+def are_shared(world: World) -> bool:
+    """Gateways share the port of their pod, so that new connections come to either."""
+    httpx.get(f"http://127.0.0.1:{world.compose.ports['pod']}/v1/not-there")
+    return all("/v1/not-there" in world.compose.log(name) for name in ("gateway", "gateway-2"))
+
+
 def usage(world: World) -> dict[str, dict[str, Any]]:
     """The tenant's rows by their ids, as its key reads them."""
     client = world.visitor().client
@@ -194,12 +200,15 @@ def test_all_of_it_stops_in_order_and_comes_back_with_what_it_had(world: World) 
     assert max(map(order.index, OF_OURS)) < min(order.index("database"), order.index("state"))
     # Told to stop by the signal itself, or having ended its work: nothing was killed, nothing broke.
     assert {name: code for name, code in compose.codes.items() if code not in (0, -15)} == {}
+    # docker compose up --detach --scale gateway=2
+    compose.services["gateway-2"] = compose.services["gateway"]
     compose.up("engines")
     after = usage(world)
     assert before
     assert {request: after.get(request) for request in before} == before
     client = world.visitor()
     wait_for("an answer of the same deployment", lambda: is_answered(client, world), seconds=60, every=0.5)
+    wait_for("requests at both gateways", lambda: are_shared(world), seconds=30)
     compose.down()
     told = list(leaks(compose, [*world.passwords, world.key, CANARY]))
     assert told == []
