@@ -72,6 +72,11 @@ def used(tenant: Tenant, sold: Pool) -> UsageRecord:
     return record
 
 
+def test_a_prefix_stands_apart_from_its_number(owner: Client, used: UsageRecord) -> None:
+    UsageRollup.objects.filter(requests=3).update(requests=948_700, input_tokens=1_281_000_000)
+    assert "949 k requests and 1.3 G tokens in the last 1 h" in shown(owner.get("/t/northwind/usage/?range=1h"))
+
+
 def test_usage_shows_ones_own_with_who_sent_it(owner: Client, used: UsageRecord) -> None:
     page = shown(owner.get("/t/northwind/usage/"))
     assert "5 requests and 550 tokens" in page

@@ -136,11 +136,9 @@ def headline(found: Sums, asked: Filters) -> str:
     total = found.total
     if not total.requests:
         return f"Nothing was used in the last {asked.range.label}{' with these filters' if asked.is_any else ''}."
-    requests, prefix = figures.compact(total.requests)
-    tokens, token_prefix = figures.compact(total.input_tokens + total.output_tokens)
+    requests = " ".join(part for part in figures.compact(total.requests) if part)
+    tokens = " ".join(part for part in figures.compact(total.input_tokens + total.output_tokens) if part)
     units = " and ".join(f"{figures.number(mu)} MU of {pool.name}" for pool, mu in found.by_pool[:3])
     failed = f"; {figures.number(total.failed)} failed" if total.failed else ""
     spent = f", for {units}" if units else ""
-    return (
-        f"{requests}{prefix} requests and {tokens}{token_prefix} tokens in the last {asked.range.label}{spent}{failed}."
-    )
+    return f"{requests} requests and {tokens} tokens in the last {asked.range.label}{spent}{failed}."
