@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import django_filters
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
 from rest_framework.decorators import action
@@ -13,6 +15,17 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from capacity.api.base import NamedField, NamedViewSet, NumberField, RemovableViewSet, find_named
+from capacity.api.ledger import (
+    AVAILABILITY,
+    AnswerSerializer,
+    AvailabilityQuery,
+    DemandSerializer,
+    ShapeFields,
+    TenantDemandSerializer,
+    shape_of,
+    told_answer,
+    told_piece,
+)
 from capacity.api.prices import (
     CoefficientFields,
     NewProfile,
@@ -21,8 +34,13 @@ from capacity.api.prices import (
     ProfileSerializer,
     price_of,
 )
+from capacity.calculations import calculate
 from capacity.models import CostProfile, HardwareType, Model, Pool
+from capacity.policy.ledger import can_sell, outlook
+from capacity.policy.stock import Term
+from capacity.selectors import claw_back_s
 from capacity.services import pool_create, pool_remove, pool_tenants_set, pool_update, profile_add
+from capacity.stocks import stock_of
 from tenants.api.base import ApiViewSet, TenantViewSet
 from tenants.api.filters import RemovedFilterSet
 from tenants.models import Tenant
@@ -35,6 +53,14 @@ class TenantPoolSerializer(PricedSerializer, serializers.ModelSerializer[Pool]):
     """What a tenant needs to know of a pool: nothing of who else uses it, and of how it is run."""
 
     model = serializers.SlugRelatedField[Model](slug_field="slug", read_only=True)
+    claw_back_s = serializers.SerializerMethodField(
+        help_text="Seconds within which the owner of a reservation has it back, however much of it was lent. "
+        "Null until the pool has a price."
+    )
+
+    def get_claw_back_s(self, pool: Pool) -> float | None:
+        found = self.context["view"].prices.get(pool.pk)
+        return claw_back_s(found, context_tokens=pool.model.context_tokens) if found else None
 
     class Meta:
         model = Pool
@@ -47,6 +73,8 @@ class TenantPoolSerializer(PricedSerializer, serializers.ModelSerializer[Pool]):
             "tpot_objective_ms",
             "tolerable_wait_s",
             "slo_share",
+            "best_effort",
+            "claw_back_s",
             "price",
         )
         read_only_fields: tuple[str, ...] = fields
@@ -83,6 +111,9 @@ class PoolFields(serializers.Serializer[Pool]):
     slo_share = NumberField(required=False, help_text="Share of requests that may wait longer (0..1).")
     oversell_factor = NumberField(required=False, help_text="MU/min sold per MU/min had.")
     keep_spare = serializers.BooleanField(required=False, help_text="Keep the promise with one replica lost.")
+    best_effort = serializers.BooleanField(
+        required=False, help_text="What nobody has reserved, or its owner does not use, is lent as best effort."
+    )
 
 
 class NewPool(PoolFields):
@@ -116,7 +147,7 @@ class TenantPoolFilter(django_filters.FilterSet):
 class PoolFilter(TenantPoolFilter, RemovedFilterSet):
     class Meta:
         model = Pool
-        fields = ("is_public", "keep_spare")
+        fields = ("is_public", "keep_spare", "best_effort")
 
 
 class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
@@ -127,6 +158,8 @@ class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
         "partial_update": Action.PLATFORM_OPERATE,
         "tenants": Action.PLATFORM_OPERATE,
         "destroy": Action.PLATFORM_OPERATE,
+        "availability": Action.PLATFORM_VIEW,
+        "calculate": Action.PLATFORM_VIEW,
     }
     queryset = Pool.everything.select_related("model").prefetch_related("tenants")
     serializer_class = PoolSerializer
@@ -183,6 +216,44 @@ class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
 
         return self.changed(row, put)
 
+    @extend_schema(parameters=AVAILABILITY, responses=AnswerSerializer)
+    @action(detail=True, methods=["get"])
+    def availability(self, request: Request, pool: str) -> Response:
+        """What is sold of the pool and what can be, over a time; with ``mu_per_min``, whether so much can be sold."""
+        row, now = self.get_object(), timezone.now()
+        query = AvailabilityQuery(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        since = max(query.validated_data.get("starts_at", now), now)
+        until = query.validated_data.get("ends_at")
+        if until is not None and until <= since:
+            raise serializers.ValidationError({"ends_at": ["It must lie after the start, and after now."]})
+        mu = query.validated_data.get("mu_per_min")
+        ends = until.timestamp() if until else None
+        stock = stock_of(row, now=now)
+        if mu is not None:
+            return Response(told_answer(can_sell(stock, Term("ask", mu, since.timestamp(), ends))))
+        pieces = outlook(stock, since=since.timestamp(), until=ends)
+        told: dict[str, Any] = {
+            "verdict": None,
+            "reason": "",
+            "headroom_mu_per_min": max(0.0, min(piece.headroom for piece in pieces)),
+            "shortages": [],
+            "pieces": [told_piece(piece) for piece in pieces],
+            "inputs": {},
+        }
+        return Response(told)
+
+    @extend_schema(request=ShapeFields, responses=DemandSerializer)
+    @action(detail=True, methods=["post"])
+    def calculate(self, request: Request, pool: str) -> Response:
+        """From a request's shape and rate to MU/min, replicas and accelerators; or from MU/min to requests/min.
+
+        Nothing is changed.
+        """
+        given = self.read(ShapeFields)
+        shape = shape_of(given)
+        return Response(asdict(calculate(self.get_object(), shape, now=timezone.now(), **given)))
+
 
 class ProfilesViewSet(ApiViewSet[CostProfile]):
     required: ClassVar = {"list": Action.PLATFORM_VIEW, "create": Action.PLATFORM_OPERATE}
@@ -216,7 +287,7 @@ class ProfilesViewSet(ApiViewSet[CostProfile]):
 
 
 class TenantPoolsViewSet(PricesMixin, NamedViewSet[Pool], TenantViewSet[Pool]):
-    required: ClassVar = {"list": Action.TENANT_VIEW, "retrieve": Action.TENANT_VIEW}
+    required: ClassVar = dict.fromkeys(("list", "retrieve", "calculate"), Action.TENANT_VIEW)
     queryset = Pool.objects.none()
     serializer_class = TenantPoolSerializer
     filterset_class = TenantPoolFilter
@@ -234,3 +305,11 @@ class TenantPoolsViewSet(PricesMixin, NamedViewSet[Pool], TenantViewSet[Pool]):
     def retrieve(self, request: Request, tenant: str, pool: str) -> Response:
         """One pool that the tenant may use, by id or slug."""
         return self.shown(self.get_object())
+
+    @extend_schema(request=ShapeFields, responses=TenantDemandSerializer)
+    @action(detail=True, methods=["post"])
+    def calculate(self, request: Request, tenant: str, pool: str) -> Response:
+        """From a request's shape and rate to MU/min, or from MU/min to requests/min. Nothing is changed."""
+        given = self.read(ShapeFields)
+        shape = shape_of(given)
+        return Response(TenantDemandSerializer(calculate(self.get_object(), shape, now=timezone.now(), **given)).data)

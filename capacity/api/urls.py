@@ -16,6 +16,7 @@ from capacity.api.guarantees import (
 from capacity.api.hosts import AcceleratorsViewSet, HardwareTypesViewSet, HostsViewSet
 from capacity.api.models import ModelsViewSet
 from capacity.api.pools import PoolsViewSet, ProfilesViewSet, TenantPoolsViewSet
+from capacity.api.reservations import ReservationsViewSet, TenantReservationsViewSet
 from capacity.api.usage import (
     TenantUsageExportViewSet,
     TenantUsageRollupsViewSet,
@@ -32,6 +33,7 @@ _platform.register("accelerators", AcceleratorsViewSet)
 _platform.register("enrolment-tokens", EnrolmentTokensViewSet)
 _platform.register("models", ModelsViewSet)
 _platform.register("pools", PoolsViewSet)
+_platform.register("reservations", ReservationsViewSet)
 _platform.register("guarantees", GuaranteesViewSet, basename="guarantee")
 # Before the requests: their names are no ids.
 _platform.register("usage/export", UsageExportViewSet, basename="usage-export")
@@ -53,6 +55,7 @@ _tenant_guarantee.register("minutes", TenantGuaranteeMinutesViewSet, basename="t
 
 _tenant = SimpleRouter(trailing_slash=False)
 _tenant.register("pools", TenantPoolsViewSet, basename="tenant-pool")
+_tenant.register("reservations", TenantReservationsViewSet, basename="tenant-reservation")
 _tenant.register("guarantees", TenantGuaranteesViewSet, basename="tenant-guarantee")
 _tenant.register("usage/export", TenantUsageExportViewSet, basename="tenant-usage-export")
 _tenant.register("usage/file", TenantUsageFileViewSet, basename="tenant-usage-file")

@@ -36,6 +36,7 @@ from capacity.services.reservations import (
     reservation_request,
     reservation_restore,
     reservation_sell,
+    reservation_withdraw,
     reservations_end,
     reservations_start,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "reservation_request",
     "reservation_restore",
     "reservation_sell",
+    "reservation_withdraw",
     "reservations_end",
     "reservations_start",
 ]

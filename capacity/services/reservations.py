@@ -113,6 +113,15 @@ def reservation_refuse(*, reservation: Reservation, actor: Actor, reason: str) -
 
 
 @transaction.atomic
+def reservation_withdraw(*, reservation: Reservation, actor: Actor) -> Reservation:
+    """Take a request back that nobody has decided about. Raises ValidationError for one that somebody has."""
+    row = _in_state(reservation, State.REQUESTED, what="taken back: ask an operator to end what is sold")
+    before = state_of(row)
+    row.state = State.CANCELLED
+    return save(row, "reservation.withdraw", actor, before, was=State.REQUESTED)
+
+
+@transaction.atomic
 def reservation_cancel(*, reservation: Reservation, actor: Actor, reason: str = "") -> Reservation:
     """Take a request back, or end a promise: one that has begun ends now, and what it promised so far stays on record.
 

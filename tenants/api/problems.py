@@ -148,6 +148,7 @@ def body_of(error: exceptions.APIException) -> dict[str, Any]:
         body["errors"] = fields
     elif hint := getattr(error, "hint", _HINTS.get(number)):
         body["hint"] = hint
+    body |= getattr(error, "more", {})
     if isinstance(error, InUse) and error.references:
         body["references"] = [asdict(one) for one in error.references]
     return body

@@ -16,6 +16,7 @@ class Action(StrEnum):
     KEY_MANAGE = "key.manage"
     LIMIT_MANAGE = "limit.manage"
     MEMBER_MANAGE = "member.manage"
+    RESERVATION_REQUEST = "reservation.request"
     AUDIT_VIEW = "audit.view"
     OWNER_MANAGE = "owner.manage"
     TENANT_MANAGE = "tenant.manage"
@@ -26,7 +27,13 @@ class Action(StrEnum):
 
 _VIEWER = frozenset({Action.TENANT_VIEW, Action.USAGE_VIEW, Action.KEY_VIEW, Action.MEMBER_VIEW})
 _DEVELOPER = _VIEWER | {Action.INFERENCE_USE, Action.KEY_CREATE}
-_ADMIN = _DEVELOPER | {Action.KEY_MANAGE, Action.LIMIT_MANAGE, Action.MEMBER_MANAGE, Action.AUDIT_VIEW}
+_ADMIN = _DEVELOPER | {
+    Action.KEY_MANAGE,
+    Action.LIMIT_MANAGE,
+    Action.MEMBER_MANAGE,
+    Action.RESERVATION_REQUEST,
+    Action.AUDIT_VIEW,
+}
 _OWNER = _ADMIN | {Action.OWNER_MANAGE, Action.TENANT_MANAGE}
 
 ROLES: dict[str, frozenset[Action]] = {

@@ -13,7 +13,7 @@ from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
 from capacity.models import CostProfile, Pool, Reservation
-from capacity.services import enrolment_token_create
+from capacity.services import enrolment_token_create, reservation_request
 from capacity.usage.books import finalise_minutes
 from capacity.usage.chain import anchors_take
 from capacity.usage.guarantees import guarantees_judge
@@ -81,7 +81,9 @@ def furnish(world: World) -> None:
     scaling_decision_record(deployment=deployment, before=1, after=2, reason="load", inputs={"offered": 1.5})
     provider_credential_set(name="main", provider="openai", secret="sk-secret", actor="test")
     enrolment_token_create(name="rack 1", actor="test")
+    now = timezone.now()
     for tenant in (world.acme, world.other):
+        reservation_request(tenant=tenant, pool=deployment.pool, mu_per_min=10.0, starts_at=now, actor="test")
         key, _ = factories.api_key(tenant)
         for of in (None, key):
             limit_set(
