@@ -38,6 +38,7 @@ def test_a_name_is_enough_for_a_tenant(as_operator: Client) -> None:
 
 def test_suspend_asks_and_is_taken_back(as_operator: Client, platform: Seeded) -> None:
     question = text(as_operator.get("/console/tenants/northwind/suspend"))
+    assert '<a href="/console/tenants/northwind/">Northwind Bank</a><span>/</span><b>Suspend</b>' in question
     assert "Its 3 usable API keys are refused within two seconds" in question
     page = text(as_operator.post("/console/tenants/northwind/suspend", follow=True))
     platform.northwind.refresh_from_db()
@@ -132,6 +133,7 @@ def test_the_tenants_own_limit_stands_beside_the_operators(as_operator: Client, 
     own = Limit.objects.create(tenant=platform.northwind, kind="concurrency", value=48, set_by="tenant")
     page = text(as_operator.get("/console/tenants/northwind/"))
     assert "the tenant’s 48 holds" in page
+    assert "1 more holds for single keys or members" in page
     page = text(as_operator.post(path, {"kind": "concurrency", "value": "90", "model": ""}, follow=True))
     assert "own limit beside it, 48, holds" in page
     assert limits() == {"operator": 90, "tenant": 48}

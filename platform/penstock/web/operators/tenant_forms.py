@@ -43,10 +43,10 @@ class RoleForm(PageForm):
 
 
 class LimitForm(PageForm):
-    kind = forms.ChoiceField(label="What", choices=Limit.Kind.choices)
+    kind = forms.ChoiceField(label="Limit", choices=Limit.Kind.choices)
     value = forms.IntegerField(label="At most", min_value=1, max_value=_MOST)
     model = forms.CharField(
-        label="Model", max_length=200, required=False, help_text="A served name. Empty: all models together."
+        label="For", max_length=200, required=False, help_text="A served name. Empty: all models together."
     )
     set_by = forms.ChoiceField(choices=Limit.SetBy.choices, required=False, widget=forms.HiddenInput)
 

@@ -67,6 +67,7 @@ def remove(request: UserRequest, slug: str, membership_id: UUID) -> HttpResponse
             ),
             verb="Remove",
             back=path_of(row),
+            of=row.name,
             current=CURRENT,
         )
     try:

@@ -200,6 +200,7 @@ def suspend(request: UserRequest, slug: str) -> HttpResponse:
             ),
             verb=f"Suspend {row.name}",
             back=path_of(row),
+            of=row.name,
             current=CURRENT,
         )
     tenant_update(tenant=row, is_active=False, actor=request.user)
