@@ -92,7 +92,7 @@ class NewKeyForm(_KeyForm):
         label="or at the end of",
         required=False,
         widget=forms.DateInput(attrs={"type": "date"}),
-        help_text="UTC. A date goes before the choice beside it.",
+        help_text="In UTC. When it is set, it holds instead of the period.",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
