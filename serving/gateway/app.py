@@ -212,6 +212,7 @@ class Gateway:
 
     def _over_limit(self, refused: Refused, demands: tuple[Demand, ...]) -> ApiError:
         limit = refused.limit
+        self.services.metrics.limit_refusals[limit.kind] += 1
         said = admission.refusal(
             limit,
             asked=next((demand.amount for demand in demands if demand.limit is limit), 1.0),
@@ -306,7 +307,7 @@ class Gateway:
                 "age_s": round(age_s, 3) if age_s != float("inf") else None,
             },
             "journal": {"writable": services.journal.writable},
-            "grants": {"mode": services.grants.mode},
+            "grants": {"mode": services.grants.mode, **services.grants.standing._asdict()},
             "state": {"connected": services.state.connected},
             "in_flight": services.in_flight - 1,
             "waiting": services.dispatcher.waiting,

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
 from serving.gateway.records import LimitRecord
+
+Phase = Literal["arbiter", "alone", "reporting", "unknown"]
+"""``arbiter``: the state decides, or has leased. ``alone``: it does not answer, and the gateway gives out its shares.
+``reporting``: it was away or began anew, and grants nothing until all have told what they hold. ``unknown``: it has not
+answered yet, and how many gateways there are was not told."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class Standing(NamedTuple):
+    """``gateways`` that share the limits, as last known; 0: not known. Seconds alone so far, and how many are left."""
+
+    phase: Phase
+    gateways: int
+    alone_s: float | None
+    alone_left_s: float | None
 
 
 class Demand(msgspec.Struct, frozen=True):

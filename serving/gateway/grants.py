@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from serving.gateway.alone import Alone, Place
 from serving.gateway.budgets import Budget
-from serving.gateway.demands import Ask, Demand, Granted, Refused
+from serving.gateway.demands import Ask, Demand, Granted, Phase, Refused, Standing
 from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
@@ -72,6 +72,20 @@ class Grants:
     @property
     def mode(self) -> Literal["shared", "alone"]:
         return "shared" if self._alone is None else "alone"
+
+    @property
+    def standing(self) -> Standing:
+        """By whose word requests are admitted, as people are told."""
+        alone, now = self._alone, time.monotonic()
+        if self._is_in_grace:
+            phase: Phase = "reporting"
+        elif alone is None:
+            phase = "arbiter" if self._started_shared else "unknown"
+        else:
+            phase = "alone" if alone.place.is_known else "unknown"
+        alone_s = None if alone is None else now - alone.since
+        left_s = None if alone_s is None else max(0.0, self._alone_max_s - alone_s)
+        return Standing(phase, len(self._gateways) if self._started_shared else self._installed, alone_s, left_s)
 
     async def start(self) -> None:
         """Begin the exchange with the state."""

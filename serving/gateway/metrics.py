@@ -10,6 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from serving.gateway.demands import PHASES, Phase
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
@@ -82,12 +84,14 @@ class ModelMetrics:
 class Metrics:
     """Everything counts since the process started. ``model`` is a deployment's name: no client chooses a label."""
 
-    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
-        """``gauges`` gives current values by metric name, read when scraped."""
+    def __init__(self, gauges: Callable[[], dict[str, float]], phase: Callable[[], Phase]) -> None:
+        """``gauges`` gives current values by metric name, ``phase`` by whose word limits hold, read when scraped."""
         self._gauges = gauges
+        self._phase = phase
         self.models: defaultdict[str, ModelMetrics] = defaultdict(ModelMetrics)
         self.refusals: defaultdict[str, int] = defaultdict(int)
         """Requests answered before admission, by error code."""
+        self.limit_refusals: defaultdict[str, int] = defaultdict(int)
         self.retries: defaultdict[str, int] = defaultdict(int)
         self.events = 0
         self._registry = CollectorRegistry(auto_describe=False)
@@ -130,6 +134,17 @@ class Metrics:
         durations = {name: m.duration for name, m in models}
         yield _histogram("penstock_gateway_request_seconds", "Arrival to end.", durations)
         yield from self._by_class()
+        yield _counter(
+            "penstock_gateway_limit_refusals",
+            "Requests that a limit stood in the way of, by its kind.",
+            "kind",
+            {(kind,): n for kind, n in self.limit_refusals.items()},
+        )
+        phases = GaugeMetricFamily("penstock_gateway_limits", "1 for by whose word limits hold now.", labels=["by"])
+        now = self._phase()
+        for phase in PHASES:
+            phases.add_metric([phase], float(phase == now))
+        yield phases
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"penstock_gateway_{name}", name.replace("_", " "), value=value)
 

@@ -56,7 +56,7 @@ class Services:
         )
         self.learned = Learned()
         self.calibration = Calibration(self)
-        self.metrics = Metrics(self._gauges)
+        self.metrics = Metrics(self._gauges, lambda: self.grants.standing.phase)
         self.watches = Watches()
         self.in_flight = 0
         self.started_at = time.time()
