@@ -385,23 +385,3 @@ def test_a_fault_shows_no_traceback(client: Client, db: None, monkeypatch: pytes
     assert answer.status_code == 500
     assert b"secret-detail" not in answer.content
     assert b"Something broke on our side" in answer.content
-
-
-def test_health_is_good_when_database_and_state_answer(client: Client, state: redis.Redis, db: None) -> None:
-    answer = client.get("/healthz")
-    assert answer.status_code == 200
-    assert answer.json() == {"status": "ok", "database": "ok", "state": "ok"}
-
-
-def test_health_is_told_by_whatever_name_a_probe_asks(client: Client, state: redis.Redis, db: None) -> None:
-    for name in ("10.0.0.7:8000", "web", "[fd00::7]"):
-        assert client.get("/healthz", headers={"host": name}).status_code == 200
-        assert client.get("/sign-in/", headers={"host": name}).status_code == 400, "pages are not"
-    assert client.post("/healthz").status_code == 405
-
-
-def test_health_names_what_does_not_answer(client: Client, no_state: None, db: None) -> None:
-    answer = client.get("/healthz")
-    assert answer.status_code == 503
-    assert answer.json()["state"] == "does not answer"
-    assert answer.json()["database"] == "ok"
