@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -144,30 +146,56 @@ def test_an_engine_that_dies_fails_its_calibration_with_a_reason(agent: AgentUnd
     assert measured(failed) >= measured(before), "what was measured is kept"
 
 
-def test_it_waits_for_others_and_measures_no_batch_that_they_disturbed(agent: AgentUnderTest) -> None:
+@contextlib.contextmanager
+def others_at_work(report: ReplicaReport) -> Iterator[None]:
+    """Three clients that have nothing to do with the calibration, one request after the other (a minute at most)."""
+    assert report.address is not None
+    body = {"model": "demo", "prompt": "hello", "max_tokens": 300, "ignore_eos": True, "stream": False}
+    url, enough = f"http://127.0.0.1:{report.address.port}/v1/completions", threading.Event()
+
+    def ask() -> None:
+        data, end = json.dumps(body).encode(), time.monotonic() + 60
+        while not enough.is_set() and time.monotonic() < end:
+            request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                answer.read()
+
+    clients = [threading.Thread(target=ask) for _ in range(3)]
+    for client in clients:
+        client.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for client in clients:
+            client.join()
+
+
+def test_it_begins_only_when_the_engine_has_no_request_of_others(agent: AgentUnderTest) -> None:
     agent.give(ordered(None))
     agent.start()
     ready = agent.wait_replica("r1", "ready")
-    assert ready.address is not None
-    body = {"model": "demo", "prompt": "hello", "max_tokens": 1500, "ignore_eos": True, "stream": False}
-    url = f"http://127.0.0.1:{ready.address.port}/v1/completions"
-
-    def ask() -> None:
-        data = json.dumps(body).encode()
-        request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            answer.read()
-
-    other = threading.Thread(target=ask)
-    other.start()
-    # The agent looks at the engine's metrics once a second.
-    wait_for("a busy engine in the reports", lambda: _in_engine(agent))
-    agent.give(ordered(calibration(shapes=SHAPES[:2], repeats=2)))
-    _, waiting = wait_told(agent, lambda each: each.state == "waiting" and "still serves" in each.reason)
-    assert waiting.points == ()
-    other.join()
+    with others_at_work(ready):
+        # The agent looks at the engine's metrics once a second.
+        wait_for("a busy engine in the reports", lambda: _in_engine(agent))
+        agent.give(ordered(calibration(shapes=SHAPES[:2], repeats=2)))
+        _, waiting = wait_told(agent, lambda each: each.state == "waiting" and "still serves" in each.reason)
+        assert waiting.points == ()
     _, done = wait_told(agent, lambda each: each.state == "done")
     assert all(len(each.engine_ms) == 2 for each in done.points)
+
+
+def test_a_batch_that_others_disturbed_is_measured_again(agent: AgentUnderTest) -> None:
+    agent.give(ordered(calibration(repeats=4)))
+    agent.start()
+    replica, _ = wait_told(agent, lambda each: measured(each) >= 2)
+    with others_at_work(replica):
+        wait_told(agent, lambda each: each.state == "waiting" and "of others" in each.reason)
+    _, done = wait_told(agent, lambda each: each.state == "done")
+    for point in done.points:
+        assert len(point.engine_ms) == 4
+        # Three others on four slots take more than half of the engine.
+        assert max(point.engine_ms) < 1.6 * statistics.median(point.engine_ms), point
 
 
 def _in_engine(agent: AgentUnderTest) -> bool:
