@@ -61,6 +61,7 @@ def things_of(seeded: Seeded) -> dict[str, str]:
     """What stands for each parameter; ``<name of an address> <parameter>`` goes before ``<parameter>``."""
     from capacity.models import UsageRecord
     from capacity.services import enrolment_token_create
+    from serving.models import Calibration
     from tenants.services import invitation_create
     from tenants.services.links import sign_in_link_create
     from tests.web.answering import book
@@ -76,6 +77,8 @@ def things_of(seeded: Seeded) -> dict[str, str]:
         "deployment_id": seeded.chat.pk,
         "revision_id": seeded.chat.revisions.get().pk,
         "replica_id": seeded.failed.pk,
+        "calibration_id": Calibration.objects.get(state="fitted").pk,
+        "calibration-cancel-ask calibration_id": Calibration.objects.get(state="measuring").pk,
         "slug": row.slug,
         "membership_id": member,
         "member_id": member,

@@ -26,6 +26,7 @@ from capacity.models import (
 )
 from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
 from tenants.models import ApiKey, Limit, Membership, Tenant, User
+from tests.web.calibrated import calibrations
 from tests.web.traffic import history, offered, rings
 
 GIB = 2**30
@@ -218,6 +219,7 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
     history(now, hours, keys, made)
     _requests(now, rng, chats, chat_r, keys, made)
     _decisions(now, min(hours, 24), chat, sim, chats)
+    calibrations(chat, sim, now)
     if client is not None:
         rings(client, now, min(hours, 2), chat, sim, [*chats, *sims])
     return Seeded(operator, owner, viewer, stranger, northwind, alder, chat, sim, failed)

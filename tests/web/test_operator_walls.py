@@ -12,7 +12,7 @@ from capacity.models import Host
 from capacity.services import enrolment_token_create
 from penstock.web.csp import POLICY
 from penstock.web.operators.urls import urlpatterns
-from serving.models import Deployment
+from serving.models import Calibration, Deployment
 from tenants.models import AuditEntry, Membership, Tenant, User
 from tenants.policy.roles import ROLES
 from tenants.services import invitation_create
@@ -33,6 +33,7 @@ def paths(platform: Seeded) -> dict[str, str]:
         "deployment_id": platform.chat.pk,
         "revision_id": platform.chat.revisions.get().pk,
         "replica_id": platform.failed.pk,
+        "calibration_id": Calibration.objects.get(state="fitted").pk,
         "slug": row.slug,
         "membership_id": row.memberships.get(user=platform.viewer).pk,
         "invitation_id": invitation.pk,
@@ -55,6 +56,7 @@ def state() -> tuple[object, ...]:
         list(Deployment.objects.values_list("is_enabled", "max_replicas", "retry_attempt")),
         list(Tenant.objects.values_list("slug", "is_active")),
         Membership.objects.count(),
+        list(Calibration.objects.values_list("pk", "state")),
     )
 
 
@@ -133,7 +135,7 @@ def test_every_page_has_the_policy_and_nothing_inline(as_operator: Client, platf
         assert not re.search(r'(?:src|href)="(?:https?:)?//', body), name
 
 
-@pytest.mark.parametrize("tab", ["replicas", "events", "revisions", "logs", "settings", "audit"])
+@pytest.mark.parametrize("tab", ["replicas", "events", "revisions", "calibration", "logs", "settings", "audit"])
 def test_tabs_are_for_operators_too(client: Client, platform: Seeded, tab: str) -> None:
     path = f"/console/deployments/{platform.chat.pk}/?tab={tab}"
     client.force_login(platform.owner)

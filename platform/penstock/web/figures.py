@@ -1,5 +1,6 @@
 """How figures are written: a thousands comma, a real minus sign, a space before every unit."""
 
+import math
 from datetime import datetime
 
 NONE = "–"
@@ -17,6 +18,21 @@ def number(value: float | None, decimals: int | None = None) -> str:
     if text.startswith("-"):
         return text[1:] if float(text.replace(",", "")) == 0 else f"−{text[1:]}"
     return text
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def significant(value: float | None) -> str:
+    """``value`` with three digits that count, however small it is: 0.0421, 1.23 × 10⁻⁵."""
+    if value is None:
+        return NONE
+    if value == 0:
+        return "0"
+    power = math.floor(math.log10(abs(value)))
+    if -4 <= power < 4:
+        return number(value, max(0, 2 - power))
+    return f"{number(value / 10.0**power, 2)} × 10{str(power).translate(_SUPERSCRIPTS)}"
 
 
 def compact(value: float | None) -> tuple[str, str]:

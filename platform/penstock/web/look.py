@@ -23,6 +23,11 @@ def num(value: object, decimals: int | None = None) -> str:
 
 
 @register.filter
+def sig(value: object) -> str:
+    return figures.significant(_known(value))
+
+
+@register.filter
 def percent(value: object) -> str:
     return figures.percent(_known(value))
 

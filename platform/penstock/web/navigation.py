@@ -26,6 +26,7 @@ class TenantEntry(Entry):
 OPERATOR_ENTRIES = (
     Entry("Capacity", "console", "capacity"),
     Entry("Deployments", "operators:deployments", "grid"),
+    Entry("Calibration", "operators:calibrations", "gauge"),
     Entry("Hosts", "operators:hosts", "host"),
     Entry("Tenants", "operators:tenants", "people"),
     Entry("Audit", "operators:audit-log", "audit"),

@@ -17,6 +17,7 @@ from penstock.web.access import UserRequest
 from penstock.web.console_data import incident_row, replica_order, replica_row
 from penstock.web.console_rows import CARDS_AT_MOST, DeploymentRow
 from penstock.web.live import STALE_S, read_live
+from penstock.web.operators import calibrations
 from penstock.web.operators.audit import rows_of as audit_rows_of
 from penstock.web.operators.deployment_forms import RevisionForm, ScaleForm
 from penstock.web.operators.deployments import CURRENT, rows_of, shown_replicas
@@ -31,6 +32,7 @@ TABS = (
     ("replicas", "Replicas"),
     ("events", "Events"),
     ("revisions", "Revisions"),
+    ("calibration", "Calibration"),
     ("logs", "Logs"),
     ("settings", "Settings"),
     ("audit", "Audit"),
@@ -130,6 +132,8 @@ def _parts(request: UserRequest, row: Deployment, tab: str) -> dict[str, Any]:
         return _events(request, row)
     if tab == "revisions":
         return {"revisions": _revisions(row)}
+    if tab == "calibration":
+        return calibrations.tab_of(row)
     if tab == "logs":
         return _logs(request, row)
     if tab == "settings":

@@ -4,6 +4,8 @@ from django.urls import path
 
 from penstock.web.operators import (
     audit,
+    calibration_acts,
+    calibrations,
     deployment,
     deployment_acts,
     deployment_new,
@@ -43,6 +45,11 @@ urlpatterns = [
         deployment_acts.restore,
         name="revision-restore",
     ),
+    path("deployments/<uuid:deployment_id>/calibrate", calibration_acts.start, name="deployment-calibrate"),
+    path("calibrations/", calibrations.calibrations, name="calibrations"),
+    path("calibrations/<uuid:calibration_id>/", calibrations.calibration, name="calibration"),
+    path("calibrations/<uuid:calibration_id>/cancel", calibration_acts.cancel, name="calibration-cancel-ask"),
+    path("calibrations/<uuid:calibration_id>/adopt", calibration_acts.adopt, name="calibration-adopt-ask"),
     path("replicas/<uuid:replica_id>/", deployment.replica, name="replica"),
     path("tenants/", tenants.tenants, name="tenants"),
     path("tenants/new", tenants.new, name="tenant-new"),
