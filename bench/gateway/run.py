@@ -108,7 +108,8 @@ def publish(made: Cluster, engine_port: int) -> None:
                 (
                     "replica",
                     {"id": f"{name}-{number}", "deployment": name, "revision": "r", "host": "h", "address": address}
-                    | {"state": "ready", "target_concurrency": 1024},
+                    # The mock engine reads prompts at once.
+                    | {"state": "ready", "target_concurrency": 1024, "supply_mu_per_min": 1e6},
                 )
             )
     made.publish(*records)

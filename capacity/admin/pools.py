@@ -79,7 +79,7 @@ class PoolForm(forms.ModelForm):  # type: ignore[type-arg]
 class PoolAdmin(ServiceAdmin):
     form = PoolForm
     list_display = ("name", "model", "is_public", "deployment_count", "objectives", "oversell_factor", "keep_spare")
-    list_filter = ("is_public", "keep_spare")
+    list_filter = ("is_public", "keep_spare", "best_effort")
     list_select_related = ("model",)
     search_fields = ("name", "slug", "model__name")
     autocomplete_fields = ("model",)
@@ -96,6 +96,7 @@ class PoolAdmin(ServiceAdmin):
         "slo_share",
         "oversell_factor",
         "keep_spare",
+        "best_effort",
         "version",
     )
     fields_on_add = ("name", "slug", "model", "hardware_type", *fields[3:-1])

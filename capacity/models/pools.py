@@ -95,6 +95,9 @@ class Pool(Removable, Identified):
     slo_share = models.FloatField("SLO share", default=0.01, help_text="Share of requests that may wait longer (0..1).")
     oversell_factor = models.FloatField(default=1.0, help_text="MU/min sold per MU/min had.")
     keep_spare = models.BooleanField(default=True, help_text="N−1: keep the promise with one replica lost.")
+    best_effort = models.BooleanField(
+        "lends", default=True, help_text="What nobody has reserved, or its owner does not use, is lent as best effort."
+    )
     adopts_calibrations = models.BooleanField(
         default=False, help_text="A calibration becomes the price by itself where its errors are small enough."
     )

@@ -43,6 +43,7 @@ class PoolFields(TypedDict, total=False):
     slo_share: float
     oversell_factor: float
     keep_spare: bool
+    best_effort: bool
     adopts_calibrations: bool
     adoption_error_limit: float
 
@@ -87,6 +88,9 @@ def model_update(*, model: Model, actor: Actor, **fields: Unpack[ModelFields]) -
     after = state_of(stored)
     if before != after:
         audit(actor=actor, action="model.update", target=stored, before=before, after=after)
+        # Gateways are told of a pool how long its largest prompt may keep an owner waiting.
+        for pk in Pool.objects.filter(model=stored).values_list("pk", flat=True):
+            record_change(kind="pool", object_id=pk)
     model.refresh_from_db()
     return model
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Pool, Reservation
-from capacity.selectors import profiles_in_force
+from capacity.selectors import claw_back_s, profiles_in_force
 from serving.gateway.records import (
     DeploymentRecord,
     KeyRecord,
@@ -62,6 +62,7 @@ def _tenants(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[
             id=str(tenant.pk),
             slug=tenant.slug,
             active=tenant.is_active,
+            best_effort=tenant.best_effort,
             limits=limits.get(tenant.pk, ()),
             members=members.get(tenant.pk, {}),
         )
@@ -119,7 +120,7 @@ def _limits(owner: str | tuple[str, ...], rows: QuerySet[Limit]) -> dict[Any, tu
 def _pools(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Iterator[Published]:
     pools = Pool.objects.all() if ids is None else Pool.objects.filter(pk__in=ids)
     profiles = profiles_in_force(at=now)
-    for pool in pools.prefetch_related("tenants"):
+    for pool in pools.select_related("model").prefetch_related("tenants"):
         profile = profiles.get(pool.pk)
         # Without a price nothing of the pool can be admitted: it is not published.
         if profile is None:
@@ -129,6 +130,10 @@ def _pools(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Iterator[
             slug=pool.slug,
             profile=_profile(profile),
             tenants=None if pool.is_public else tuple(sorted(str(tenant.pk) for tenant in pool.tenants.all())),
+            best_effort=pool.best_effort,
+            best_effort_wait_s=pool.tolerable_wait_s,
+            ttft_objective_ms=float(pool.ttft_objective_ms),
+            claw_back_s=claw_back_s(profile, context_tokens=pool.model.context_tokens),
         )
         yield pool.pk, record.id, encode(record)
 

@@ -85,10 +85,10 @@ def _link(request: HttpRequest, user: User) -> str:
 
 @admin.register(Tenant)
 class TenantAdmin(ServiceAdmin):
-    list_display = ("name", "slug", "is_active", "member_count", "key_count", "created_at")
-    list_filter = ("is_active",)
+    list_display = ("name", "slug", "is_active", "best_effort", "member_count", "key_count", "created_at")
+    list_filter = ("is_active", "best_effort")
     search_fields = ("name", "slug")
-    fields = ("name", "slug", "is_active", "created_at", "updated_at")
+    fields = ("name", "slug", "is_active", "best_effort", "created_at", "updated_at")
     readonly_fields = ("created_at", "updated_at")
     fields_on_add = ("name", "slug")
     prepopulated_fields = {"slug": ("name",)}

@@ -18,11 +18,13 @@ from tenants.models import Tenant
 from tenants.policy.roles import Action
 from tenants.services import tenant_create, tenant_update
 
+OPERATORS_SAY = {"is_active": "is active", "best_effort": "may use more than it has reserved"}
+
 
 class TenantSerializer(serializers.ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
-        fields = ("id", "slug", "name", "is_active", "created_at", "updated_at")
+        fields = ("id", "slug", "name", "is_active", "best_effort", "created_at", "updated_at")
         read_only_fields = ("id", "created_at", "updated_at")
         extra_kwargs: ClassVar[dict[str, Any]] = {"slug": {"required": False}}
 
@@ -32,7 +34,7 @@ class TenantFilter(django_filters.FilterSet):
 
     class Meta:
         model = Tenant
-        fields = ("slug", "is_active")
+        fields = ("slug", "is_active", "best_effort")
 
 
 class TenantsViewSet(ApiViewSet[Tenant]):
@@ -87,10 +89,10 @@ class TenantsViewSet(ApiViewSet[Tenant]):
 
         def make() -> Response:
             given = self.read(TenantSerializer)
-            is_active = given.pop("is_active", True)
+            rights = {name: given.pop(name) for name in OPERATORS_SAY if name in given}
             made = tenant_create(actor=self.caller.actor, **given)
-            if not is_active:
-                tenant_update(tenant=made, actor=self.caller.actor, is_active=False)
+            if not all(rights.values()):
+                tenant_update(tenant=made, actor=self.caller.actor, **rights)
             return self.shown(made, code=status.HTTP_201_CREATED)
 
         return self.created(make)
@@ -99,7 +101,8 @@ class TenantsViewSet(ApiViewSet[Tenant]):
         """Change what is sent of a tenant. The keys of an inactive tenant are refused."""
         row = self.get_object()
         given = self.read(TenantSerializer, partial=True)
-        if "is_active" in given and not self.caller.can(Action.PLATFORM_OPERATE):
-            # What an operator has stopped is not for its owner to start again.
-            raise exceptions.PermissionDenied("Operators decide whether a tenant is active.")
+        for name, words in OPERATORS_SAY.items():
+            if name in given and not self.caller.can(Action.PLATFORM_OPERATE):
+                # What an operator has stopped is not for its owner to start again.
+                raise exceptions.PermissionDenied(f"Operators decide whether a tenant {words}.")
         return self.changed(row, lambda: self.shown(tenant_update(tenant=row, actor=self.caller.actor, **given)))

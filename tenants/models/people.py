@@ -70,6 +70,9 @@ class Tenant(Identified):
     slug = models.SlugField(max_length=60, unique=True)
     name = models.CharField(max_length=120)
     is_active = models.BooleanField(default=True, help_text="An inactive tenant's keys are refused.")
+    best_effort = models.BooleanField(
+        "may borrow", default=True, help_text="It may use pools beyond what it has reserved of them, as best effort."
+    )
 
     class Meta:
         ordering = ("name",)

@@ -86,10 +86,17 @@ def tenant_create(*, name: str, actor: Actor, slug: str = "", owner: User | None
 
 @transaction.atomic
 def tenant_update(
-    *, tenant: Tenant, actor: Actor, name: str | None = None, slug: str | None = None, is_active: bool | None = None
+    *,
+    tenant: Tenant,
+    actor: Actor,
+    name: str | None = None,
+    slug: str | None = None,
+    is_active: bool | None = None,
+    best_effort: bool | None = None,
 ) -> Tenant:
-    """Change what is given. An inactive tenant's keys are refused. Raises ValidationError by field."""
-    wanted = {"name": name, "slug": slug, "is_active": is_active}
+    """Change what is given. An inactive tenant's keys are refused; one without ``best_effort`` stays inside what it
+    has reserved. Raises ValidationError by field."""
+    wanted = {"name": name, "slug": slug, "is_active": is_active, "best_effort": best_effort}
     given = {field: value for field, value in wanted.items() if value is not None}
     stored = tenant.take_turn()
     before = state_of(stored)

@@ -77,6 +77,8 @@ def test_a_tenant_is_told_objectives_and_price_and_nothing_of_others(world: Worl
         "tpot_objective_ms": 50,
         "tolerable_wait_s": 5.0,
         "slo_share": 0.01,
+        "best_effort": True,
+        "claw_back_s": 10.0,
         "price": {
             "version": 1,
             "effective_from": seen["price"]["effective_from"],
@@ -173,6 +175,20 @@ def test_a_bad_pool_is_refused_at_its_field(world: World, pool: Pool, fields: di
     body = problem(world.by("operator").post("/pools", new, format="json"), 400, "invalid")
     assert [error["field"] for error in body["errors"]] == [at]
     assert not Pool.objects.filter(name="Bad").exists()
+
+
+def test_a_pool_says_whether_it_lends_and_how_fast_that_comes_back(world: World, pool: Pool) -> None:
+    operator = world.by("operator")
+    assert operator.get("/pools/shared").json()["best_effort"] is True
+    changed = operator.patch("/pools/shared", {"best_effort": False}, format="json")
+    assert changed.json()["best_effort"] is False
+    assert operator.get("/pools?best_effort=false").json()["results"][0]["slug"] == "shared"
+    assert world.by("owner").get("/tenants/acme/pools/shared").json()["best_effort"] is False
+    new = {**PRICE, "alpha": 0.01, "hardware_type": "cpu"}
+    assert operator.post("/pools/shared/profiles", new, format="json").status_code == 201
+    operator.patch(f"/models/{pool.model.slug}", {"context_tokens": 2000}, format="json")
+    # 2,000 tokens of 0.01 MU are 20 MU, of 372 ms each, and 0.35 s come on top.
+    assert operator.get("/pools/shared").json()["claw_back_s"] == 7.8
 
 
 def test_a_pool_changes_at_the_version_known(world: World, pool: Pool) -> None:

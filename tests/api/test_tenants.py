@@ -188,3 +188,13 @@ def test_what_an_operator_has_stopped_its_owner_cannot_start(world: World) -> No
         assert world.by(who).patch("/tenants/acme", {"is_active": True}, format="json").status_code == 403
     assert world.by("owner").patch("/tenants/acme", {"name": "Acme 2"}, format="json").status_code == 200
     assert Tenant.objects.get(slug="acme").is_active is False
+
+
+def test_operators_alone_say_whether_a_tenant_may_borrow(world: World) -> None:
+    for who in ("owner", "admin"):
+        assert world.by(who).patch("/tenants/acme", {"best_effort": False}, format="json").status_code == 403
+    changed = world.by("operator").patch("/tenants/acme", {"best_effort": False}, format="json")
+    assert changed.json()["best_effort"] is False
+    assert world.by("owner").get("/tenants/acme").json()["best_effort"] is False
+    made = world.by("operator").post("/tenants", {"name": "Small", "best_effort": False}, format="json")
+    assert (made.json()["best_effort"], made.json()["is_active"]) == (False, True)

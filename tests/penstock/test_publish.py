@@ -118,6 +118,28 @@ def test_everything_a_gateway_needs_is_published(state, served):
     assert published(state, "replica")[str(replicas[0].pk)]["target_concurrency"] == 7
 
 
+def test_what_is_lent_to_whom_and_how_fast_it_comes_back_is_published(state, served):
+    pool = served[0]
+    tenant = make_tenant()
+    publish.publish_pending()
+    assert "best_effort" not in published(state, "tenant")[str(tenant.pk)], "it may, as always"
+    record = published(state, "pool")[str(pool.pk)]
+    assert "best_effort" not in record
+    assert record.get("best_effort_wait_s", 5.0) == 5.0
+    # 8,192 tokens of 0.001 MU, of 372 ms each, and 0.35 s.
+    assert record["claw_back_s"] == 3.4
+    Pool.objects.filter(pk=pool.pk).update(best_effort=False, tolerable_wait_s=7.5, ttft_objective_ms=400)
+    Tenant.objects.filter(pk=tenant.pk).update(best_effort=False)
+    Model.objects.filter(pk=pool.model_id).update(context_tokens=20_000)
+    record_change(kind="pool", object_id=pool.pk)
+    record_change(kind="tenant", object_id=tenant.pk)
+    publish.publish_pending()
+    record = published(state, "pool")[str(pool.pk)]
+    assert (record["best_effort"], record["best_effort_wait_s"], record["ttft_objective_ms"]) == (False, 7.5, 400.0)
+    assert record["claw_back_s"] == 7.8
+    assert published(state, "tenant")[str(tenant.pk)]["best_effort"] is False
+
+
 def test_what_is_sold_is_published_from_the_sale_until_it_is_over(state, served):
     pool, tenant = served[0], make_tenant()
     starts = timezone.now() + timedelta(days=1)

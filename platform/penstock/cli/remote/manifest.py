@@ -39,7 +39,9 @@ class Kind:
     """Lists whose order says nothing."""
 
 
-TENANTS = Kind("tenant", ("slug",), {"name": "text", "is_active": "switch"}, required=("name",))
+TENANTS = Kind(
+    "tenant", ("slug",), {"name": "text", "is_active": "switch", "best_effort": "switch"}, required=("name",)
+)
 LIMITS = Kind(
     "limit",
     ("kind", "model", "set_by"),
@@ -89,6 +91,7 @@ POOLS = Kind(
         "slo_share": "number",
         "oversell_factor": "number",
         "keep_spare": "switch",
+        "best_effort": "switch",
         "price": "prices",
     },
     fixed=("model",),

@@ -14,7 +14,10 @@ TENANTS = Resource(
     verbs=(
         create(NAME, Field("slug", "short name in addresses (made from the name)")),
         change(
-            Field("name", "name"), Field("slug", "short name in addresses"), Field("is_active", "yes or no", "switch")
+            Field("name", "name"),
+            Field("slug", "short name in addresses"),
+            Field("is_active", "yes or no", "switch"),
+            Field("best_effort", "it may use more than it has reserved", "switch"),
         ),
     ),
     nothing="no tenants yet: penstock tenants create NAME",

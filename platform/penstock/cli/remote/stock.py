@@ -124,10 +124,10 @@ class Builder:
 
     def _tenant(self, step: Step) -> str:
         fields = dict(step.after)
-        is_active = fields.pop("is_active", None)
+        rights = {name: fields.pop(name) for name in ("is_active", "best_effort") if fields.get(name) is not None}
         self._make_or_change(step, "/tenants", fields)
-        if is_active is not None and not (step.act == "create" and is_active):
-            self._api.patch(f"/tenants/{quote(step.entry.names[0])}", {"is_active": is_active})
+        if rights and not (step.act == "create" and all(rights.values())):
+            self._api.patch(f"/tenants/{quote(step.entry.names[0])}", rights)
         return ""
 
     def _limit(self, step: Step) -> str:
