@@ -96,6 +96,8 @@ class PoolAdmin(ServiceAdmin):
         "slo_share",
         "oversell_factor",
         "keep_spare",
+        "adopts_calibrations",
+        "adoption_error_limit",
         "best_effort",
         "version",
     )

@@ -92,6 +92,8 @@ class PoolSerializer(TenantPoolSerializer):
             "tenants",
             "oversell_factor",
             "keep_spare",
+            "adopts_calibrations",
+            "adoption_error_limit",
             "version",
             "created_at",
             "updated_at",
@@ -111,6 +113,10 @@ class PoolFields(serializers.Serializer[Pool]):
     slo_share = NumberField(required=False, help_text="Share of requests that may wait longer (0..1).")
     oversell_factor = NumberField(required=False, help_text="MU/min sold per MU/min had.")
     keep_spare = serializers.BooleanField(required=False, help_text="Keep the promise with one replica lost.")
+    adopts_calibrations = serializers.BooleanField(
+        required=False, help_text="A calibration becomes the price by itself where its errors are small enough."
+    )
+    adoption_error_limit = NumberField(required=False, help_text="Mean relative error up to which that happens (0..1).")
     best_effort = serializers.BooleanField(
         required=False, help_text="What nobody has reserved, or its owner does not use, is lent as best effort."
     )

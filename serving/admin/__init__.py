@@ -1,5 +1,5 @@
 """The admin of what runs, what was decided about it, and what broke."""
 
-from serving.admin import deployments, history, providers
+from serving.admin import calibrations, deployments, history, providers
 
-__all__ = ["deployments", "history", "providers"]
+__all__ = ["calibrations", "deployments", "history", "providers"]

@@ -92,6 +92,8 @@ POOLS = Kind(
         "oversell_factor": "number",
         "keep_spare": "switch",
         "best_effort": "switch",
+        "adopts_calibrations": "switch",
+        "adoption_error_limit": "number",
         "price": "prices",
     },
     fixed=("model",),

@@ -111,6 +111,8 @@ _POOL_FIELDS = (
     Field("slo_share", "share of requests that keep the objectives", "number"),
     Field("oversell_factor", "how much more than there is may be sold", "number"),
     Field("keep_spare", "sell only what one host less can keep", "switch"),
+    Field("adopts_calibrations", "calibrations become the price by themselves", "switch"),
+    Field("adoption_error_limit", "mean error up to which they do, 0 to 1", "number"),
     Field("best_effort", "lend what is not reserved, or not used", "switch"),
 )
 POOLS = Resource(
