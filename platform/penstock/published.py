@@ -78,10 +78,12 @@ def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Pub
     own = Limit.objects.exclude(api_key=None) if ids is None else Limit.objects.filter(api_key__in=ids)
     limits = _limits("api_key_id", own)
     of_makers = Limit.objects.exclude(member=None)
+    rows: Iterable[ApiKey] = keys.iterator(_CHUNK)
     if ids is not None:
-        of_makers = of_makers.filter(tenant__in=keys.order_by().values("tenant"))
+        rows = list(rows)
+        of_makers = of_makers.filter(tenant__in={key.tenant_id for key in rows})
     members = _limits(_MEMBER, of_makers)
-    for key in keys.iterator(_CHUNK):
+    for key in rows:
         record = KeyRecord(
             id=key.public_id,
             uuid=str(key.pk),

@@ -223,7 +223,8 @@ class Gateway:
         told = admission.refusal_headers(limit, remaining=refused.remaining, retry_after_s=said.retry_after_s)
         headers = [(name.encode(), value.encode()) for name, value in told.items()]
         headers += errors.retry_after(said.retry_after_s)
-        return ApiError(429, said.message, code=said.code, type=said.type, headers=headers)
+        code = "insufficient_quota" if limit.is_budget else "rate_limit_exceeded"
+        return ApiError(429, said.message, code=code, type=said.type, headers=headers)
 
     def _give_back(self, granted: Granted | None) -> None:
         if granted is not None:

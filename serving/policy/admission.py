@@ -218,11 +218,10 @@ def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float, mon
 
 
 class Refusal(NamedTuple):
-    """A 429 in words: message, OpenAI's error ``type`` and ``code``, and the seconds to wait."""
+    """A 429 in words: message, OpenAI's error ``type``, and the seconds to wait."""
 
     message: str
     type: str
-    code: str
     retry_after_s: float
 
 
@@ -248,18 +247,17 @@ def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s
     left = amount_left(limit, remaining)
     if limit.kind == "concurrency":
         text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
-        return Refusal(text, "requests", RATE_LIMITED, wait_s)
+        return Refusal(text, "requests", wait_s)
     unit = f"{currency} {_UNITS[limit.kind]}".strip() if limit.kind.startswith("money_") else _UNITS[limit.kind]
     state = f"of {limit.value:g} {unit}{scope} reached: {left} left, {asked:.6g} asked for."
     if limit.is_budget:
         until = datetime.datetime.fromtimestamp(limit.ends_at, datetime.UTC)
         text = f"Budget {state} It is renewed on {until:%Y-%m-%d at %H:%M} UTC; trying again before does not help."
-        return Refusal(text, EXHAUSTED, EXHAUSTED, wait_s)
+        return Refusal(text, EXHAUSTED, wait_s)
     text = f"Rate limit {state} Try again in {wait_s:.3g} s."
-    return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", RATE_LIMITED, wait_s)
+    return Refusal(text, "requests" if limit.kind == "requests_per_min" else "tokens", wait_s)
 
 
-RATE_LIMITED = "rate_limit_exceeded"
 EXHAUSTED = "insufficient_quota"
 """OpenAI's word for a budget that is used up: its clients do not take it for a limit that passes."""
 

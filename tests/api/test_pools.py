@@ -91,6 +91,7 @@ def test_a_tenant_is_told_objectives_and_price_and_nothing_of_others(world: Worl
             "cached_factor": price.cached_factor,
             "modalities": price.modalities,
             "long_input_tiers": [],
+            "price_per_1000_mu": None,
         },
     }
 

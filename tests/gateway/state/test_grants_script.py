@@ -115,13 +115,17 @@ def worst_excess(uses, capacity):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_leases_of_several_gateways_never_break_the_bound(arbiter, seed):
-    """Random use from leases, exchanges at random times, asks, refunds, and gateways that die."""
+@pytest.mark.parametrize("kind", ["tokens_per_min", "mu_per_min"])
+def test_leases_of_several_gateways_never_break_the_bound(arbiter, kind, seed):
+    """Random use from leases, exchanges at random times, asks with and without promises, refunds, gateways that die.
+
+    Of MU, amounts are fractions, and the smallest a hundredth of the largest.
+    """
     rng = random.Random(seed)
     print("seed", seed)
     arbiter.clear()
     capacity = 6000.0
-    record = LimitRecord(id="l", kind="tokens_per_min", value=capacity)
+    record = LimitRecord(id="l", kind=kind, value=capacity)
     names = [f"g{i}" for i in range(3)]
     limits = {name: Limit(record) for name in names}
     uses, running, now, admitted_by_lease = [], [], BEGIN_MS, 0
@@ -129,7 +133,8 @@ def test_leases_of_several_gateways_never_break_the_bound(arbiter, seed):
     def exchange(name, amount=None):
         limit = limits[name]
         entry = limit.report(amount is not None, len(names))
-        answer = arbiter.exchange(now, name, entry, [] if amount is None else [[[1, amount]]])
+        who = rng.choice(("", "a", "b", "c"))
+        answer = arbiter.exchange(now, name, entry, [] if amount is None else [[[1, amount]]], who=who)
         limit.reported(answer[4][0][0], answer[4][0][2], 0.0)
         if amount is not None and answer[5][0] == 0:
             limit.note(amount)
@@ -143,7 +148,7 @@ def test_leases_of_several_gateways_never_break_the_bound(arbiter, seed):
         now += rng.expovariate(1 / 30)
         name = rng.choice(names)
         limit = limits[name]
-        amount = float(rng.randrange(1, 40))
+        amount = float(rng.randrange(1, 40)) if kind == "tokens_per_min" else rng.uniform(0.4, 40.0)
         action = rng.random()
         if action < 0.6:
             if limit.lease >= amount:
