@@ -131,6 +131,8 @@ class Measurement:
                     continue
                 where = f"shape {index + 1} of {len(order.shapes)}: {_words(shape)}"
                 self._say("measuring", step="measure costs", detail=f"repeat {repeat + 1} of {order.repeats}, {where}")
+                if index not in self.record.sizes:
+                    self.record.sizes[index] = await self._undisturbed(functools.partial(self._size_of_shape, shape))
                 point = await self._undisturbed(functools.partial(self._measure_shape, index, shape))
                 if point is not None:
                     self.record.points[index] = point
@@ -138,12 +140,15 @@ class Measurement:
         if not self.record.points:
             raise MeasureError("The engine does not tell how many tokens were cached: measure shapes without any.")
 
+    async def _size_of_shape(self, shape: Shape) -> Size:
+        slots = self._slots(shape)
+        least = CPU_ROUNDS if self.record.method == "engine_cpu" else least_rounds(slots)
+        return await self._size([shape], await self._primed([shape]), slots, least=least)
+
     async def _measure_shape(self, index: int, shape: Shape) -> CostPoint | None:
         """Return the shape's point with one repeat more; None where the engine does not tell what was cached."""
         slots = self._slots(shape)
         make_prompt = await self._primed([shape])
-        if index not in self.record.sizes:
-            self.record.sizes[index] = await self._size([shape], make_prompt, slots)
         batch, engine_ms = await self._cost([shape], make_prompt, self.record.sizes[index], slots)
         if batch.cached is None and shape.cached_tokens:
             self.record.sizes[index] = Size(count=0, in_flight=0)
@@ -165,8 +170,9 @@ class Measurement:
             raise Disturbed("a process of the engine ended")
         return batch, (spent - self._idle_share * batch.elapsed_s) * 1000.0 / size.count
 
-    async def _size(self, shapes: Sequence[Shape], make_prompt: MakePrompt, slots: int) -> Size:
-        """How many requests make a batch: whole rounds of the engine's slots, about ``batch_s`` long."""
+    async def _size(self, shapes: Sequence[Shape], make_prompt: MakePrompt, slots: int, *, least: int) -> Size:
+        """How many requests make a batch: whole rounds of the engine's slots, ``least`` of them, about ``batch_s``
+        long."""
         step = -(-slots // len(shapes)) * len(shapes)
         count, aimed = step, self.record.order.batch_s
         while True:
@@ -175,7 +181,6 @@ class Measurement:
                 break
             count *= 2
         each_s = pilot.elapsed_s / count
-        least = CPU_ROUNDS if self.record.method == "engine_cpu" else least_rounds(slots)
         rounds = max(least, min(round(aimed / each_s / step), MOST_REQUESTS // step))
         queued = min(MOST_QUEUED, math.ceil(QUEUED_S / each_s))
         return Size(count=rounds * step, in_flight=slots + max(slots, queued))
@@ -206,7 +211,7 @@ class Measurement:
     async def _saturation(self, slots: int) -> float:
         mix = self.record.order.mix
         make_prompt = await self._primed(mix)
-        size = await self._size(mix, make_prompt, slots)
+        size = await self._size(mix, make_prompt, slots, least=least_rounds(slots))
         batch = await run_batch(self._client, mix, make_prompt, count=size.count, in_flight=size.in_flight)
         return 1.0 / _steady_s(batch, slots)
 
