@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(what: str, ask: Callable[[], T], *, seconds: float = 10.0) -> T:
+def wait_for(what: str, ask: Callable[[], T], *, seconds: float = 10.0, every: float = 0.01) -> T:
     """Poll until ``ask`` answers something true; connection errors count as not yet."""
     end = time.monotonic() + seconds
     while True:
@@ -46,7 +46,7 @@ def wait_for(what: str, ask: Callable[[], T], *, seconds: float = 10.0) -> T:
         if answer:
             return answer
         assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 def key_record(public: str, tenant: str, secret: str = "secret", **more: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Engine:
     def start(self) -> None:
         path = str(Path(__file__).with_name("scripted_engine.py"))
         self.process = Process([sys.executable, path, str(self.port)])
-        wait_for(f"engine {self.name}", lambda: httpx.get(f"{self.url}/log").status_code == 200, seconds=20)
+        wait_for(f"engine {self.name}", lambda: httpx.get(f"{self.url}/log").status_code == 200, seconds=20, every=0.05)
 
     def control(self, **script: Any) -> None:
         httpx.post(f"{self.url}/control", json=script).raise_for_status()
@@ -130,7 +130,8 @@ class Gateway:
             assert self.process.popen.poll() is None, self.log_path.read_text()
             return httpx.get(f"{self.url}/readyz").json()["gateway"] == self.name
 
-        wait_for(f"gateway {self.name}", is_up, seconds=30)
+        # It takes a second to start: who asks more often takes it the processor that it needs.
+        wait_for(f"gateway {self.name}", is_up, seconds=30, every=0.05)
         return self
 
     def log(self) -> list[dict[str, Any]]:
