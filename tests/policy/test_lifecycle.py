@@ -80,6 +80,14 @@ def test_without_a_gateway_nobody_knows_and_a_drain_takes_its_whole_time(in_engi
     assert drain(30.0).state == "stopping"
 
 
+def test_what_is_measured_drains_until_it_is_given_back():
+    stays = next_state("draining", "ready", "run", held=True)
+    assert (stays.is_change, stays.reason) == (False, "out of rotation while it is measured")
+    assert next_state("draining", "failed", "run", held=True).state == "failed"
+    assert next_state("draining", None, "run", held=True).state == "failed"
+    assert next_state("draining", "ready", "run").state == "ready"
+
+
 def test_a_drain_can_be_taken_back_but_a_stop_cannot():
     assert next_state("draining", "ready", "run").state == "ready"
     assert next_state("stopping", "ready", "run").state == "stopping"

@@ -24,6 +24,7 @@ def alive(name: str, state: str = "ready", *, mu: float = 0.0, age_s: float = 10
         in_flight_mu=mu,
         makes_room=kwargs.get("makes_room", False),
         evicted=kwargs.get("evicted", False),
+        held=kwargs.get("held", False),
     )
 
 
@@ -200,6 +201,22 @@ def test_one_pass_without_failures_reaches_what_is_wanted(
     assert after == min(max(desired, minimum), minimum + spread)
     assert len(set(removed(made))) == len(made.remove)
     assert not (made.create and made.remove)
+
+
+def test_what_is_measured_is_neither_stopped_nor_replaced_and_does_not_count_as_serving() -> None:
+    held = alive("held", held=True)
+    made = plan(want(2), [held, alive("a")], [], now=NOW)
+    assert (made.create, made.remove) == (0, ())
+    # One is enough by now: the other one serves it, and what is measured stays until it comes back.
+    made = plan(want(1), [held, alive("a")], [], now=NOW)
+    assert (made.create, made.remove) == (0, ())
+    made = plan(want(0), [held], [], now=NOW)
+    assert (made.create, made.remove) == (0, ())
+    # More are wanted than there are with it.
+    assert plan(want(3), [held, alive("a")], [], now=NOW).create == 1
+    # A newer revision waits for one that serves, not for one that is measured.
+    older = alive("older", is_current=False)
+    assert removed(plan(want(1), [held, older], [], now=NOW)) == []
 
 
 @given(failures=st.integers(0, 40))
