@@ -47,14 +47,15 @@ def failure(error: Exception) -> ApiError:
 def no_room(name: str, error: Busy) -> ApiError:
     """What the client hears when ``name`` has no room for it, now or in the time that it may wait."""
     is_reclaimed = isinstance(error, Reclaimed)
+    code = "capacity_reclaimed" if is_reclaimed else "capacity_exceeded"
     return ApiError(
         429,
         f"'{name}' has no room for best-effort requests: {error}. Try again in {error.retry_after_s:.3g} s."
         if is_reclaimed
         else f"'{name}' is at capacity: {error}. Try again in {error.retry_after_s:.3g} s.",
-        code="capacity_reclaimed" if is_reclaimed else "capacity_exceeded",
+        code=code,
         type="requests",
-        headers=errors.retry_after(error.retry_after_s),
+        headers=[*errors.retry_after(error.retry_after_s), (b"x-penstock-reason", code.encode())],
     )
 
 

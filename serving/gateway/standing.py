@@ -186,5 +186,5 @@ def _not_lent(standing: Standing, refused: Refused | None) -> ApiError:
         f"its bucket. Nothing beyond it is lent. Try again in {wait_s:.3g} s.",
         code="reservation_exhausted",
         type="tokens",
-        headers=errors.retry_after(wait_s),
+        headers=[*errors.retry_after(wait_s), (b"x-penstock-reason", b"reservation")],
     )
