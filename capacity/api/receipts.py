@@ -6,12 +6,14 @@ import dataclasses
 import datetime
 from typing import Any
 
+from django.conf import settings
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from capacity.api.prices import PriceSerializer
 from capacity.models import UsageRecord
 from capacity.usage.reads import COLUMNS, PLATFORM_COLUMNS, cost_of_record, price_of_record
+from capacity.usage.rows import money_of
 
 
 class UsageSerializer(serializers.ModelSerializer[UsageRecord]):
@@ -65,6 +67,10 @@ class CostSerializer(serializers.Serializer[Any]):
     factor = serializers.FloatField(help_text="Of the long-input tier; every token term includes it.")
     unpriced = serializers.ListField(child=serializers.CharField(), help_text="Modalities that had no price.")
     total = serializers.FloatField()
+    money = serializers.FloatField(
+        allow_null=True, help_text="What that is in money; 0 inside a reservation, null where the price names none."
+    )
+    currency = serializers.CharField(help_text="The installation's.")
     price = PriceSerializer(help_text="The version that the request was priced with.")
 
 
@@ -94,7 +100,10 @@ class ReceiptSerializer(UsageSerializer):
         terms = cost_of_record(record, price) if price else None
         if price is None or terms is None:
             return None
-        return CostSerializer({**dataclasses.asdict(terms), "total": terms.total, "price": price}).data
+        rate = price.price_per_1000_mu
+        money = None if rate is None else money_of(record, {(price.pool_id, price.version): rate})
+        told = {"total": terms.total, "money": money, "currency": settings.PENSTOCK_CURRENCY, "price": price}
+        return CostSerializer({**dataclasses.asdict(terms), **told}).data
 
     @extend_schema_field(AttemptSerializer(many=True))
     def get_attempts(self, record: UsageRecord) -> Any:

@@ -166,7 +166,8 @@ class Grants:
         limit, alone = self._limits.get(record.id), self._alone
         if limit is None or (alone is not None and not alone.place.is_known):
             return None
-        return limit.left(_monotonic_ms()) if alone is None else alone.left(limit, _monotonic_ms())
+        now_ms = time.monotonic() * 1000
+        return limit.left(now_ms) if alone is None else alone.left(limit, now_ms)
 
     def settle(self, granted: Granted, actual: Mapping[str, float]) -> None:
         """End of the request: ``actual`` amounts by limit id (absent: as estimated). Idempotent, never awaits."""

@@ -33,11 +33,13 @@ class Limit:
         "held",
         "is_budget",
         "is_concurrency",
+        "is_counted",
         "is_idle",
         "known_at_ms",
         "known_level",
         "known_own",
         "lease",
+        "rate_per_ms",
         "record",
         "reported_at",
         "settlements",
@@ -54,9 +56,11 @@ class Limit:
         self._begin(record)
 
     def _begin(self, record: LimitRecord) -> None:
-        self.record = record
+        self._take_over(record)
         self.is_concurrency = record.kind == "concurrency"
         self.is_budget = record.is_budget
+        # What is held of it is told in absolute numbers, and nothing drains: seats, and budgets.
+        self.is_counted = self.is_concurrency or self.is_budget
         self.lease = 0.0
         self.taken = 0.0
         self.typical = 0.0
@@ -70,14 +74,13 @@ class Limit:
     def renew(self, record: LimitRecord) -> None:
         """The limit as it is published now. Of another kind, it begins anew, but for the requests that hold seats."""
         if record.kind == self.record.kind:
-            self.record = record
+            self._take_over(record)
         else:
             self._begin(record)
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether what is held of it is told in absolute numbers, and nothing drains: seats, and budgets."""
-        return self.is_concurrency or self.is_budget
+    def _take_over(self, record: LimitRecord) -> None:
+        self.record = record
+        self.rate_per_ms = bucket.rate_per_ms(record.value, record.window_ms)
 
     @property
     def is_holding(self) -> bool:
@@ -117,10 +120,11 @@ class Limit:
         """What is left of the limit for this gateway's requests, as far as the state has said; monotonic time."""
         if not self.known_at_ms:
             return None
-        level = self.known_level
+        level, value = self.known_level, self.record.value
         if not self.is_counted:
-            level -= bucket.rate_per_ms(self.record.value, self.record.window_ms) * (now_ms - self.known_at_ms)
-        return min(self.record.value, max(0.0, self.record.value - max(0.0, level) + self.lease))
+            level -= self.rate_per_ms * (now_ms - self.known_at_ms)
+        left = value + self.lease - (level if level > 0.0 else 0.0)
+        return left if 0.0 < left < value else 0.0 if left <= 0.0 else value
 
     def is_due(self, now: float) -> bool:
         """Whether requests are held and the state must be reminded of them."""
@@ -148,8 +152,7 @@ class Limit:
         known = 0.0
         if self.known_at_ms:
             elapsed_ms = time.monotonic() * 1000 - self.known_at_ms
-            rate = bucket.rate_per_ms(self.record.value, self.record.window_ms)
-            known = max(0.0, self.known_level - rate * elapsed_ms)
+            known = max(0.0, self.known_level - self.rate_per_ms * elapsed_ms)
         is_old = not is_asked and self.reported_at - self.used_at > _CURRENT_S
         window_ms = self.record.window_ms
         return ["r", self.record.value, left, kept, self._lost, max(0.0, wanted), known, is_old, window_ms]

@@ -17,11 +17,16 @@ class Book(Protocol):
 
 
 class Shown(NamedTuple):
-    """A limit that is told of, and the names under which it is. ``reset`` is empty for what does not refill by time."""
+    """A limit that is told of, and the names under which it is. ``reset`` is empty for what does not refill by time.
+
+    ``is_fine``: what is left of it is told in thousandths. ``refill_s``: how long one takes to come back.
+    """
 
     limit: LimitRecord
     remaining: bytes
     reset: bytes
+    is_fine: bool
+    refill_s: float
 
 
 def shown_of(limits: Iterable[LimitRecord]) -> tuple[Shown, ...]:
@@ -31,19 +36,24 @@ def shown_of(limits: Iterable[LimitRecord]) -> tuple[Shown, ...]:
         known = tightest.get(limit.kind)
         if known is None or limit.value < known.value:
             tightest[limit.kind] = limit
-    return tuple(Shown(limit, *map(str.encode, admission.header_names(limit))) for limit in tightest.values())
+    return tuple(_shown(limit) for limit in tightest.values() if limit.value > 0)
+
+
+def _shown(limit: LimitRecord) -> Shown:
+    remaining, reset = admission.header_names(limit)
+    refill_s = limit.window_s / limit.value
+    return Shown(limit, remaining.encode(), reset.encode(), admission.is_fine(limit), refill_s)
 
 
 def told(book: Book, shown: Iterable[Shown]) -> list[Header]:
     """``x-ratelimit-remaining-*`` and ``-reset-*``: what is left, this request taken, and seconds until all is."""
     headers: list[Header] = []
-    for limit, remaining, reset in shown:
+    for limit, remaining, reset, is_fine, refill_s in shown:
         left = book.left(limit)
-        if left is None:
-            continue
-        headers.append((remaining, admission.amount_left(limit, left).encode()))
-        if reset:
-            headers.append((reset, b"%.3fs" % ((limit.value - left) * limit.window_s / limit.value)))
+        if left is not None:
+            headers.append((remaining, b"%.10g" % (int(left * 1000) / 1000) if is_fine else b"%d" % left))
+            if reset:
+                headers.append((reset, b"%.3fs" % ((limit.value - left) * refill_s)))
     return headers
 
 

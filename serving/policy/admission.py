@@ -212,8 +212,14 @@ def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord
 
 def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float, money: float) -> Mapping[str, float]:
     """What the request really took of each limit of tokens, MU or money, by limit id. Other kinds are as estimated."""
-    taken = {"tokens_per_min": float(tokens)}
-    taken |= {"mu_per_min": mu, "mu_per_day": mu, "mu_per_month": mu, "money_per_day": money, "money_per_month": money}
+    taken: dict[LimitKind, float] = {
+        "tokens_per_min": float(tokens),
+        "mu_per_min": mu,
+        "mu_per_day": mu,
+        "mu_per_month": mu,
+        "money_per_day": money,
+        "money_per_month": money,
+    }
     return {limit.id: taken[limit.kind] for limit in limits if limit.kind in taken}
 
 
@@ -262,9 +268,14 @@ EXHAUSTED = "insufficient_quota"
 """OpenAI's word for a budget that is used up: its clients do not take it for a limit that passes."""
 
 
+def is_fine(limit: LimitRecord) -> bool:
+    """Whether less than one of its unit matters: of MU and money."""
+    return limit.kind.startswith(("mu_", "money_"))
+
+
 def amount_left(limit: LimitRecord, remaining: float) -> str:
     """What is left, never rounded up: in whole ones, of MU and money in thousandths."""
-    if limit.kind.startswith(("mu_", "money_")):
+    if is_fine(limit):
         return f"{math.floor(max(0.0, remaining) * 1000) / 1000:.10g}"
     return f"{max(0, math.floor(remaining))}"
 

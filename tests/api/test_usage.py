@@ -200,7 +200,7 @@ def test_a_receipt_explains_what_was_paid(world: World, pool: Pool) -> None:
         version=1, base=0.1, alpha=0.01, beta=0.05, gamma=1e-6, epsilon=1e-7, cached_factor=0.1,
         modalities={"image_tile": 0.4}, long_input_tiers=((1000, 2.0),), calibrated=True,
     )  # fmt: skip
-    profile_add(pool=pool, hardware_type=factories.hardware(), profile=price, actor="t")
+    profile_add(pool=pool, hardware_type=factories.hardware(), profile=price, price_per_1000_mu=3.0, actor="t")
     used = Usage(input_tokens=2000, cached_tokens=500, output_tokens=300, units={"image_tile": 2.0, "audio_s": 1.0})
     billed = request_cost(price, input_tokens=2000, cached_tokens=500, output_tokens=300, units={"image_tile": 2.0})
     traffic = Traffic(tenant=str(world.acme.pk), pool=str(pool.pk))
@@ -215,6 +215,7 @@ def test_a_receipt_explains_what_was_paid(world: World, pool: Pool) -> None:
     assert cost["cached"] == pytest.approx(2 * 0.01 * 0.1 * 500)
     assert (cost["factor"], cost["unpriced"], cost["price"]["version"]) == (2.0, ["audio_s"], 2)
     assert cost["total"] == pytest.approx(billed)
+    assert (cost["money"], cost["currency"]) == (pytest.approx(billed * 3 / 1000), "USD")
     assert receipt["times"] == {
         "routed_ms": pytest.approx(500),
         "first_byte_ms": pytest.approx(1000),

@@ -10,11 +10,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db.models import Q, QuerySet, Sum
 
 from capacity.models import OUTCOMES, Pool, UsageRecord, UsageRollup
 from capacity.selectors import usage_rows
 from capacity.usage.reads import cost_of_record, price_of_record
+from capacity.usage.rows import money_of
 from penstock.web.dashboard_data import SUMS, Place, Row, Usage, begins, period_for, summed
 from penstock.web.people import playground_names
 from penstock.web.series import Range, bucket_starts
@@ -226,6 +228,9 @@ class Receipt:
     ttft_ms: float | None
     tokens_per_s: float | None
     attempts: Sequence[Mapping[str, Any]]
+    money: float | None
+    """In the installation's currency; None where the price names none."""
+    currency: str
 
     @property
     def difference(self) -> float:
@@ -237,6 +242,7 @@ def receipt(tenant: Tenant, record: UsageRecord) -> Receipt:
     """All that the books know of one request of ``tenant``."""
     price = price_of_record(record)
     cost = cost_of_record(record, price) if price else None
+    rate = price.price_per_1000_mu if price else None
     duration_ms = _ms(record.admitted_at, record.ended_at) or 0.0
     first_ms = _ms(record.admitted_at, record.first_byte_at)
     is_stream = record.stream and first_ms is not None
@@ -254,6 +260,8 @@ def receipt(tenant: Tenant, record: UsageRecord) -> Receipt:
         ttft_ms=first_ms if is_stream else None,
         tokens_per_s=(record.output_tokens - 1) / writing_s if record.output_tokens > 1 and writing_s > 0 else None,
         attempts=record.attempts,
+        money=money_of(record, {(price.pool_id, price.version): rate}) if price and rate is not None else None,
+        currency=settings.PENSTOCK_CURRENCY,
     )
 
 
