@@ -5,7 +5,6 @@ Drawn by the server as SVG, in units of ``WIDTH`` × ``HEIGHT``: they work witho
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,7 +169,7 @@ def _decades(low: float, high: float) -> list[float]:
 def _steps(high: float) -> list[float]:
     """Three or so round values up to ``high``, from 0."""
     step = _round(high / 3.0)
-    return [step * index for index in itertools.count() if step * index <= high][:6] if step > 0 else [0.0]
+    return [step * index for index in range(min(6, int(high / step) + 1))] if step > 0 else [0.0]
 
 
 def _round(value: float) -> float:
