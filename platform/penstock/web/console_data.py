@@ -10,6 +10,7 @@ from django.db.models import F, Q
 
 from capacity.models import Accelerator, CostProfile, Host, Pool, UsageRecord
 from capacity.selectors import (
+    claw_back_s,
     profiles_in_force,
     reference_mu_per_min,
     reservations_running,
@@ -129,6 +130,9 @@ def deployment_rows(
                 is_calibrated=profile is not None and profile.calibrated,
                 ttft_p95_ms=ttft.get(deployment.pk),
                 now=live.deployments.get(str(deployment.pk)),
+                claw_back_s=claw_back_s(profile, context_tokens=deployment.pool.model.context_tokens)
+                if profile
+                else None,
             )
         )
     return rows

@@ -75,6 +75,8 @@ class DeploymentRow:
     is_calibrated: bool
     ttft_p95_ms: float | None
     now: Now | None
+    claw_back_s: float | None
+    """Within this the owner of a reservation has back what was lent; None until the pool has a price."""
 
     @property
     def offered_share(self) -> float | None:

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db.models import Q, QuerySet, Sum
 
 from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
-from capacity.selectors import reservations_running, usage_rows, used_mu_per_min
+from capacity.selectors import claw_back_s, reservations_running, usage_rows, used_mu_per_min
 from penstock.web import figures
 from penstock.web.moments import read_place
 from penstock.web.people import playground_names
@@ -134,6 +134,11 @@ class Held:
 
     reservation: Reservation
     used_mu_per_min: float
+
+    @property
+    def claw_back_s(self) -> float:
+        """Within this the tenant has back what was lent of it."""
+        return claw_back_s(self.reservation.profile, context_tokens=self.reservation.pool.model.context_tokens)
 
     @property
     def share(self) -> float:
@@ -294,7 +299,7 @@ def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:
 
 def held_now(tenant: Tenant, now: datetime) -> list[Held]:
     """The tenant's running reservations with what it used of each pool in the last 60 s."""
-    running = list(reservations_running(at=now).filter(tenant=tenant).select_related("pool"))
+    running = list(reservations_running(at=now).filter(tenant=tenant).select_related("pool__model", "profile"))
     used = used_mu_per_min(now=now, group="pool_id", tenant_id=tenant.pk)
     return [Held(reservation=row, used_mu_per_min=used.get(row.pool_id, 0.0)) for row in running]
 
