@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from capacity.models import HardwareType
+from capacity.models import HardwareType, UsageRollup
 from serving.measuring import measured, order_of
 from serving.models import Calibration, Deployment, Replica, Revision
 from tests.loops.measuring import MeasuredEngine
@@ -21,6 +21,7 @@ QWEN = MeasuredEngine(
 
 def calibrations(chat: Deployment, sim: Deployment, now: datetime) -> dict[str, Calibration]:
     """By state. Times count back from ``now``."""
+    days()
     revision = chat.revisions.get(number=1)
     first = _fitted(chat, revision, QWEN, now - timedelta(days=31), "medium")
     Calibration.objects.filter(pk=first.pk).update(
@@ -41,6 +42,20 @@ def calibrations(chat: Deployment, sim: Deployment, now: datetime) -> dict[str, 
     failed.reason = "not drained after 900 s: 3 in flight. Calibrate when fewer long requests run"
     failed.save()
     return {"adopted": first, "fitted": second, "measuring": under_way, "failed": failed}
+
+
+def days() -> None:
+    """The roll-ups by day, as the books have them beside those by hour."""
+    own = ("tenant_id", "key_id", "pool_id", "deployment_id", "service_class")
+    sums = ("requests", "failed", "input_tokens", "cached_tokens", "output_tokens", "mu", "ttft_count")
+    found: dict[tuple[object, ...], UsageRollup] = {}
+    for row in UsageRollup.objects.filter(period="hour"):
+        day = row.starts_at.replace(hour=0, minute=0)
+        keys = {name: getattr(row, name) for name in own}
+        whole = found.setdefault((day, *keys.values()), UsageRollup(period="day", starts_at=day, **keys))
+        for name in sums:
+            setattr(whole, name, getattr(whole, name) + getattr(row, name))
+    UsageRollup.objects.bulk_create(found.values())
 
 
 def _blank(of: Deployment, revision: Revision, at: datetime, grid: str) -> Calibration:

@@ -26,7 +26,7 @@ def paths(platform: Seeded) -> dict[str, str]:
     """The address of each page by its name, about things that exist."""
     token, _ = enrolment_token_create(name="a token", actor="a test")
     invitation, _ = invitation_create(tenant=platform.northwind, email="new@northwind.example", actor="a test")
-    row = platform.northwind
+    row, under_way = platform.northwind, Calibration.objects.get(state="measuring")
     values = {
         "token_id": token.pk,
         "name": "gpu-01",
@@ -44,7 +44,8 @@ def paths(platform: Seeded) -> dict[str, str]:
         assert isinstance(pattern, URLPattern)
         assert pattern.name
         names = pattern.pattern.converters
-        found[pattern.name] = reverse(f"operators:{pattern.name}", kwargs={name: values[name] for name in names})
+        about = values | ({"calibration_id": under_way.pk} if pattern.name == "calibration-cancel-ask" else {})
+        found[pattern.name] = reverse(f"operators:{pattern.name}", kwargs={name: about[name] for name in names})
     return found
 
 
