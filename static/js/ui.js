@@ -22,14 +22,29 @@
   };
   const zone = new Intl.DateTimeFormat("en-GB", { timeZoneName: "short" });
   const zoneName = (at) => zone.formatToParts(at).find((part) => part.type === "timeZoneName").value;
+  /* A day without its year is one of this year. */
+  const formOf = (name, at) => (name === "day" && at.getFullYear() !== new Date().getFullYear() ? { ...forms.day, year: "numeric" } : forms[name]);
   const localTimes = (root = document) => {
     for (const element of all("time[data-local]", root)) {
       const at = new Date(element.dateTime);
-      const text = at.toLocaleString("en-GB", { ...forms[element.dataset.local], hour12: false }).replace(",", "");
+      const text = at.toLocaleString("en-GB", { ...formOf(element.dataset.local, at), hour12: false }).replace(",", "");
       if (element.textContent !== text) element.textContent = text;
       const full = `${at.toLocaleString("en-GB")} ${zoneName(at)}`;
       if (element.title !== full) element.title = full;
     }
+  };
+
+  /* A field for a moment (data-utc) names UTC to the server, and the viewer's own zone to the viewer. */
+  const local = (at) => new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
+  const momentField = (input) => {
+    const unit = document.querySelector(`label[for="${input.id}"] .u`);
+    const tell = () => { unit.textContent = zoneName(input.value ? new Date(input.value) : new Date()); };
+    if (input.value) input.value = local(new Date(`${input.value}Z`));
+    input.addEventListener("change", tell);
+    input.form.addEventListener("formdata", (event) => {
+      if (input.value) event.formData.set(input.name, new Date(input.value).toISOString().slice(0, 16));
+    });
+    tell();
   };
 
   const say = (button, word) => {
@@ -94,5 +109,6 @@
   /* A form that comes back with faults is looked at where the first of them stands. */
   document.querySelector("main [aria-invalid=true]")?.focus();
   localTimes();
+  all("input[data-utc]").forEach(momentField);
   window.penstock = { localTimes, zoneName };
 })();
