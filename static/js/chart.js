@@ -20,7 +20,7 @@
     ],
     "usage-requests": [
       { key: "requests", name: "requests", token: "used", fill: true, swatch: "" },
-      { key: "failed", name: "failed", token: "bad", width: 1.8, swatch: "line" },
+      { key: "failed", name: "failed", token: "warn", width: 1.8, swatch: "line" },
     ],
   };
   const HEIGHT = 260, NARROW = 560;

@@ -121,7 +121,7 @@
   };
   const sums = () => {
     const sum = (pick) => exchanges.reduce((total, exchange) => total + exchange.past.reduce((all, one) => all + pick(one), 0) + pick(exchange), 0);
-    set(one("sum-answers"), number(exchanges.reduce((total, exchange) => total + exchange.past.length + 1, 0)));
+    set(one("sum-answers"), number(sum((one) => (one.text || one.tokens ? 1 : 0))));
     set(one("sum-mu"), units(sum((one) => one.mu ?? 0)));
     set(one("sum-input"), number(sum((one) => one.tokens?.input ?? 0)));
     set(one("sum-output"), number(sum((one) => one.tokens?.output ?? 0)));
@@ -150,7 +150,7 @@
       return false;
     }
     if (!isNew) {
-      exchange.past.push({ mu: exchange.mu, tokens: exchange.tokens });
+      exchange.past.push({ mu: exchange.mu, tokens: exchange.tokens, text: exchange.text });
       exchange.box.remove();
     }
     Object.assign(exchange, { id: nextId, model: model.value, text: "", mu: null, tokens: null, began: performance.now() });
