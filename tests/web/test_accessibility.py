@@ -34,9 +34,17 @@ FORM = """() => {
     if (!/^[^·]{2,} · /.test(document.title)) said.push(`its title is ${document.title}`);
     if (one("h1") !== 1) said.push(`it has ${one("h1")} headings of the first level`);
     if (one("#nav") && one("#nav [aria-current]") !== 1) said.push("the navigation does not say where it is");
+    for (const table of document.querySelectorAll("table.fold")) {
+        const units = [...table.tHead.rows[0].cells].map((head) => head.querySelector(".u")?.textContent);
+        for (const cell of table.tBodies[0].querySelectorAll("td[data-l]")) {
+            const unit = units[cell.cellIndex], own = cell.dataset.l.split(", ")[1];
+            if (unit && (!own || !unit.startsWith(own))) said.push(`${cell.dataset.l} has lost its unit, ${unit}`);
+        }
+    }
     return said;
 }"""
-"""What axe's rules for WCAG do not ask: where am I, in the window's title, the navigation and the heading."""
+"""What axe's rules for WCAG do not ask: where am I, in the window's title, the navigation and the heading; and does
+a table that is folded to labels and values keep the units of its head?"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 PREPARE = """() => {
     for (const one of document.querySelectorAll("details:not(.menu)")) one.open = true;
@@ -163,6 +171,14 @@ def test_the_menu_of_a_phone(pages: dict[str | None, Page], site: Site) -> None:
     expect(page.get_by_role("link", name="Capacity")).to_be_visible()
     page.evaluate(AXE_SCRIPT)
     assert found(page, "menu", {"runOnly": {"type": "tag", "values": TAGS}}) == []
+
+
+def test_a_unit_that_is_lost_in_folding_is_found(pages: dict[str | None, Page], site: Site) -> None:
+    page = pages["owner"]
+    page.goto(f"{site.url}/t/northwind/usage/?range=24h")
+    assert page.evaluate(FORM) == []
+    page.evaluate("document.querySelector('td[data-l^=Output]').dataset.l = 'Output'")
+    assert page.evaluate(FORM) == ["Output has lost its unit, tokens"]
 
 
 def test_faults_are_found(pages: dict[str | None, Page], site: Site) -> None:

@@ -33,7 +33,7 @@ def test_sign_in_by_link_and_see_the_console(page: Page, site: Site) -> None:
 def test_the_console_moves_without_reloading_or_jumping(page: Page, site: Site) -> None:
     sign_in(page, site, "operator")
     row = page.locator(f"#d-{site.chat}")
-    in_flight = row.locator('td[data-l="In flight"]')
+    in_flight = row.locator('td[data-l="In flight, requests"]')
     expect(in_flight).to_have_text("34")
     page.evaluate("window.unreloaded = true")
     canvas = page.locator("#chart canvas").element_handle()
@@ -64,6 +64,33 @@ def test_times_are_in_the_viewers_zone(page: Page, site: Site) -> None:
     assert shown == expected
     page.wait_for_timeout(2600)
     assert first.inner_text() == expected
+
+
+def test_a_day_of_another_year_has_its_year(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/sign-in/")
+    shown = """year => {
+        const time = document.createElement("time");
+        [time.dateTime, time.dataset.local] = [`${year}-04-06T08:00:00Z`, "day"];
+        document.body.append(time);
+        penstock.localTimes();
+        return time.textContent;
+    }"""
+    year = page.evaluate("new Date().getFullYear()")
+    assert page.evaluate(shown, year) == "06 Apr 13:30"
+    assert page.evaluate(shown, year + 1) == f"06 Apr {year + 1} 13:30"
+
+
+def test_the_log_is_filtered_in_the_viewers_zone(page: Page, site: Site) -> None:
+    """The address stays in UTC: it means the same to whoever gets it."""
+    sign_in(page, site, "operator")
+    page.goto(f"{site.url}/console/audit/?since=2026-05-31T08:00")
+    since = page.get_by_label("Since GMT+5:30")
+    expect(since).to_have_value("2026-05-31T13:30")
+    since.fill("2026-05-31T00:10")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url(re.compile("since=2026-05-30T18%3A40"))
+    expect(since).to_have_value("2026-05-31T00:10")
+    expect(page.get_by_label("Until GMT+5:30")).to_have_value("")
 
 
 def test_a_page_whose_feed_is_down_says_so_and_recovers(page: Page, site: Site) -> None:
