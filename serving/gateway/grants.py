@@ -143,6 +143,11 @@ class Grants:
             limit = self._ledger.renewed(demand.limit)
             limit.used_at = now
             (local if leases_live and limit.lease >= demand.amount else remote).append(demand)
+        if any(not self._limits[demand.limit.id].is_counted for demand in remote):
+            # The state is asked about all rates if about one: a promise must hold in all of them.
+            rates = [demand for demand in local if not self._limits[demand.limit.id].is_counted]
+            local = [demand for demand in local if demand not in rates]
+            remote += rates
         if remote and self._alone is not None and now < self._alone.closes_at:
             return self._decide_alone(self._alone, wanted, who, now)
         for demand in local:
