@@ -59,7 +59,7 @@ def _who(route: str) -> str | None:
 
 def things_of(seeded: Seeded) -> dict[str, str]:
     """What stands for each parameter; ``<name of an address> <parameter>`` goes before ``<parameter>``."""
-    from capacity.models import UsageRecord
+    from capacity.models import Reservation, UsageRecord
     from capacity.services import enrolment_token_create
     from serving.models import Calibration
     from tenants.services import invitation_create
@@ -79,6 +79,7 @@ def things_of(seeded: Seeded) -> dict[str, str]:
         "replica_id": seeded.failed.pk,
         "calibration_id": Calibration.objects.get(state="fitted").pk,
         "calibration-cancel-ask calibration_id": Calibration.objects.get(state="measuring").pk,
+        "reservation_id": Reservation.objects.get(state="requested").pk,
         "slug": row.slug,
         "membership_id": member,
         "member_id": member,

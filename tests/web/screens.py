@@ -261,7 +261,7 @@ def acted(seeded: Seeded) -> None:
 
 def things_of(seeded: Seeded) -> dict[str, str]:
     """What stands for itself in the paths of pictures."""
-    from capacity.models import UsageRecord
+    from capacity.models import Reservation, UsageRecord
     from serving.models import Calibration
     from tenants.models import ApiKey
     from tenants.services import invitation_create
@@ -278,6 +278,7 @@ def things_of(seeded: Seeded) -> dict[str, str]:
         "chat": str(seeded.chat.pk),
         "failed": str(seeded.failed.pk),
         **{f"calibration_{state}": str(pk) for state, pk in Calibration.objects.values_list("state", "pk")},
+        **{f"reservation_{state}": str(pk) for state, pk in Reservation.objects.values_list("state", "pk")},
         "key": str(key.pk),
         "request": str(record.pk),
         "lost": str(lost.pk if lost else record.pk),

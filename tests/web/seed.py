@@ -10,6 +10,7 @@ import random
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 import redis
 from django.utils import timezone
@@ -201,7 +202,14 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
             starts_at=now - timedelta(days=20),
             ends_at=now + timedelta(days=131),
             state=Reservation.State.ACTIVE,
+            burst_mu=mu / 6,
+            price=Decimal("0.42"),
+            currency="EUR",
+            verdict="fits",
+            decided_by=operator.email,
+            decided_at=now - timedelta(days=21),
         )
+    _wishes(chat_pool, northwind, alder, owner, now)
     keys = {
         "core-banking": (northwind, chat, 0.42),
         "support-assist": (northwind, chat, 0.20),
@@ -223,6 +231,49 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
     if client is not None:
         rings(client, now, min(hours, 2), chat, sim, [*chats, *sims])
     return Seeded(operator, owner, viewer, stranger, northwind, alder, chat, sim, failed)
+
+
+def _wishes(pool: Pool, northwind: Tenant, alder: Tenant, owner: User, now: datetime) -> None:
+    """What is asked for, what starts later, and what was declined."""
+    common = {"pool": pool, "profile": CostProfile.objects.get(pool=pool)}
+    day = timedelta(days=1)
+    Reservation.objects.create(
+        **common,
+        tenant=northwind,
+        mu_per_min=80.0,
+        burst_mu=14.0,
+        starts_at=now + 14 * day,
+        ends_at=now + 104 * day,
+        state="requested",
+        note="The new branch app goes live in all offices",
+        requested_by=owner.email,
+    )
+    Reservation.objects.create(
+        **common,
+        tenant=alder,
+        mu_per_min=60.0,
+        burst_mu=12.0,
+        starts_at=now + 35 * day,
+        ends_at=now + 160 * day,
+        state="draft",
+        price=Decimal("0.4"),
+        currency="EUR",
+        verdict="without_spare",
+        override_reason="Two more accelerators are ordered",
+        decided_by="operator@penstock.example",
+        decided_at=now - day,
+    )
+    Reservation.objects.create(
+        **common,
+        tenant=alder,
+        mu_per_min=900.0,
+        burst_mu=150.0,
+        starts_at=now + day,
+        state="refused",
+        reason="There is no room for so much before the new hall opens in spring",
+        decided_by="operator@penstock.example",
+        decided_at=now - 3 * day,
+    )
 
 
 def _requests(

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
-from capacity.models import Host
+from capacity.models import Host, Reservation
 from capacity.services import enrolment_token_create
 from penstock.web.csp import POLICY
 from penstock.web.operators.urls import urlpatterns
@@ -34,6 +34,7 @@ def paths(platform: Seeded) -> dict[str, str]:
         "revision_id": platform.chat.revisions.get().pk,
         "replica_id": platform.failed.pk,
         "calibration_id": Calibration.objects.get(state="fitted").pk,
+        "reservation_id": Reservation.objects.get(state="requested").pk,
         "slug": row.slug,
         "membership_id": row.memberships.get(user=platform.viewer).pk,
         "invitation_id": invitation.pk,
@@ -58,6 +59,7 @@ def state() -> tuple[object, ...]:
         list(Tenant.objects.values_list("slug", "is_active")),
         Membership.objects.count(),
         list(Calibration.objects.values_list("pk", "state")),
+        list(Reservation.objects.order_by("pk").values_list("pk", "state", "mu_per_min")),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import HardwareType, Model
+from capacity.models import HardwareType, Model, Reservation
 from penstock.web.tenant import urls
 from tenants.models import AuditEntry, Invitation, Limit, Membership, User
 from tests.web.seed import api_key, people, pool, usage_record
@@ -49,6 +49,9 @@ ROUTES = {
     "tenant-member-role": Route(None, "admin"),
     "tenant-member-remove": Route(None, "admin"),
     "tenant-invitation-end": Route(None, "admin"),
+    "tenant-reservations": Route("viewer"),
+    "tenant-reservation-new": Route("admin", "admin"),
+    "tenant-reservation-end": Route(None, "admin"),
     "tenant-limits": Route("viewer", "admin"),
     "tenant-limit-end": Route(None, "admin"),
     "tenant-audit": Route("admin"),
@@ -93,7 +96,16 @@ def things(db: None) -> Things:
     of_tenant = Limit.objects.create(tenant=tenant, kind="concurrency", value=64, set_by="tenant")
     of_key = Limit.objects.create(tenant=tenant, api_key=key, kind="concurrency", value=8, set_by="tenant")
     record = usage_record(tenant, key.pk, sold)
+    wish = Reservation.objects.create(
+        tenant=tenant,
+        pool=sold,
+        profile=sold.profiles.get(),
+        mu_per_min=10.0,
+        starts_at=timezone.now(),
+        state="requested",
+    )
     ids = {
+        "reservation_id": wish.pk,
         "key_id": key.pk,
         "limit_id": of_key.pk,
         "member_id": Membership.objects.get(user=viewer).pk,

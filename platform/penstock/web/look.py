@@ -63,6 +63,7 @@ ICONS = {
     "chat": '<path d="M3 3h10v7.500H7.500L4.500 13v-2.500H3z"/>',
     "usage": '<path d="M2 12.500 6 7.500l3 2.500 5-6.500"/>',
     "gauge": '<path d="M2 11a6 6 0 0 1 12 0"/><path d="m8 11 3-3.500"/>',
+    "sold": '<path d="M2 13h12M3 13V6h4v7M7 13V9h6v4"/>',
     "image": '<rect x="2" y="3" width="12" height="10" rx="1"/><path d="m2.5 12 3.500-4 2.500 2.500 2-2 3 3.500"/>',
     "menu": '<path d="M2.5 4.500h11M2.5 8h11M2.5 11.500h11"/>',
     "theme": '<path d="M8 2a6 6 0 1 0 0 12z" fill="currentColor"/><circle cx="8" cy="8" r="6"/>',

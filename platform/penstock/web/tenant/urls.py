@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from penstock.web.tenant import audit, keys, limits, members, playground, quickstart, usage
+from penstock.web.tenant import audit, keys, limits, members, playground, quickstart, reservations, usage
 
 urlpatterns = [
     path("quick-start", quickstart.quickstart, name="tenant-quickstart"),
@@ -23,6 +23,9 @@ urlpatterns = [
     path("members/<uuid:member_id>/role", members.member_role, name="tenant-member-role"),
     path("members/<uuid:member_id>/remove", members.member_remove, name="tenant-member-remove"),
     path("members/invitations/<uuid:invitation_id>/revoke", members.invitation_end, name="tenant-invitation-end"),
+    path("reservations/", reservations.reservations, name="tenant-reservations"),
+    path("reservations/new", reservations.reservation_new, name="tenant-reservation-new"),
+    path("reservations/<uuid:reservation_id>/withdraw", reservations.reservation_end, name="tenant-reservation-end"),
     path("limits/", limits.limits, name="tenant-limits"),
     path("limits/<uuid:limit_id>/remove", limits.limit_end, name="tenant-limit-end"),
     path("audit/", audit.audit, name="tenant-audit"),
