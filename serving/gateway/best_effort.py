@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from serving.gateway.placement import Busy, Lent, LoadBook, NoReplica, Placement, Reclaimed, TicketLike
 from serving.policy import gate
@@ -32,6 +32,16 @@ class Slots(Protocol):
         ...
 
     def has_waiting(self, deployment: str) -> bool: ...
+
+
+class Blocked(NamedTuple):
+    """``stops``: nobody else can pass now either; smaller ones can, in their order; or it is in nobody else's way."""
+
+    why: str
+    stops: Literal["everybody", "larger", "itself"]
+
+
+_STOPS: dict[gate.Obstacle, Literal["larger", "itself"]] = {"backlog": "larger", "owners": "itself"}
 
 
 class Waiter:
@@ -99,6 +109,7 @@ class BestEffort:
         """
         line = self._line(deployment)
         queue = line.queue
+        self._heed(deployment, line)
         if not queue.size:
             placed = self._pass(deployment, line, load, ask)
             if isinstance(placed, Placement):
@@ -166,10 +177,11 @@ class BestEffort:
         line = self._lines.get(deployment)
         if line is None or not line.queue.size:
             return
+        self._heed(deployment, line)
         placed: Placement | None = None
         is_shut = False
 
-        def fits(waiter: Waiter) -> bool:
+        def fits(waiter: Waiter) -> bool | None:
             nonlocal placed, is_shut
             if is_shut or waiter.place.done():
                 return False
@@ -177,8 +189,8 @@ class BestEffort:
             if isinstance(found, Placement):
                 placed = found
                 return True
-            waiter.why, is_shut = found
-            return False
+            waiter.why, is_shut = found.why, found.stops == "everybody"
+            return None if found.stops == "itself" else False
 
         try:
             while (turn := line.queue.take(fits)) is not None:
@@ -196,17 +208,19 @@ class BestEffort:
             line.seen = self._loads.claw_backs(deployment)
         return line
 
-    def _pass(self, deployment: str, line: Line, load: Load, ask: Lent) -> Placement | tuple[str, bool]:
-        """A place now, or what is in the way, and whether it is in everybody's. Raises NoReplica."""
-        now = self._clock()
+    def _heed(self, deployment: str, line: Line) -> None:
+        """Stop lending where an owner at another gateway has found no room."""
         told = self._loads.claw_backs(deployment)
         if told != line.seen:
             line.seen = told
-            self._stop_lending(line, now)
-        if now < line.hold_until:
-            return "what is reserved is needed by its owner", True
+            self._stop_lending(line, self._clock())
+
+    def _pass(self, deployment: str, line: Line, load: Load, ask: Lent) -> Placement | Blocked:
+        """A place now, or what is in the way. Raises NoReplica."""
+        if self._clock() < line.hold_until:
+            return Blocked("what is reserved is needed by its owner", "everybody")
         if self._slots.has_waiting(deployment):
-            return "requests inside reservations wait for a free slot", True
+            return Blocked("requests inside reservations wait for a free slot", "everybody")
         seen = gate.look(
             self._slots.candidates(deployment),
             prefill_mu=load.prefill_mu,
@@ -217,13 +231,13 @@ class BestEffort:
         if seen.obstacle == "no_replica":
             raise NoReplica(seen.reason)
         if not seen.is_open:
-            return seen.reason, seen.obstacle not in ("backlog", "owners")
+            return Blocked(seen.reason, _STOPS.get(seen.obstacle, "everybody"))
         placed = self._slots.try_place(deployment, load, (), is_lent=True)
         if isinstance(placed, Placement):
             return placed
         if placed.verdict == "none":
             raise NoReplica(placed.reason)
-        return placed.reason, True
+        return Blocked(placed.reason, "everybody")
 
     async def _wait(self, deployment: str, line: Line, load: Load, ask: Lent) -> Placement:
         waiter = Waiter(load, ask)
@@ -232,6 +246,8 @@ class BestEffort:
         wait_s = min(ask.wait_s, self._queue_s)
         self._loads.queued(deployment, mu)
         self._poll_later()
+        # It may pass at once where those before it wait for more room than it needs.
+        self.pump(deployment)
         try:
             async with asyncio.timeout(wait_s):
                 return await waiter.place

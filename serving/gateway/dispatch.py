@@ -213,7 +213,10 @@ class Dispatcher:
             if isinstance(placed, Placement):
                 self._loads.owned(deployment, load.prefill_mu)
                 if load.is_stream:
-                    due = self._clock() + claim.claw_back_s * _PATIENCE
+                    # What it waits for of its own, and of other owners, is nobody's fault.
+                    replica = self._loads.replica(placed.replica.id)
+                    owned_ms = claw_back.engine_ms(replica.w - replica.lent_w, placed.replica.supply_mu_per_min)
+                    due = self._clock() + claim.claw_back_s * _PATIENCE + gate.presumed_prefill_s(owned_ms)
                     self._owed[placed.ticket] = (due, deployment, placed.replica.id)
                     self._poll_later()
                 pending = self._loads.replica(placed.replica.id).w - load.prefill_mu
@@ -285,10 +288,7 @@ class Dispatcher:
                 if waiter.due <= now:
                     self.best_effort.cut(deployment)
         for ticket, (due, deployment, replica) in list(self._owed.items()):
-            if due > now:
-                # The others came later.
-                return
-            if not self.best_effort.cut(deployment, replica):
+            if due <= now and not self.best_effort.cut(deployment, replica):
                 del self._owed[ticket]
 
 

@@ -77,20 +77,25 @@ class FairQueue(Generic[T]):
         self.mu += mu
         return turn
 
-    def take(self, fits: Callable[[T], bool]) -> Turn[T] | None:
+    def take(self, fits: Callable[[T], bool | None]) -> Turn[T] | None:
         """Take out and count the request whose turn it is; None when nothing fits.
 
         One that does not fit now is overtaken by others, but by no more than it costs: when they have been served as
-        much as that, they wait as well, until there is room. Nobody is starved by requests that are smaller.
+        much as that, they wait as well, until there is room. Nobody is starved by requests that are smaller. One of
+        which ``fits`` says None stands aside: what it waits for does not come from others' waiting.
         """
         bound = float("inf")
         for counter, tenant in sorted((self._counters[tenant], tenant) for tenant in self._lines):
             turn = self._lines[tenant][0]
-            if counter + turn.mu <= bound and fits(turn.item):
+            if counter + turn.mu > bound:
+                continue
+            verdict = fits(turn.item)
+            if verdict:
                 self._counters[tenant] = counter + turn.mu
                 self._remove(turn)
                 return turn
-            bound = min(bound, counter + turn.mu)
+            if verdict is not None:
+                bound = counter + turn.mu
         return None
 
     def leave(self, turn: Turn[T]) -> bool:

@@ -18,7 +18,7 @@ from serving.policy.routing import Candidate
 
 KEPT_SLOTS = 8
 """Where something is reserved, one slot in so many is never lent: its owner finds room at once."""
-CLEAR_LOAD = 0.25
+CLEAR_LOAD = 0.2
 """Prefill of owners that a clear replica is to read, in seconds a second: seldom does one wait for another."""
 HOLD_S = 1.0
 """Nothing is lent for so long after an owner has found no room."""

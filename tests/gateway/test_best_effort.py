@@ -38,6 +38,7 @@ class LoadBook:
         self.queue_mu = 0.0
         self.told = 0
         self.others = 0
+        self.pace = 0.0
 
     def replica(self, replica_id: str) -> ReplicaLoad:
         return self.loads.setdefault(replica_id, ReplicaLoad())
@@ -63,7 +64,7 @@ class LoadBook:
         pass
 
     def owned_mu_per_s(self, deployment_id: str) -> float:
-        return 0.0
+        return self.pace
 
     def claw_backs(self, deployment_id: str) -> int:
         return self.others
@@ -265,6 +266,32 @@ async def test_an_owner_at_another_gateway_counts_as_one_here(monkeypatch: pytes
             await waiting
 
 
+async def test_those_of_every_tenant_are_evicted_at_once() -> None:
+    field = Field()
+    await field.now(200.0, lent())
+    waiting = [field.ask(10.0, lent(f"t{n}")) for n in range(5)]
+    await turn()
+    field.loads.others += 1
+    async with asyncio.timeout(1.0):
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(end, Reclaimed) for end in ends)
+
+
+async def test_what_is_short_passes_what_is_too_long_for_a_while() -> None:
+    field = Field()
+    field.loads.pace = 0.1
+    owner = await field.now(10.0, OWNER)
+    long = field.ask(500.0, lent("a", 9.0, is_reserved=True))
+    await turn()
+    assert not long.done(), "an owner is served at the only replica"
+    for n in range(10):
+        place = await field.now(10.0, lent(f"t{n}", is_reserved=True))
+        field.read(place)
+    field.leave(owner)
+    async with asyncio.timeout(1.0):
+        await long
+
+
 async def test_slots_are_kept_for_owners_where_something_is_reserved() -> None:
     field = Field(target=8)
     for n in range(7):
@@ -320,7 +347,7 @@ async def test_what_runs_where_an_owners_first_token_is_late_is_ended() -> None:
         ask = field.ask(1.0, lent(name, is_reserved=True), on_reclaim=lambda name=name: ended.append(name))  # type: ignore[misc]
         places[name] = await ask
     owner = await field.ask(1.0, Owned(1_000.0, 0.2))
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(0.4)
     beside = {name for name, place in places.items() if place.replica.id == owner.replica.id}
     assert set(ended) == beside, "at its replica alone"
     field.read(owner)
@@ -328,3 +355,13 @@ async def test_what_runs_where_an_owners_first_token_is_late_is_ended() -> None:
     field.read(in_time)
     await asyncio.sleep(0.25)
     assert set(ended) == beside
+
+
+async def test_an_owners_own_long_prompt_ends_nothing() -> None:
+    field = Field()
+    ended: list[str] = []
+    place = await field.ask(1.0, lent(is_reserved=True), on_reclaim=lambda: ended.append("it"))
+    field.read(place)
+    await field.ask(2_000.0, Owned(1_000.0, 0.2))
+    await asyncio.sleep(0.4)
+    assert not ended

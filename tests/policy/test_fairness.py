@@ -124,6 +124,20 @@ def test_one_that_does_not_fit_is_overtaken_by_no_more_than_it_costs() -> None:
     assert queue.take(fits_all) is not None
 
 
+def test_one_that_stands_aside_is_in_nobodys_way() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.join("large", "large", 10.0)
+    for _ in range(30):
+        queue.join("small", "small", 1.0)
+    passed = 0
+    while queue.take(lambda item: None if item == "large" else True):
+        passed += 1
+    assert passed == 30
+    turn = queue.take(fits_all)
+    assert turn is not None
+    assert turn.tenant == "large"
+
+
 @given(REQUESTS, st.randoms(use_true_random=False), st.floats(0.0, 1.0))
 @settings(max_examples=60)
 def test_whoever_does_not_fit_is_never_starved(requests: list[tuple[str, float]], random: object, share: float) -> None:

@@ -74,7 +74,7 @@ def test_where_something_is_reserved_slots_are_kept() -> None:
 
 def test_while_owners_send_replicas_stay_clear_of_long_prompts() -> None:
     field = [replica(f"r{n}", Busy()) for n in range(4)]
-    owned = at(250.0)
+    owned = at(200.0)
 
     def look(prefill_ms: float, owned_mu_per_s: float = owned) -> gate.Obstacle:
         return gate.look(field, prefill_mu=at(prefill_ms), is_reserved=True, owned_mu_per_s=owned_mu_per_s).obstacle
