@@ -13,9 +13,14 @@ Header = tuple[bytes, bytes]
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
+_REASON = b"x-penstock-reason"
+
 
 class ApiError(Exception):
-    """A refusal that the client is told about. ``headers`` go out with it, names in lower case."""
+    """A refusal that the client is told about. ``headers`` go out with it, names in lower case.
+
+    One for now (429, 503) names its reason in a header, for whoever counts them: ``code``, unless ``headers`` say more.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,8 @@ class ApiError(Exception):
         self.param = param
         self.type = type
         self.headers = tuple(headers)
+        if status in (429, 503) and code and not any(name == _REASON for name, _ in headers):
+            self.headers += ((_REASON, code.encode()),)
 
 
 class ErrorShape(Protocol):

@@ -104,6 +104,7 @@ def test_requests_a_minute_of_a_key_and_limits_of_another_model(shared: Shared) 
         key_limits=[{"id": "r1", "kind": "requests_per_min", "value": 2}],
     )
     assert [customer.ask().status_code for _ in range(4)] == [200, 200, 429, 429]
+    assert customer.ask().headers["x-penstock-reason"] == "requests_per_min"
     tokenize = httpx.post(
         f"{shared.url}/tokenize", json={"model": "alpha", "prompt": "x"}, headers=customer.headers, timeout=20
     )

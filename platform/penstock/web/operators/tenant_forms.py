@@ -44,7 +44,12 @@ class RoleForm(PageForm):
 
 class LimitForm(PageForm):
     kind = forms.ChoiceField(label="Limit", choices=Limit.Kind.choices)
-    value = forms.IntegerField(label="At most", min_value=1, max_value=_MOST)
+    value = forms.IntegerField(
+        label="At most",
+        min_value=1,
+        max_value=_MOST,
+        help_text="Per day and month: of the calendar (UTC). Money in whole units of the currency.",
+    )
     model = forms.CharField(
         label="For", max_length=200, required=False, help_text="A served name. Empty: all models together."
     )
