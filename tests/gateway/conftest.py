@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
-import openai
 import pytest
 
 from tests.gateway.harness import PROFILE, Cluster, Engine, Gateway, cluster, key_record
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
 
 AUTH = {"authorization": "Bearer mu_acme1_secret"}
 
@@ -93,6 +95,8 @@ class Shared:
 
     def client(self, key: str = "mu_acme1_secret") -> openai.OpenAI:
         """The official client; one per key, closed at the end."""
+        import openai  # seconds, which the tests of the state need not wait for
+
         if key not in self._clients:
             self._clients[key] = openai.OpenAI(api_key=key, base_url=f"{self.url}/v1", max_retries=0, timeout=20)
         return self._clients[key]
@@ -107,6 +111,8 @@ class Shared:
     @property
     def claude(self) -> anthropic.Anthropic:
         """Anthropic's official client."""
+        import anthropic
+
         if self._claude is None:
             self._claude = anthropic.Anthropic(api_key="mu_acme1_secret", base_url=self.url, max_retries=0, timeout=20)
         return self._claude
