@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from capacity.policy.fit import fit_costs
+from capacity.policy.grid import cost_grid, request_mix
 from tests.conftest import ValkeyServer
 from tests.worker.conftest import AgentUnderTest, order, wait_for
-from worker.spec import METRICS, Address, ReplicaReport
+from worker.spec import METRICS, Address, CalibrationOrder, CalibrationReport, ReplicaReport
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
 TINY = {"kind": "tiny", "value": "", "revision": ""}
@@ -28,6 +31,10 @@ ENVIRONMENTS = Path(os.environ.get("PENSTOCK_ENVIRONMENTS_DIR") or Path.home() /
 
 def vllm_order(replica_id: str, **changes: Any) -> Any:
     return order(replica_id, runtime="vllm", served_name="tiny", artifact=TINY, **changes)
+
+
+SHARED = vllm_order("shared", options={"omp_threads": 1})
+"""One thread: on a busy host several wait for each other, and burn CPU time while they do."""
 
 
 def post(address: Address, path: str, body: dict[str, Any], timeout: float = 30.0) -> Any:
@@ -58,7 +65,7 @@ def engine(house: AgentUnderTest) -> ReplicaReport:
     """One engine for all tests that only read; its phases and times are printed."""
     seen: dict[str, float] = {}
     started = time.monotonic()
-    house.give(vllm_order("shared"))
+    house.give(SHARED)
 
     def ask() -> ReplicaReport | None:
         for report in house.reports():
@@ -147,10 +154,54 @@ def test_metrics_are_the_engines_own_under_penstocks_names(house: AgentUnderTest
     assert found["process_start_seconds"] == pytest.approx(engine.pid_started, abs=30)
 
 
+def test_what_requests_cost_is_measured_and_fits(house: AgentUnderTest, engine: ReplicaReport) -> None:
+    """A small grid on the real engine: CPU time of its own processes, prefixes cached as wanted, a fit that holds."""
+    shapes = cost_grid(2048, size="small")
+    ordered = CalibrationOrder(
+        calibration_id="small", shapes=shapes, repeats=3, mix=request_mix(512), ttft_objective_ms=2000.0,
+        tpot_objective_ms=200.0, window_s=3.0, max_concurrency=4, batch_s=0.5, max_levels=3,
+    )  # fmt: skip
+    house.give(msgspec.structs.replace(SHARED, calibration=ordered))
+
+    def ask() -> CalibrationReport | None:
+        for report in house.reports():
+            for each in report.replicas:
+                found = each.calibration
+                assert found is None or found.state != "failed", found.reason
+                if found is not None and found.state == "done":
+                    return found
+        return None
+
+    started = time.monotonic()
+    done = wait_for("a calibration", ask, seconds=300)
+    house.give(SHARED)
+    assert done.method == "engine_cpu"
+    assert done.engine_version == engine.engine_version
+    assert [each.shape for each in done.points] == list(shapes)
+    for point in done.points:
+        assert point.input_tokens == pytest.approx(point.shape.input_tokens, abs=8)
+        assert point.output_tokens == point.shape.output_tokens
+        assert point.cached_tokens == point.shape.cached_tokens
+    fit = fit_costs(done.points)
+    print(f"measured in {time.monotonic() - started:.0f} s: {fit.times}; R² {fit.r2:.3f}, error {fit.mean_error:.1%}")
+    for each in fit.points:
+        print(f"{each.shape} {each.measured_ms:.2f} ms, fit {each.error:+.1%}, repeats within {each.spread:.1%}")
+    print(
+        f"saturation {done.saturation_per_s:.1f}/s, levels {[(each.rate_per_s, each.attained) for each in done.levels]}"
+    )
+    assert fit.r2 > 0.8
+    assert fit.mean_error < 0.3
+    assert fit.times.beta > fit.times.alpha > 0, "an output token costs more than an input token"
+    assert fit.times.cached_factor < 0.8, "a cached token costs less than one that is computed"
+    assert done.saturation_per_s > 0
+    assert 1 <= len(done.levels) <= 3
+    assert all(each.completed > 0 and 0.0 <= each.attained <= 1.0 for each in done.levels)
+
+
 def test_it_ends_when_asked(house: AgentUnderTest, engine: ReplicaReport) -> None:
     assert engine.pid is not None
     started = time.monotonic()
-    house.give(vllm_order("shared", intent="stop"))
+    house.give(msgspec.structs.replace(SHARED, intent="stop"))
     assert house.wait_replica("shared", "stopped").exit_code == 0
     print(f"asked to end: gone after {time.monotonic() - started:.1f} s")
     assert house.processes("shared") == []
