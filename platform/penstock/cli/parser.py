@@ -12,6 +12,7 @@ from penstock.cli.remote.arguments import (
     add_deploy,
     add_manifests,
     add_nouns,
+    add_selling,
     add_session,
 )
 from penstock.roles import ROLES
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_test(commands.add_parser("test", help="run the tests; what follows goes to pytest", allow_abbrev=False))
     add_session(commands)
     add_deploy(commands)
+    add_selling(commands)
     add_calibrate(commands)
     add_manifests(commands)
     add_nouns(commands)

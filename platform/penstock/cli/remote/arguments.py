@@ -7,7 +7,7 @@ import datetime
 import json
 from typing import Any
 
-from penstock.cli.remote import nouns_of_operators, nouns_of_tenants
+from penstock.cli.remote import nouns_of_operators, nouns_of_reservations, nouns_of_tenants
 from penstock.cli.remote.manifest import SECTIONS
 from penstock.cli.remote.resources import Field, Resource, Verb
 
@@ -27,6 +27,7 @@ RESOURCES = (
     nouns_of_operators.ACCELERATORS,
     nouns_of_operators.MODELS,
     nouns_of_operators.POOLS,
+    nouns_of_reservations.RESERVATIONS,
     nouns_of_operators.DEPLOYMENTS,
     nouns_of_operators.REPLICAS,
     nouns_of_operators.CALIBRATIONS,
@@ -156,6 +157,33 @@ def add_calibrate(commands: Any) -> None:
     calibrate.add_argument("--json", action="store_true", help="JSON for programs")
 
 
+def add_selling(commands: Any) -> None:
+    """``sell`` and ``calculate``."""
+    sell = commands.add_parser(
+        "sell",
+        help="promise a tenant MU/min of a pool, if it can be kept",
+        description="Sell a reservation. What does not fit by the pool's rules is refused with what is missing.",
+    )
+    sell.set_defaults(command="remote.sell", act="sell")
+    sell.add_argument("tenant", metavar="TENANT", help="slug or id")
+    sell.add_argument("pool", metavar="POOL", help="slug or id")
+    sell.add_argument("--dry-run", action="store_true", help="only ask; the exit code is 0 where it fits, else 1")
+    calculate = commands.add_parser(
+        "calculate",
+        help="from requests to MU/min, and from MU/min to requests",
+        description="Say what requests of a shape come to in a pool's MU/min, or how many fit into MU/min.",
+    )
+    calculate.set_defaults(command="remote.sell", act="calculate")
+    calculate.add_argument("pool", metavar="POOL", help="slug or id")
+    calculate.add_argument("--tenant", default="", help="slug or id (PENSTOCK_TENANT; else your only one)")
+    for parser in (sell, calculate):
+        parser.add_argument("--json", action="store_true", help="JSON for programs")
+        for field in nouns_of_reservations.SHAPE:
+            _add(parser, field)
+    for field in nouns_of_reservations.TERMS:
+        _add(sell, field)
+
+
 def add_completion(commands: Any) -> None:
     """``completion``."""
     completion = commands.add_parser("completion", help="print a script that completes commands in your shell")
@@ -171,7 +199,7 @@ def _add_list(parser: argparse.ArgumentParser, resource: Resource) -> None:
 
 
 def _add_verb(parser: argparse.ArgumentParser, resource: Resource, verb: Verb) -> None:
-    _common(parser, resource)
+    _common(parser, resource, names_tenant=verb.at != "platform")
     parser.set_defaults(verb=verb)
     if not verb.is_on_list:
         _row(parser, resource)
@@ -201,10 +229,11 @@ def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:
     parser.add_argument("row", metavar=called, help=f"{', '.join(resource.names)} or id")
 
 
-def _common(parser: argparse.ArgumentParser, resource: Resource) -> None:
+def _common(parser: argparse.ArgumentParser, resource: Resource, *, names_tenant: bool = True) -> None:
     parser.add_argument("--json", action="store_true", help="JSON for programs")
-    if resource.is_of_tenant:
-        parser.add_argument("--tenant", default="", help="slug or id (PENSTOCK_TENANT; else your only one)")
+    if resource.is_of_tenant and names_tenant:
+        others = "all of them for operators, else your only one" if resource.platform_path else "else your only one"
+        parser.add_argument("--tenant", default="", help=f"slug or id (PENSTOCK_TENANT; {others})")
 
 
 def _add(parser: argparse.ArgumentParser, field: Field) -> None:

@@ -56,7 +56,7 @@ def _complain(text: str) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     api, resource = Api(load()), arguments.resource
-    path = list_path(api, resource, getattr(arguments, "tenant", ""))
+    path = _place(api, resource, arguments)
     if arguments.verb_name == "list":
         return _list(api, path, resource, arguments)
     if arguments.verb_name == "show":
@@ -64,6 +64,21 @@ def _run(arguments: argparse.Namespace) -> int:
         output.as_json(row) if arguments.json else output.details(row)
         return 0
     return _do(api, path, resource, arguments.verb, arguments)
+
+
+def _place(api: Api, resource: Resource, arguments: argparse.Namespace) -> str:
+    """Where the rows are: those of one tenant, or, for operators who name none, of all."""
+    verb, tenant = getattr(arguments, "verb", None), getattr(arguments, "tenant", "")
+    at = verb.at if verb else ""
+    if resource.platform_path and at != "tenant":
+        names_one = tenant or os.environ.get("PENSTOCK_TENANT", "")
+        if at == "platform" or (not names_one and is_operator(api)):
+            return resource.platform_path
+    return list_path(api, resource, tenant)
+
+
+def is_operator(api: Api) -> bool:
+    return bool(api.get("/me")["is_operator"])
 
 
 def list_path(api: Api, resource: Resource, tenant: str) -> str:

@@ -40,6 +40,8 @@ class Verb:
     """False: it asks first, unless ``--yes`` is given."""
     secret: str = ""
     """The field of the answer that is shown this once."""
+    at: Literal["", "platform", "tenant"] = ""
+    """Of a resource that is at two places: the one where this is done, if it is done at one alone."""
     columns: tuple[str, ...] = ()
     """Of a list that is the answer."""
 
@@ -58,6 +60,8 @@ class Resource:
     nothing: str = "nothing there yet"
     has_rows: bool = True
     """False: a list alone, whose rows cannot be asked for one by one."""
+    platform_path: str = ""
+    """Where operators find those of all tenants, who name no tenant."""
 
     @property
     def is_of_tenant(self) -> bool:
