@@ -141,6 +141,9 @@ class LoadBook:
     def clawed_back(self, deployment_id: str) -> None:
         """There is no other gateway."""
 
+    def wants_cut(self, replica_id: str) -> None:
+        """There is no other gateway."""
+
     def claw_backs(self, deployment_id: str) -> int:
         return 0
 

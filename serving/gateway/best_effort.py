@@ -144,6 +144,12 @@ class BestEffort:
                 return True
         return False
 
+    def cut_at(self, replica: str) -> None:
+        """An owner at another gateway waits for what is lent at ``replica``: end the newest of it."""
+        for deployment in list(self._lines):
+            if self.cut(deployment, replica):
+                return
+
     @staticmethod
     def _note_running(line: Line, placed: Placement, ask: Lent, on_reclaim: Callable[[], None] | None) -> None:
         if ask.is_reserved and on_reclaim is not None:

@@ -285,11 +285,23 @@ class Dispatcher:
         now = self._clock()
         for deployment, queue in self._queues.items():
             for waiter in queue:
-                if waiter.due <= now:
-                    self.best_effort.cut(deployment)
+                if waiter.due <= now and not self.best_effort.cut(deployment):
+                    lender = max(self.candidates(deployment), key=_lent, default=None)
+                    if lender is not None and _lent(lender) > 0.0:
+                        self._loads.wants_cut(lender.id)
         for ticket, (due, deployment, replica) in list(self._owed.items()):
-            if due <= now and not self.best_effort.cut(deployment, replica):
+            if due > now or self.best_effort.cut(deployment, replica):
+                continue
+            load = self._loads.replica(replica)
+            if load.lent_w + load.lent_d > 0.0:
+                self._loads.wants_cut(replica)
+            else:
                 del self._owed[ticket]
+
+
+def _lent(candidate: Candidate) -> float:
+    """Best-effort MU at a replica."""
+    return candidate.load.lent_w + candidate.load.lent_d
 
 
 def _future() -> asyncio.Future[Placement]:

@@ -29,6 +29,9 @@ from serving.gateway.state import (
     StateUnavailable,
     script,
 )
+from serving.gateway.tickets import ReplicaBeat as ReplicaBeat
+from serving.gateway.tickets import ReplicaLoad as ReplicaLoad
+from serving.gateway.tickets import Ticket as Ticket
 from serving.policy.pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -39,23 +42,6 @@ _FORGET_AFTER_S = 900.0
 _LIFETIME_S = LIFETIME_MS / 1000
 OWNED_OVER_S = 5.0
 """Over how long what owners send is taken together."""
-
-
-class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One gateway's requests at one replica. ``w``: prefill MU pending; ``d``: decode MU in flight; ``lent_*``: what of
-    these is best effort. UNIX seconds."""
-
-    n: int = 0
-    w: float = 0.0
-    d: float = 0.0
-    lent_w: float = 0.0
-    lent_d: float = 0.0
-    last_token_at: float = 0.0
-    last_success_at: float = 0.0
-    last_error_at: float = 0.0
-    oldest_in_flight_at: float = 0.0
-    departed: int = 0
-    """Requests that have left the replica since the gateway's start, however they ended."""
 
 
 class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -91,130 +77,6 @@ class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     deployments: dict[str, DeploymentBeat] = msgspec.field(default_factory=dict)
 
 
-class ReplicaLoad:
-    """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU, and what of these
-    is best effort."""
-
-    __slots__ = (
-        "_in_flight",
-        "d",
-        "lent_d",
-        "lent_w",
-        "n",
-        "others_d",
-        "others_lent_d",
-        "others_lent_w",
-        "others_n",
-        "others_w",
-        "own",
-        "w",
-    )
-
-    def __init__(self) -> None:
-        self.own = ReplicaBeat()
-        self.forget_others()
-        self.n = 0
-        self.w = self.d = self.lent_w = self.lent_d = 0.0
-        self._in_flight: dict[Ticket, float] = {}
-
-    def forget_others(self) -> None:
-        self.others_n = 0
-        self.others_w = self.others_d = self.others_lent_w = self.others_lent_d = 0.0
-
-    def add_other(self, theirs: ReplicaBeat) -> None:
-        self.others_n += theirs.n
-        self.others_w += theirs.w
-        self.others_d += theirs.d
-        self.others_lent_w += theirs.lent_w
-        self.others_lent_d += theirs.lent_d
-
-    def merge(self) -> None:
-        """Own and others' numbers have changed."""
-        own = self.own
-        self.n = own.n + self.others_n
-        self.w = own.w + self.others_w
-        self.d = own.d + self.others_d
-        self.lent_w = own.lent_w + self.others_lent_w
-        self.lent_d = own.lent_d + self.others_lent_d
-
-    def _enter(self, ticket: Ticket, now: float) -> None:
-        self._in_flight[ticket] = now
-        own = self.own
-        own.n += 1
-        own.w += ticket.w_mu
-        own.d += ticket.d_mu
-        if ticket.is_lent:
-            own.lent_w += ticket.w_mu
-            own.lent_d += ticket.d_mu
-        if own.n == 1:
-            own.oldest_in_flight_at = now
-        self.merge()
-
-    def _leave(self, ticket: Ticket) -> None:
-        del self._in_flight[ticket]
-        own = self.own
-        own.n -= 1
-        own.departed += 1
-        own.d -= ticket.d_mu
-        if ticket.is_lent:
-            own.lent_d -= ticket.d_mu
-        if own.n == 0:
-            # Sums of floats drift; an idle replica has exactly nothing.
-            own.w = own.d = own.lent_w = own.lent_d = own.oldest_in_flight_at = 0.0
-        else:
-            own.oldest_in_flight_at = next(iter(self._in_flight.values()))
-        self.merge()
-
-
-class Ticket:
-    """One dispatched request at one replica. Every method may be called in any order and any number of times.
-
-    ``is_lent``: it is best effort.
-    """
-
-    __slots__ = ("_is_over", "_load", "_waits_for_token", "d_mu", "is_lent", "w_mu")
-
-    def __init__(self, load: ReplicaLoad, w_mu: float, d_mu: float, *, is_lent: bool = False) -> None:
-        self.w_mu, self.d_mu, self.is_lent = w_mu, d_mu, is_lent
-        self._load = load
-        self._waits_for_token = True
-        self._is_over = False
-        load._enter(self, time.time())
-
-    def first_token(self) -> None:
-        """The prefill is over: its MU leave ``w``."""
-        if self._is_over:
-            return
-        self._load.own.last_token_at = time.time()
-        self.prefilled()
-
-    def token(self) -> None:
-        """Something came from the engine just now."""
-        if not self._is_over:
-            self._load.own.last_token_at = time.time()
-
-    def finished(self, ok: bool) -> None:
-        """The request has left the replica; ``ok``: it completed there without an engine error."""
-        if self._is_over:
-            return
-        self.prefilled()
-        self._is_over = True
-        if ok:
-            self._load.own.last_success_at = time.time()
-        else:
-            self._load.own.last_error_at = time.time()
-        self._load._leave(self)
-
-    def prefilled(self) -> None:
-        """The prefill is over, or must be by now."""
-        if self._waits_for_token:
-            self._waits_for_token = False
-            self._load.own.w -= self.w_mu
-            if self.is_lent:
-                self._load.own.lent_w -= self.w_mu
-            self._load.merge()
-
-
 class Loads:
     """``snapshot`` tells the version and age (s) of the gateway's view, for its beats."""
 
@@ -236,6 +98,8 @@ class Loads:
         self._presumed: list[tuple[float, int, TicketLike]] = []
         self._presumptions = 0
         self._claw_backs: dict[str, int] = {}
+        self.on_cut: Callable[[str], None] = lambda replica_id: None
+        """Hears of a replica at which an owner at another gateway waits for what is lent here."""
         self._owned: dict[str, Pace] = {}
         self._others_owned: dict[str, float] = {}
 
@@ -315,6 +179,10 @@ class Loads:
     def clawed_back(self, deployment_id: str) -> None:
         """An owner has found no room here: with the next beat all gateways stop lending."""
         self._deployment(deployment_id).claw_backs += 1
+
+    def wants_cut(self, replica_id: str) -> None:
+        """An owner waits here for what other gateways have lent at the replica: by the next beat they end one each."""
+        self.replica(replica_id).own.cuts += 1
 
     def claw_backs(self, deployment_id: str) -> int:
         """How often other gateways' owners have found no room; it never falls."""
@@ -411,6 +279,10 @@ class Loads:
             rise = theirs.claw_backs - (known.claw_backs if known is not None else 0)
             if rise > 0:
                 self._claw_backs[deployment_id] = self._claw_backs.get(deployment_id, 0) + rise
+        for replica_id, load in beat.replicas.items():
+            earlier = before.replicas.get(replica_id)
+            if load.cuts > (earlier.cuts if earlier is not None else 0):
+                self.on_cut(replica_id)
 
     def _forget(self) -> None:
         """Drop replicas that nobody has used for long: they are gone."""
@@ -442,7 +314,7 @@ def _decode(beats: list[Any]) -> list[GatewayBeat]:
 
 
 def _was_used(own: ReplicaBeat) -> bool:
-    return own.n > 0 or own.last_success_at > 0.0 or own.last_error_at > 0.0
+    return own.n > 0 or own.last_success_at > 0.0 or own.last_error_at > 0.0 or own.cuts > 0
 
 
 def _key(gateway_id: str) -> str:

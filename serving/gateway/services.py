@@ -54,6 +54,7 @@ class Services:
             queue_max=config.queue_max,
             on_claw_back=self._clawed_back,
         )
+        self.loads.on_cut = self.dispatcher.best_effort.cut_at
         self.learned = Learned()
         self.calibration = Calibration(self)
         self.metrics = Metrics(self._gauges, lambda: self.grants.standing.phase)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from capacity.policy import claw_back
-from serving.gateway import best_effort
 from serving.gateway.dispatch import Busy, Dispatcher, Lent, NoReplica, Owned, Placement, Reclaimed
 from serving.gateway.loads import ReplicaLoad, Ticket
 from serving.gateway.records import ReplicaRecord
@@ -66,6 +65,9 @@ class LoadBook:
     def owned_mu_per_s(self, deployment_id: str) -> float:
         return self.pace
 
+    def wants_cut(self, replica_id: str) -> None:
+        pass
+
     def claw_backs(self, deployment_id: str) -> int:
         return self.others
 
@@ -102,8 +104,11 @@ class Field:
         return asyncio.ensure_future(place)
 
     async def now(self, ms: float, claim: Lent | Owned) -> Placement:
-        async with asyncio.timeout(best_effort.POLL_S / 2):
-            return await self.ask(ms, claim)
+        """A place without a wait."""
+        asked = self.ask(ms, claim)
+        await turn()
+        assert asked.done()
+        return asked.result()
 
     def read(self, placement: Placement) -> None:
         self.dispatcher.started("d", placement.ticket)

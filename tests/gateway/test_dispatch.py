@@ -37,6 +37,9 @@ class LoadBook:
     def owned_mu_per_s(self, deployment_id: str) -> float:
         return 0.0
 
+    def wants_cut(self, replica_id: str) -> None:
+        pass
+
     def claw_backs(self, deployment_id: str) -> int:
         return 0
 

@@ -192,7 +192,11 @@ def test_plain_limits_hold_inside_a_reservation_too(market: Market) -> None:
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
 
 
-def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(market: Market, shared: Shared) -> None:
+@pytest.mark.parametrize("owners_at", [0, 1])
+def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(
+    market: Market, shared: Shared, owners_at: int
+) -> None:
+    """Also where the owner is at one gateway, and everything was lent by the other."""
     market.pool(claw_back_s=1.0)
     market.sell(6000.0, 100.0)
     a, b = (engine.replica(f"d-{market.name}", target_concurrency=1) for engine in shared.engines)
@@ -204,7 +208,7 @@ def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(market
         waits = pool.submit(market.ask, "else")
         time.sleep(0.2)
         began = time.monotonic()
-        owner = market.ask("own")
+        owner = market.ask("own", at=owners_at)
         took = time.monotonic() - began
         evicted = waits.result()
         answers = [one.result() for one in lent]

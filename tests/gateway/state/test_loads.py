@@ -199,3 +199,15 @@ async def test_a_prefill_that_nobody_sees_the_end_of_is_taken_for_done_in_time(m
     await until(lambda: loads.replica("r").w == 0.0)
     assert loads.replica("r").lent_w == 0.0
     ticket.finished(True)
+
+
+async def test_other_gateways_end_what_an_owner_waits_for(make):
+    a, b = await make("a"), await make("b")
+    heard = []
+    b.on_cut = heard.append
+    a.wants_cut("r")
+    await until(lambda: heard == ["r"])
+    await asyncio.sleep(0.25)
+    assert heard == ["r"], "once for each time"
+    a.wants_cut("r")
+    await until(lambda: heard == ["r", "r"])
