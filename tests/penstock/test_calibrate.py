@@ -25,9 +25,20 @@ pytestmark = pytest.mark.django_db(transaction=True)
 People = dict[str, tuple[User, str]]
 
 
+WATCHING = threading.Event()
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = calibrate._watch
+
+    def watched(*arguments: Any) -> dict[str, Any]:
+        WATCHING.set()
+        return watch(*arguments)
+
+    WATCHING.clear()
     monkeypatch.setattr(calibrate, "_LOOK_S", 0.05)
+    monkeypatch.setattr(calibrate, "_watch", watched)
 
 
 @pytest.fixture
@@ -42,10 +53,10 @@ def served() -> Deployment:
 
 @contextmanager
 def meanwhile(*steps: Callable[[Calibration], Any]) -> Iterator[None]:
+    """Takes ``steps`` one after the other, in a thread of its own, once the command watches."""
+
     def act() -> None:
-        end = time.monotonic() + 20
-        while time.monotonic() < end and not Calibration.objects.exists():
-            time.sleep(0.02)
+        assert WATCHING.wait(60)
         for step in steps:
             time.sleep(0.3)
             step(Calibration.objects.latest("created_at"))
