@@ -22,14 +22,25 @@ _KEPT_S = 86_400.0
 _CHUNK = 200
 
 
+def is_news(client: redis.Redis) -> bool:
+    """Whether the state is to be told anything. Reads only."""
+    return _news(client)[0] is not None
+
+
+def _news(client: redis.Redis) -> tuple[BooksState | None, str]:
+    """The books, where the state was not told of them as they are, or of the budgets; and what marks that it was."""
+    seen = Limit.objects.filter(kind__in=BUDGETS).aggregate(count=Count("pk"), last=Max("updated_at"))
+    books = BooksState.objects.filter(pk=1).exclude(final_until=None).first() if seen["count"] else None
+    if books is None or books.final_until is None:
+        return None, ""
+    mark = f"{books.final_until.timestamp():.0f} {books.late_records} {seen['count']} {seen['last']}"
+    return (None if client.get(TOLD) == mark.encode() else books), mark
+
+
 def tell_budgets(client: redis.Redis, *, now: float) -> int:
     """Tell what the books have up to their last final minute, unless that was told; how many periods were."""
-    books = BooksState.objects.filter(pk=1).first()
+    books, mark = _news(client)
     if books is None or books.final_until is None:
-        return 0
-    seen = Limit.objects.filter(kind__in=BUDGETS).aggregate(count=Count("pk"), last=Max("updated_at"))
-    mark = f"{books.final_until.timestamp():.0f} {books.late_records} {seen['count']} {seen['last']}"
-    if not seen["count"] or client.get(TOLD) == mark.encode():
         return 0
     until = budgets.minute_of(books.final_until.timestamp())
     found = list(spent(Limit.objects.filter(kind__in=BUDGETS).select_related("member"), books.final_until, now=now))

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
+from penstock.loops.budgets import is_news as is_budget_news
 from penstock.loops.budgets import tell_budgets
 from penstock.loops.calibrate import calibrate
 from penstock.loops.drift import drift
@@ -88,8 +89,14 @@ def finalise_task() -> None:
 
 @shared_task(name="loops.budgets")
 def budgets_task() -> None:
-    # Each second: a state that has begun anew is told while it still grants nothing.
-    _tick("budgets", lambda: tell_budgets(client(), now=time.time()))
+    # Each second, so that a state that has begun anew is told while it still grants nothing; a write only when it is.
+    try:
+        is_due = is_budget_news(client())
+    except AWAY as error:
+        log.warning("budgets: %s; the next tick tries again", error)
+        return
+    if is_due:
+        _tick("budgets", lambda: tell_budgets(client(), now=time.time()))
 
 
 @shared_task(name="loops.drift")
