@@ -20,6 +20,8 @@ KEPT_SLOTS = 8
 """Where something is reserved, one slot in so many is never lent: its owner finds room at once."""
 CLEAR_LOAD = 0.2
 """Prefill of owners that a clear replica is to read, in seconds a second: seldom does one wait for another."""
+REST_LOAD = 0.01
+"""Prefill of owners, in seconds a second, below which they are taken for silent."""
 HOLD_S = 1.0
 """Nothing is lent for so long after an owner has found no room."""
 
@@ -95,9 +97,10 @@ def look(
     mean_ms = longest / replicas
     own_ms = prefill_mu * mean_ms
     if owned_mu_per_s > 0.0 and cheapest + own_ms >= CHEAPEST_MS:
-        kept = math.ceil(owned_mu_per_s * mean_ms / 1000 / CLEAR_LOAD)
-        # A single replica cannot be kept clear of anything: there it waits for a gap in what owners send.
-        if clear <= min(kept, replicas - 1) or (replicas == 1 and owned > _DUST_MU):
+        owners_load = owned_mu_per_s * mean_ms / 1000
+        is_at_rest = owned <= _DUST_MU and owners_load < REST_LOAD
+        # Of a single replica nothing can be kept clear: there it waits until owners have been silent for a while.
+        if clear <= min(math.ceil(owners_load / CLEAR_LOAD), replicas - 1) or (replicas == 1 and not is_at_rest):
             return Look("owners", cheapest, backlog, replicas)
     cap = max(BACKLOG_MS * replicas, largest_prefill_mu * mean_ms)
     if backlog > 0.0 and backlog + own_ms > cap:

@@ -293,6 +293,7 @@ async def test_what_is_short_passes_what_is_too_long_for_a_while() -> None:
         place = await field.now(10.0, lent(f"t{n}", is_reserved=True))
         field.read(place)
     field.leave(owner)
+    field.loads.pace = 0.01 / MS
     async with asyncio.timeout(1.0):
         await long
 

@@ -92,12 +92,13 @@ def test_while_owners_send_replicas_stay_clear_of_long_prompts() -> None:
     assert look(150.0, 100 * owned) == "", "but one"
 
 
-def test_a_single_replica_takes_long_prompts_in_the_gaps_between_owners() -> None:
+def test_a_single_replica_takes_long_prompts_when_owners_have_been_silent_for_a_while() -> None:
     field = [replica("a", Busy(1, 0.0, at(50.0), 0.0, 0.0))]
-    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=0.1).obstacle == "owners"
-    assert gate.look(field, prefill_mu=at(140.0), owned_mu_per_s=0.1).is_open
+    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=at(9.0)).obstacle == "owners", "one is served"
+    assert gate.look(field, prefill_mu=at(140.0), owned_mu_per_s=at(300.0)).is_open, "short ones pass"
     field[0].load = Busy(1, 0.0, at(50.0), 0.0, at(50.0))
-    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=0.1).is_open, "what is lent is no owner's"
+    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=at(9.0)).is_open, "what is lent is no owner's"
+    assert gate.look(field, prefill_mu=at(150.0), owned_mu_per_s=at(11.0)).obstacle == "owners"
 
 
 LOADS = st.builds(
