@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -32,6 +33,20 @@ class Month:
     attainment: float
     credit_share: float
     credit_amount: Decimal | None
+
+    @property
+    def used_share(self) -> float | None:
+        return self.sums["used_mu"] / self.sums["entitled_mu"] if self.sums["entitled_mu"] else None
+
+    @property
+    def missed_mu(self) -> float:
+        """MU that were promised and not served as promised."""
+        return self.sums["throttled_mu"] + self.sums["slow_mu"] + self.sums["unserved_mu"]
+
+    @property
+    def kept_percent(self) -> str:
+        """Attainment with as many digits as it needs not to round a breach away: cut, never rounded up."""
+        return f"{math.floor(self.attainment * 100_000) / 1000:g}"
 
 
 def month_of(text: str) -> datetime.date:

@@ -81,6 +81,8 @@ def things_of(seeded: Seeded) -> dict[str, str]:
         "calibration-cancel-ask calibration_id": Calibration.objects.get(state="measuring").pk,
         "reservation_id": Reservation.objects.get(state="requested").pk,
         "slug": row.slug,
+        "guarantee reservation_id": row.reservations.get(state="active").pk,
+        "tenant-guarantee reservation_id": row.reservations.get(state="active").pk,
         "membership_id": member,
         "member_id": member,
         "invitation_id": invitation.pk,

@@ -276,6 +276,7 @@ def things_of(seeded: Seeded) -> dict[str, str]:
     book(seeded)
     return {
         "chat": str(seeded.chat.pk),
+        "reservation": str(seeded.northwind.reservations.get(state="active").pk),
         "failed": str(seeded.failed.pk),
         **{f"calibration_{state}": str(pk) for state, pk in Calibration.objects.values_list("state", "pk")},
         **{f"reservation_{state}": str(pk) for state, pk in Reservation.objects.values_list("state", "pk")},

@@ -28,6 +28,7 @@ from capacity.models import (
 from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
 from tenants.models import ApiKey, Limit, Membership, Tenant, User
 from tests.web.calibrated import calibrations
+from tests.web.promised import judged
 from tests.web.traffic import history, offered, rings
 
 GIB = 2**30
@@ -209,6 +210,7 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
             decided_by=operator.email,
             decided_at=now - timedelta(days=21),
         )
+    judged(now, list(Reservation.objects.order_by("-mu_per_min")))
     _wishes(chat_pool, northwind, alder, owner, now)
     keys = {
         "core-banking": (northwind, chat, 0.42),

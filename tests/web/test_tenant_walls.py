@@ -54,6 +54,8 @@ ROUTES = {
     "tenant-reservation-end": Route(None, "admin"),
     "tenant-limits": Route("viewer", "admin"),
     "tenant-limit-end": Route(None, "admin"),
+    "tenant-guarantees": Route("viewer"),
+    "tenant-guarantee": Route("viewer"),
     "tenant-audit": Route("admin"),
 }
 """A key that somebody else made, a member and an invitation that are not owners."""

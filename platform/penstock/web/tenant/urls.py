@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from penstock.web.tenant import audit, keys, limits, members, playground, quickstart, reservations, usage
+from penstock.web.tenant import audit, guarantees, keys, limits, members, playground, quickstart, reservations, usage
 
 urlpatterns = [
     path("quick-start", quickstart.quickstart, name="tenant-quickstart"),
@@ -28,5 +28,7 @@ urlpatterns = [
     path("reservations/<uuid:reservation_id>/withdraw", reservations.reservation_end, name="tenant-reservation-end"),
     path("limits/", limits.limits, name="tenant-limits"),
     path("limits/<uuid:limit_id>/remove", limits.limit_end, name="tenant-limit-end"),
+    path("guarantees/", guarantees.guarantees, name="tenant-guarantees"),
+    path("guarantees/<uuid:reservation_id>/", guarantees.guarantee, name="tenant-guarantee"),
     path("audit/", audit.audit, name="tenant-audit"),
 ]
