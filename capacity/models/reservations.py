@@ -132,6 +132,11 @@ class Reservation(Identified):
         return self.state in self.PROMISED
 
     @property
+    def price_text(self) -> str:
+        """The price as people write it, without zeros that say nothing; empty where none was agreed."""
+        return "" if self.price is None else f"{self.price.normalize():f}"
+
+    @property
     def is_overcommitted(self) -> bool:
         """Whether it was sold although the ledger said that it does not fit by the pool's rules."""
         return self.is_promised and self.verdict in (self.Verdict.WITHOUT_SPARE, self.Verdict.SHORT)

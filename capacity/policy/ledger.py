@@ -176,10 +176,9 @@ def _explain(
     worst = max(shortages, key=lambda shortage: shortage.mu_per_min)
     span = f"from {_when(worst.starts_at)} {'on' if worst.ends_at is None else f'to {_when(worst.ends_at)}'}"
     if verdict == "without_spare":
-        left = f"{_mu(tight.sold)} of {_mu(tight.sellable_without_spare)} MU/min would be sold before it"
         return (
             f"{_mu(ask.mu_per_min)} MU/min fit only without N−1, {span}: with one replica lost, "
-            f"{_mu(worst.mu_per_min)} MU/min would be missing. {left}. {have}: {why}."
+            f"{_mu(worst.mu_per_min)} MU/min would be missing. {sold}. {have}: {why}."
         )
     more = f", and in {many(len(shortages) - 1, 'other time')}" if len(shortages) > 1 else ""
     return f"Short by {_mu(worst.mu_per_min)} MU/min {span}{more}: {sold}. {have}: {why}."

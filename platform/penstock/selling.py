@@ -47,7 +47,7 @@ def stock_of(pool: Pool, *, now: datetime.datetime) -> Stock:
         pool=_pool(pool, own, sold.get(pool.pk, ())),
         hosts=tuple(views[host.pk] for host in hosts),
         others=tuple(_pool(row, rivals[pk], sold.get(pk, ())) for pk, row in pools.items()),
-        notes=_notes(pool, hosts, profiles),
+        notes=_notes(pool, [host for host in hosts if _is_of_use(host, own)], profiles),
     )
 
 
@@ -151,6 +151,11 @@ def _serving(
     return {pool_id: tuple(stocks) for pool_id, stocks in found.items()}
 
 
+def _is_of_use(host: Host, serving: Sequence[DeploymentStock]) -> bool:
+    """Whether the host is of the kind that a replica needs: with accelerators, or any where none is needed."""
+    return any(not one.need.accelerators or host.accelerators.all() for one in serving)
+
+
 def _notes(pool: Pool, hosts: Sequence[Host], profiles: Profiles) -> tuple[str, ...]:
     """What the answer rests on that nobody has measured."""
     profile = profiles.get(pool.pk)
@@ -161,7 +166,5 @@ def _notes(pool: Pool, hosts: Sequence[Host], profiles: Profiles) -> tuple[str, 
     known.add(profile.hardware_type_id)
     strange = sorted({host.hardware_type.name for host in hosts if host.hardware_type_id not in known})
     if strange:
-        notes.append(
-            f"on {', '.join(strange)} a replica is taken to supply what it does on {profile.hardware_type.name}"
-        )
+        notes.append(f"supply on {', '.join(strange)} (taken to be that on {profile.hardware_type.name})")
     return tuple(notes)

@@ -62,6 +62,7 @@ OPERATORS = {
     "pools",
     "provider-credentials",
     "replicas",
+    "reservations",
     "usage",
     "users",
 }

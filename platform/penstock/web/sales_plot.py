@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from capacity.policy.ledger import Piece
 
 WIDTH, HEIGHT = 720.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 24.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 28.0, 10.0, 26.0
 _DAY = 86400.0
 _LEAST_S, _MOST_S = 30 * _DAY, 400 * _DAY
 _STEPS_D = (1, 2, 7, 14, 30, 60, 90)

@@ -55,6 +55,9 @@ def sell(request: UserRequest) -> HttpResponse:
     form = SellForm(given)
     if is_part(request):
         return part(request, "operators/sell_answer.html", _answered(form, now))
+    form.is_valid()
+    # To ask is no sale: nobody need be named yet.
+    form.errors.pop("tenant", None)
     return _shown(request, form, now)
 
 
