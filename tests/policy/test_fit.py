@@ -228,6 +228,7 @@ def test_a_disturbed_repeat_is_left_out() -> None:
     assert found.spread == pytest.approx(0.01 / 1.01)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.97, 1.03), min_size=3, max_size=9), st.floats(1.5, 50.0))
 def test_one_outlier_never_moves_the_value_out_of_the_others(times: list[float], outlier: float) -> None:
     found = combine_repeats([*times, outlier])
@@ -236,6 +237,7 @@ def test_one_outlier_never_moves_the_value_out_of_the_others(times: list[float],
     assert outlier in found.rejected
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1.0, 100.0, allow_nan=False), max_size=8))
 def test_the_value_lies_among_the_usable_repeats(times: list[float]) -> None:
     found = combine_repeats(times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capacity.policy.fit import fit_costs, predicted_ms
@@ -22,6 +22,7 @@ from worker.spec import CalibrationOrder, CostPoint, Shape
 SIZES = st.sampled_from(sorted(PLANS))
 
 
+@settings(deadline=None)
 @given(st.integers(LEAST_CONTEXT, 1_000_000), SIZES, st.sampled_from([1, 16, 32, 128]), st.booleans())
 def test_every_shape_fits_the_engine(context: int, size: GridSize, block: int, caching: bool) -> None:
     shapes = cost_grid(context, size=size, block_tokens=block, prefix_caching=caching)
@@ -38,6 +39,7 @@ def test_every_shape_fits_the_engine(context: int, size: GridSize, block: int, c
     assert min(each.input_tokens for each in shapes) <= 32
 
 
+@settings(deadline=None)
 @given(st.integers(1024, 200_000), SIZES)
 def test_every_term_shows_in_the_grid(context: int, size: GridSize) -> None:
     """Exact times of a known profile give it back from any grid: no term hides behind another."""

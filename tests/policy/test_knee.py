@@ -64,7 +64,7 @@ def test_of_a_rate_that_was_offered_twice_the_better_level_counts() -> None:
     assert knee_bracket([level(10, 0.5), level(10, 1.0), level(12, 0.3)], 0.95) == (level(10, 1.0), level(12, 0.3))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.5, 100.0), st.floats(0.0, 1.0)), min_size=1, max_size=12), st.floats(0.5, 0.99))
 def test_the_knee_never_leaves_its_bracket(curve: list[tuple[float, float]], share: float) -> None:
     levels = [level(rate, attained) for rate, attained in curve]
@@ -193,6 +193,7 @@ def searched(knee: float, saturation: float, steepness: float, most: int = 20) -
         levels.append(level(rate, attained_at(rate, knee, steepness)))
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 1.1), st.floats(0.01, 5000.0), st.floats(15.0, 200.0))
 def test_search_and_judgement_find_the_knee_together(share: float, saturation: float, steepness: float) -> None:
     levels = searched(share * saturation, saturation, steepness)
@@ -201,6 +202,7 @@ def test_search_and_judgement_find_the_knee_together(share: float, saturation: f
     assert knee.rate_per_s == pytest.approx(share * saturation, rel=CLOSE - 1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=30, max_size=30), st.integers(1, 20))
 def test_the_search_is_bounded_whatever_the_engine_does(attained: list[float], most: int) -> None:
     levels: list[LevelPoint] = []

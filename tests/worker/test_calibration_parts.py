@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.calibration.client import Usage, read_usage
@@ -32,12 +32,14 @@ def ends_in_rounds(each_s: float, slots: int, rounds: int, *, staggered: float, 
     ]
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 2.0), st.integers(1, 40), st.floats(0.0, 1.0))
 def test_the_time_of_a_request_is_found_however_a_round_ends(each_s: float, slots: int, staggered: float) -> None:
     ends = ends_in_rounds(each_s, slots, least_rounds(slots), staggered=staggered)
     assert steady_s(ends, slots) == pytest.approx(each_s, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 0.5), st.integers(2, 20), st.integers(0, 2**32))
 def test_answers_that_were_delayed_on_their_way_change_little(each_s: float, slots: int, seed: int) -> None:
     """One in six is late by up to a whole round, as when this process was kept from running."""
@@ -61,6 +63,7 @@ def test_too_few_answers_tell_nothing(count: int) -> None:
 
 
 # --------------------------------------------------------------------- arrivals
+@settings(deadline=None)
 @given(st.floats(0.1, 500.0), st.floats(0.5, 30.0), st.integers(0, 2**32))
 def test_exactly_as_many_arrive_as_the_rate_says(rate: float, window_s: float, seed: int) -> None:
     plan = plan_level(rate, window_s, random.Random(seed))
@@ -80,6 +83,7 @@ def test_arrivals_are_random_and_not_even() -> None:
     assert spread / mean == pytest.approx(1.0, abs=0.15), "gaps are as those of a Poisson process"
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1e6), max_size=200))
 def test_percentiles_are_values_that_came(values: list[float]) -> None:
     found = percentiles(values)
@@ -98,6 +102,7 @@ def prompts(word_tokens: float = 1, extra: float = 0) -> Prompts:
     return Prompts(WORDS, word_tokens=word_tokens, extra_tokens=extra, rng=random.Random(3))
 
 
+@settings(deadline=None)
 @given(st.integers(8, 5000), st.integers(1, 4), st.integers(0, 3))
 def test_a_prompt_has_the_tokens_it_should_have(tokens: int, each: int, extra: int) -> None:
     made = prompts(each, extra).unique(tokens)
@@ -105,6 +110,7 @@ def test_a_prompt_has_the_tokens_it_should_have(tokens: int, each: int, extra: i
     assert not made.endswith(" ")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 3), st.integers(1, 500))
 def test_a_cached_prefix_covers_its_blocks_and_the_rest_is_new(blocks: int, each: int, extra: int, more: int) -> None:
     maker, cached = prompts(each, extra), blocks * 16
