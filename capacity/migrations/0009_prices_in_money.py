@@ -4,24 +4,35 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('capacity', '0009_guarantee_ledger'),
+        ("capacity", "0009_guarantee_ledger"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='costprofile',
-            name='price_per_1000_mu',
-            field=models.FloatField(blank=True, help_text="Money for what no reservation pays for, in the installation's currency. Empty: it costs nothing.", null=True, verbose_name='price per 1,000 MU'),
+            model_name="costprofile",
+            name="price_per_1000_mu",
+            field=models.FloatField(
+                blank=True,
+                help_text="Money for what no reservation pays for, in the installation's currency. Empty: it costs nothing.",
+                null=True,
+                verbose_name="price per 1,000 MU",
+            ),
         ),
         migrations.AddField(
-            model_name='usagerollup',
-            name='money',
-            field=models.FloatField(default=0.0, help_text="What the MU that no reservation pays for cost, in the installation's currency."),
+            model_name="usagerollup",
+            name="money",
+            field=models.FloatField(
+                default=0.0, help_text="What the MU that no reservation pays for cost, in the installation's currency."
+            ),
         ),
         migrations.AddConstraint(
-            model_name='costprofile',
-            constraint=models.CheckConstraint(condition=models.Q(('price_per_1000_mu__isnull', True), ('price_per_1000_mu__gte', 0), _connector='OR'), name='capacity_costprofile_money_not_negative', violation_error_code='price_per_1000_mu', violation_error_message='The price of 1,000 MU cannot be negative.'),
+            model_name="costprofile",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("price_per_1000_mu__isnull", True), ("price_per_1000_mu__gte", 0), _connector="OR"),
+                name="capacity_costprofile_money_not_negative",
+                violation_error_code="price_per_1000_mu",
+                violation_error_message="The price of 1,000 MU cannot be negative.",
+            ),
         ),
     ]

@@ -4,23 +4,53 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('tenants', '0009_invitations_of_those_who_left'),
+        ("tenants", "0009_invitations_of_those_who_left"),
     ]
 
     operations = [
         migrations.RemoveConstraint(
-            model_name='limit',
-            name='tenants_limit_known_kind',
+            model_name="limit",
+            name="tenants_limit_known_kind",
         ),
         migrations.AlterField(
-            model_name='limit',
-            name='kind',
-            field=models.CharField(choices=[('requests_per_min', 'requests / min'), ('tokens_per_min', 'tokens / min'), ('mu_per_min', 'MU / min'), ('concurrency', 'concurrent requests'), ('mu_per_day', 'MU / day'), ('mu_per_month', 'MU / month'), ('money_per_day', 'money / day'), ('money_per_month', 'money / month')], max_length=20),
+            model_name="limit",
+            name="kind",
+            field=models.CharField(
+                choices=[
+                    ("requests_per_min", "requests / min"),
+                    ("tokens_per_min", "tokens / min"),
+                    ("mu_per_min", "MU / min"),
+                    ("concurrency", "concurrent requests"),
+                    ("mu_per_day", "MU / day"),
+                    ("mu_per_month", "MU / month"),
+                    ("money_per_day", "money / day"),
+                    ("money_per_month", "money / month"),
+                ],
+                max_length=20,
+            ),
         ),
         migrations.AddConstraint(
-            model_name='limit',
-            constraint=models.CheckConstraint(condition=models.Q(('kind__in', ('requests_per_min', 'tokens_per_min', 'mu_per_min', 'concurrency', 'mu_per_day', 'mu_per_month', 'money_per_day', 'money_per_month'))), name='tenants_limit_known_kind', violation_error_code='kind', violation_error_message='The kind must be one of requests_per_min, tokens_per_min, mu_per_min, concurrency, mu_per_day, mu_per_month, money_per_day, money_per_month.'),
+            model_name="limit",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "kind__in",
+                        (
+                            "requests_per_min",
+                            "tokens_per_min",
+                            "mu_per_min",
+                            "concurrency",
+                            "mu_per_day",
+                            "mu_per_month",
+                            "money_per_day",
+                            "money_per_month",
+                        ),
+                    )
+                ),
+                name="tenants_limit_known_kind",
+                violation_error_code="kind",
+                violation_error_message="The kind must be one of requests_per_min, tokens_per_min, mu_per_min, concurrency, mu_per_day, mu_per_month, money_per_day, money_per_month.",
+            ),
         ),
     ]
