@@ -161,6 +161,23 @@ async def test_an_engine_that_is_gone_is_said_to_be(client: EngineClient, server
     assert (await client.stream(" a", 1)).usage is None
 
 
+async def test_a_connection_that_the_engine_closes_unused_is_no_sign_of_its_end(
+    client: EngineClient, fake: FakeServer
+) -> None:
+    async def closes_first(request: web.Request) -> web.StreamResponse:
+        if len(fake.bodies) % 2 and request.transport is not None:
+            request.transport.close()
+        return await (streaming(fake) if fake.bodies[-1].get("stream") else fake.answer)(request)
+
+    fake.complete = closes_first
+    assert await client.complete(" a", 2) == Usage(5, 2, None)
+    assert len(fake.bodies) == 2
+    timing = await client.stream(" a", 3)
+    assert timing.usage == Usage(5, 3, None)
+    assert len(fake.bodies) == 4
+    assert client.lost == 0
+
+
 async def test_counters_have_penstocks_names(client: EngineClient) -> None:
     assert await client.counters() == {"running": 2.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,11 @@ from worker.calibration.prompts import WORDS, Prompts, best_words
 from worker.metrics import read_metrics
 from worker.runtimes.base import MetricTable
 
-ANSWER_LIMIT_S = 5.0
+ANSWER_LIMIT_S = 30.0
+"""For what a busy engine, too, answers between two steps: its counters, its tokenizer."""
+TRIES = 3
+"""A server may close a connection that has been idle just when it is used again: only an engine that cannot be reached
+anew is taken for gone."""
 BUSY_PAUSE_S = 0.02
 BUSY_LIMIT_S = 60.0
 TAIL_BYTES = 8192
@@ -76,6 +81,7 @@ class EngineClient:
         MeasureError."""
         loop = asyncio.get_running_loop()
         body, pause, end = self._body(prompt, output_tokens), BUSY_PAUSE_S, loop.time() + BUSY_LIMIT_S
+        tries = TRIES
         while True:
             try:
                 async with self._session.post(
@@ -86,7 +92,11 @@ class EngineClient:
             except TimeoutError as error:
                 raise MeasureError(f"The engine did not answer a request within {self._limit_s:.0f} s.") from error
             except (aiohttp.ClientError, OSError) as error:
-                raise MeasureError(STOPPED_ANSWERING) from error
+                tries -= 1
+                if not tries:
+                    raise MeasureError(STOPPED_ANSWERING) from error
+                await asyncio.sleep(BUSY_PAUSE_S)
+                continue
             if status == 503 and loop.time() < end:
                 await asyncio.sleep(pause)
                 pause = min(1.0, 2 * pause)
@@ -102,35 +112,52 @@ class EngineClient:
     async def stream(self, prompt: str, output_tokens: int) -> Timing:
         """Have ``output_tokens`` streamed, and note when the first and the last came. A failure is no error here: it is
         what a client of an overloaded engine sees."""
+        body, timing = self._body(prompt, output_tokens, is_stream=True), _NOTHING
+        self.lost += 1
+        for _ in range(TRIES):
+            with contextlib.suppress(*_CLOSED):
+                timing = await self._stream(body)
+                break
+        if timing.usage is not None:
+            self.lost -= 1
+            self.output_tokens += timing.usage.output
+        return timing
+
+    async def _stream(self, body: bytes) -> Timing:
+        """Raises one of ``_CLOSED`` for a connection that was closed before there was an answer."""
         loop = asyncio.get_running_loop()
         first_at = last_at = usage = None
-        tail = b""
-        body = self._body(prompt, output_tokens, is_stream=True)
-        self.lost += 1
+        tail, is_answered = b"", False
         try:
             async with self._session.post(self._base + PATH, data=body, headers=_JSON, timeout=self._limit) as answer:
+                is_answered = True
                 async for data in answer.content.iter_any():
                     if b'"choices":[{' in data or b'"choices": [{' in data:
                         last_at = loop.time()
                         first_at = first_at or last_at
                     tail = (tail + data)[-TAIL_BYTES:]
             usage = _usage_of_stream(tail) if answer.status == 200 else None
+        except _CLOSED:
+            if not is_answered:
+                raise
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return Timing(first_at, last_at, None)
-        if usage is not None:
-            self.lost -= 1
-            self.output_tokens += usage.output
+            usage = None
         return Timing(first_at, last_at, usage)
 
     async def counters(self) -> Mapping[str, float] | None:
         """The engine's metrics by Penstock's names; None where it tells none. Raises MeasureError."""
         if not self._metrics_path:
             return None
-        try:
-            text = await self._get(self._metrics_path)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MeasureError(STOPPED_ANSWERING) from error
-        return read_metrics(text, self._metric_table) if text is not None else None
+        for left in reversed(range(TRIES)):
+            try:
+                text = await self._get(self._metrics_path)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not left:
+                    raise MeasureError(STOPPED_ANSWERING) from error
+                await asyncio.sleep(BUSY_PAUSE_S)
+            else:
+                return read_metrics(text, self._metric_table) if text is not None else None
+        return None
 
     async def prompts(self, rng: random.Random) -> Prompts:
         """Find words of equal length by the engine's tokenizer, or, without one, their mean length by its own count.
@@ -185,6 +212,8 @@ class EngineClient:
 
 
 _JSON = {"Content-Type": "application/json"}
+_NOTHING = Timing(None, None, None)
+_CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 
 
 def read_usage(data: bytes) -> Usage | None:
