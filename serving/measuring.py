@@ -23,6 +23,8 @@ from serving.models import Calibration, Replica, Revision
 from serving.options import engine_options
 from worker.spec import CalibrationOrder, CostPoint, LevelPoint, Shape
 
+_SECONDS: dict[GridSize, tuple[float, float]] = {"small": (1.0, 12.0), "medium": (2.0, 20.0), "thorough": (2.0, 30.0)}
+"""Of a measured batch, and of the window of a level: a small grid is a quick look, a thorough one waits for more."""
 TERMS = ("base", "alpha", "beta", "gamma", "epsilon", "cached_factor")
 
 
@@ -65,7 +67,9 @@ def order_of(*, calibration_id: str, pool: Pool, revision: Revision, grid: str) 
         mix=request_mix(context, prefix_caching=has_cache),
         ttft_objective_ms=float(pool.ttft_objective_ms),
         tpot_objective_ms=float(pool.tpot_objective_ms),
+        window_s=_SECONDS[size][1],
         max_concurrency=revision.target_concurrency,
+        batch_s=_SECONDS[size][0],
     )
 
 
