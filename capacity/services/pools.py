@@ -307,8 +307,12 @@ def _listed(pool: Pool) -> list[str]:
     return sorted(str(pk) for pk in pool.tenants.values_list("pk", flat=True))
 
 
-def bump(pool: Pool) -> None:
-    """Raise the pool's version: whoever decided on the old one finds out. Publishes the pool."""
+def bump(pool: Pool, *, is_published: bool = True) -> None:
+    """Raise the pool's version: whoever decided on the old one finds out.
+
+    Publishes the pool, unless nothing that gateways are told of it has changed.
+    """
     Pool.objects.filter(pk=pool.pk).update(version=F("version") + 1, updated_at=timezone.now())
     pool.refresh_from_db(fields=("version", "updated_at"))
-    record_change(kind="pool", object_id=pool.pk)
+    if is_published:
+        record_change(kind="pool", object_id=pool.pk)

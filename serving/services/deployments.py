@@ -72,7 +72,7 @@ def deployment_create(
         raise ValidationError({"name": f"{deployment.name} is an adapter of {owner}. Choose another name."})
     deployment.save(force_insert=True)
     audit(actor=actor, action="deployment.create", target=deployment, after=state_of(deployment))
-    bump(pool)
+    bump(pool, is_published=False)
     revision_create(
         deployment=deployment, runtime=runtime, options=options, target_concurrency=target_concurrency, actor=actor
     )
@@ -98,7 +98,7 @@ def deployment_update(*, deployment: Deployment, actor: Actor, **fields: Unpack[
         audit(actor=actor, action="deployment.update", target=stored, before=before, after=after)
         record_change(kind="deployment", object_id=stored.pk)
         # Whoever is selling of the pool now must see how many replicas there can be.
-        bump(stored.pool)
+        bump(stored.pool, is_published=False)
     deployment.refresh_from_db()
     return deployment
 
@@ -136,7 +136,7 @@ def deployment_remove(*, deployment: Deployment, actor: Actor, confirm: str = ""
     after = {**state_of(stored), "reason": verdict.reason}
     audit(actor=actor, action="deployment.remove", target=stored, before=before, after=after)
     record_change(kind="deployment", object_id=stored.pk)
-    bump(stored.pool)
+    bump(stored.pool, is_published=False)
     deployment.removed_at, deployment.is_enabled = stored.removed_at, False
     return True
 
@@ -266,5 +266,5 @@ def _set_enabled(deployment: Deployment, is_enabled: bool, actor: Actor) -> bool
     if swapped:
         audit(actor=actor, action="deployment.enable" if is_enabled else "deployment.disable", target=deployment)
         record_change(kind="deployment", object_id=deployment.pk)
-        bump(deployment.pool)
+        bump(deployment.pool, is_published=False)
     return bool(swapped)
