@@ -136,4 +136,4 @@ def test_audit_keeps_what_differs_and_no_secret() -> None:
 def test_models_say_their_default_order() -> None:
     lists = [model for model in OURS if issubclass(model, models.Model) and not model._meta.auto_created]
     unordered = [model._meta.label for model in lists if not model._meta.ordering]
-    assert unordered == ["tenants.Lease", "capacity.Watermark", "capacity.BooksState"]
+    assert unordered == ["tenants.Lease", "capacity.UsageChain", "capacity.Watermark", "capacity.BooksState"]
