@@ -49,8 +49,10 @@ def days() -> None:
     own = ("tenant_id", "key_id", "pool_id", "deployment_id", "service_class")
     sums = ("requests", "failed", "input_tokens", "cached_tokens", "output_tokens", "mu", "ttft_count")
     found: dict[tuple[object, ...], UsageRollup] = {}
-    for row in UsageRollup.objects.filter(period="hour"):
-        day = row.starts_at.replace(hour=0, minute=0)
+    # Of a past of an hour none is whole just after the hour.
+    period = "hour" if UsageRollup.objects.filter(period="hour").exists() else "minute"
+    for row in UsageRollup.objects.filter(period=period):
+        day = row.starts_at.replace(hour=0, minute=0, second=0, microsecond=0)
         keys = {name: getattr(row, name) for name in own}
         whole = found.setdefault((day, *keys.values()), UsageRollup(period="day", starts_at=day, **keys))
         for name in sums:

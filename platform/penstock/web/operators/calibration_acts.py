@@ -174,11 +174,10 @@ def effects_of(row: Calibration, adoption: Adoption) -> list[str]:
             f"The usage of the last seven days would have been {figures.number(adoption.preview.mu_new)} MU instead of "
             f"{figures.number(adoption.preview.mu_now)}: {figures.number(adoption.preview.factor)} times as many."
         )
+        names = {one: adoption.tenants.get(one.tenant_id, "a tenant") if one.tenant_id else "a tenant" for one in rows}
         more, less = rows[0], rows[-1]
-        name = adoption.tenants.get(more.tenant_id) if more.tenant_id else None
-        found.append(f"Most rises {name or 'a tenant'}, by a factor of {figures.number(more.factor)}.")
+        found.append(f"Highest factor: {figures.number(more.factor)}, of {names[more]}.")
         if less is not more:
-            name = adoption.tenants.get(less.tenant_id) if less.tenant_id else None
-            found.append(f"Least rises {name or 'a tenant'}, by a factor of {figures.number(less.factor)}.")
+            found.append(f"Lowest factor: {figures.number(less.factor)}, of {names[less]}.")
     found.append("Reservations keep the version they were sold with until they are renewed or converted.")
     return found

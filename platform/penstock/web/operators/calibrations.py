@@ -38,11 +38,11 @@ PILLS = {
     "cancelled": "off",
 }
 TERM_WORDS = {
-    "base": ("Base", "request"),
-    "alpha": ("Input token α", "token"),
-    "beta": ("Output token β", "token"),
-    "gamma": ("Context γ", "output × context token"),
-    "epsilon": ("Long input ε", "input token²"),
+    "base": ("Base", "per request"),
+    "alpha": ("Input token α", "per token"),
+    "beta": ("Output token β", "per token"),
+    "gamma": ("Context γ", "per output × context token"),
+    "epsilon": ("Long input ε", "per input token²"),
     "cached_factor": ("Cached factor", "share of α"),
 }
 _STEPS = (("queued", "Waits for a replica"), ("draining", "Requests in flight end"), ("measuring", "Measured"),
