@@ -34,7 +34,7 @@ from tenants.api.filters import MomentFilter
 from tenants.models import Tenant
 from tenants.policy.roles import Action
 
-_REFUSED = {409: SaleProblemSerializer}
+_REFUSED = {(409, "application/problem+json"): SaleProblemSerializer}
 
 
 class TenantReservationSerializer(serializers.ModelSerializer[Reservation]):
@@ -44,7 +44,9 @@ class TenantReservationSerializer(serializers.ModelSerializer[Reservation]):
     profile_version = serializers.IntegerField(
         source="profile.version", read_only=True, help_text="Version of the pool's price in which its MU count."
     )
-    renews = serializers.PrimaryKeyRelatedField[Reservation](read_only=True, help_text="What it follows.")
+    renews = serializers.PrimaryKeyRelatedField[Reservation](
+        read_only=True, allow_null=True, help_text="What it follows."
+    )
 
     class Meta:
         model = Reservation

@@ -21,6 +21,7 @@ from serving.services import calibration_adopt, calibration_cancel, calibration_
 from tenants.api.base import ApiViewSet
 from tenants.api.filters import MomentFilter
 from tenants.api.pagination import Cursor
+from tenants.api.problems import ProblemSerializer
 from tenants.policy.roles import Action
 
 
@@ -248,7 +249,7 @@ class CalibrationsViewSet(ApiViewSet[Calibration]):
 
         return self.changed(row, change)
 
-    @extend_schema(responses=PreviewSerializer)
+    @extend_schema(responses={200: PreviewSerializer, (409, "application/problem+json"): ProblemSerializer})
     @action(detail=True, methods=["get"], pagination_class=None, filterset_class=None)
     def preview(self, request: Request, pk: str) -> Response:
         """What adopting it would change: coefficients, and who would pay more or less on the last week's usage.

@@ -55,6 +55,7 @@ OPERATORS = {
     "decisions",
     "deployments",
     "enrolment-tokens",
+    "guarantees",
     "hardware-types",
     "hosts",
     "incidents",
