@@ -324,6 +324,8 @@ def many(world: World, mine: Traffic) -> int:
     """10,000 requests, of which each ten ended at the same moment."""
     row = UsageRecord.objects.filter(tenant_id=world.acme.pk)[0]
     fields = {field.attname: getattr(row, field.attname) for field in UsageRecord._meta.concrete_fields}
+    # Copies have no place in a chain.
+    fields |= {"chain_sequence": None, "chain_hash": ""}
     UsageRecord.objects.bulk_create(
         UsageRecord(
             **{**fields, "id": uuid.uuid4(), "ended_at": AT + datetime.timedelta(hours=1, milliseconds=number // 10)}
