@@ -11,7 +11,7 @@ import msgspec
 from django.db.models import Sum
 from django.utils import timezone
 
-from capacity.models import CostProfile, UsageAnchor, UsageChain, UsageRecord, UsageRollup
+from capacity.models import BooksState, CostProfile, UsageAnchor, UsageChain, UsageRecord, UsageRollup
 from capacity.policy.chain import GENESIS
 from capacity.policy.verification import FORMAT
 from capacity.usage.chain import SEALED, sealed, starts_after
@@ -52,7 +52,9 @@ def usage_file(*, tenant_id: uuid.UUID, tenant: str, since: datetime.date | None
 def _still(tenant_id: uuid.UUID) -> tuple[int, str, list[dict[str, Any]]]:
     """Where the chain ends, and the sums of the days until yesterday that are final, of one and the same moment."""
     today = timezone.now().astimezone(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    days: Any = UsageRollup.objects.filter(period="day", tenant_id=tenant_id, starts_at__lt=today, is_final=True)
+    own = UsageRollup.objects.filter(period="day", tenant_id=tenant_id, starts_at__lt=today)
+    # A record that came late opens the rows it belongs to: until they are final again, their day is not compared.
+    days: Any = own.exclude(starts_at__in=own.filter(is_final=False).values("starts_at"))
     days = days.order_by("starts_at", "pool_id", "service_class").values("starts_at", "pool_id", "service_class")
     days = days.annotate(**{name: Sum(name) for name in _SUMS})
     for _ in range(_LOOKS):
@@ -75,6 +77,9 @@ def _whole_from(tenant_id: uuid.UUID, *, since: datetime.date | None, after: int
     deleted = UsageAnchor.objects.filter(tenant_id=tenant_id, is_deleted=True).order_by("-sequence").first()
     if deleted is not None and deleted.sequence <= after:
         days.append(deleted.day + datetime.timedelta(days=2))
+    books = BooksState.objects.filter(pk=1).first()
+    if books is not None and books.deleted_until is not None:
+        days.append(books.deleted_until.astimezone(datetime.UTC).date() + datetime.timedelta(days=1))
     unchained = UsageRecord.objects.filter(tenant_id=tenant_id, chain_sequence=None).order_by("-ended_at").first()
     if unchained is not None:
         days.append(unchained.ended_at.astimezone(datetime.UTC).date() + datetime.timedelta(days=1))

@@ -183,6 +183,17 @@ def test_records_from_before_the_chain_are_left_out_and_their_day_is_not_compare
     assert (found.findings, found.records, found.days_checked) == ([], 21, DAYS - 2)
 
 
+def test_a_day_that_a_late_record_has_opened_is_not_compared_until_it_is_final_again(
+    world: World, mine: Traffic
+) -> None:
+    late = mine.pair(FIRST_DAY.timestamp() + 9, mu=0.0, usage=Usage(), outcome="refused", service_class="best_effort")
+    write_batch(batch(late, segment="found again", closed=True))
+    found = checked(lines_of(world))
+    assert (found.findings, found.records, found.days_checked) == ([], 7 * DAYS + 1, DAYS - 1)
+    finalise_minutes(FIRST_DAY + datetime.timedelta(days=DAYS + 2))
+    assert checked(lines_of(world)).days_checked == DAYS + 1
+
+
 def test_what_is_no_usage_file_is_said_to_be_none() -> None:
     for line in ({}, {"kind": "record"}, {"kind": "header", "format": 9}, {"kind": "poem"}):
         with pytest.raises(ValueError, match=r"file|line|format"):
