@@ -31,7 +31,8 @@ from capacity.usage.reads import terms_of
 RESERVED = "reserved"
 _AT_ONCE = 120
 """Minutes judged in one go: after a standstill the ledger catches up tick by tick."""
-_PROMISED = (Reservation.State.ACTIVE, Reservation.State.ENDED)
+_PROMISED = (*Reservation.PROMISED, Reservation.State.ENDED)
+"""The times say when. One whose start has passed is promised, whether or not its state has been moved yet."""
 
 Owner = tuple[uuid.UUID, uuid.UUID]
 """Tenant and pool."""

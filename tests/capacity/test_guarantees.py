@@ -113,6 +113,15 @@ def test_time_without_a_promise_is_passed_over_and_a_standstill_is_caught_up() -
 
 
 @pytest.mark.django_db
+def test_a_promise_counts_from_its_start_though_its_state_was_moved_late() -> None:
+    pool, tenant = factories.pool(), factories.tenant()
+    mine = reservation(pool, tenant, 10.0, 60.0)
+    Reservation.objects.filter(pk=mine.pk).update(state=Reservation.State.DRAFT)
+    book(until_s=185)
+    assert sorted(minutes_of(mine)) == ["12:01", "12:02"]
+
+
+@pytest.mark.django_db
 def test_retention_takes_minutes_and_leaves_days() -> None:
     pool, tenant = factories.pool(), factories.tenant()
     mine = reservation(pool, tenant, 10.0, 0.0)
