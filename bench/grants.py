@@ -17,18 +17,23 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from bench.fairness.till import share_of
 from capacity.policy.cost import CostProfile
 from penstock import bundled_state
 from serving.gateway import standing_headers
 from serving.gateway.access import Access, AccessBook
 from serving.gateway.auth import Principal
-from serving.gateway.demands import Demand, Granted
+from serving.gateway.charges import charged
+from serving.gateway.demands import Demand, Granted, Refused
+from serving.gateway.errors import ApiError
 from serving.gateway.grants import Grants
 from serving.gateway.records import DeploymentRecord, KeyRecord, LimitRecord, PoolRecord, ProfileRecord, TenantRecord
 from serving.gateway.services import cost_profile
 from serving.gateway.snapshot import Snapshot
+from serving.gateway.standing import Desk, charge
 from serving.gateway.state import EPOCH, State, connect
-from serving.policy import admission
+from serving.policy import admission, allowance
+from serving.policy.allowance import Unsettled
 
 LEASED = (
     LimitRecord(id="requests", kind="requests_per_min", value=1e9),
@@ -88,10 +93,43 @@ async def whole(grants: Grants, access: Access, count: int) -> None:
         demands = access.demands(300, 6.0)
         granted = grants.take(demands) or await grants.acquire(demands, "k")
         assert isinstance(granted, Granted), granted
+        charged(grants, granted)
         standing_headers.told(grants, access.shown)
         grants.settle(granted, admission.actual_amounts(limits, tokens=290, mu=5.8, money=0.0116))
         if i % 50 == 0:
             await asyncio.sleep(0)
+
+
+RESERVED = ("believed", "held")
+"""A reserved request by what its estimate says; and as it is: with the most that it can take, held until its end."""
+
+
+async def reserved(grants: Grants, kind: str, count: int) -> None:
+    """As a request inside a reservation is estimated, admitted and settled."""
+    price = cost_profile(ProfileRecord(**PROFILE))  # type: ignore[arg-type]
+    share = share_of("sold", 1e9, price, slot_mu=6.25)
+    unsettled, learned = Unsettled(), admission.Learned()
+    desk = Desk(grants.take, grants.acquire, _refuse, unsettled)
+    plain = (Demand(LEASED[0]), Demand(LEASED[1], 300.0))
+    ask = admission.Ask(prompts=1, choices=1, text_bytes=1200, messages=2)
+    for _ in range(50):
+        learned.note("k", "d", ask, input_tokens=300, cached_tokens=100, output_tokens=200)
+    for i in range(count):
+        expected = admission.estimate(ask, price, learned, key="k", deployment="d", max_model_len=32_768)
+        most = expected.mu
+        if kind == "held":
+            most = allowance.most_mu(
+                ask, expected, price, learned, deployment="d", max_model_len=32_768, slot_mu=share.slot_mu
+            )
+        asked = await charge(share, plain, expected.mu, most, "k", "", desk=desk)
+        assert isinstance(asked.answer, Granted), asked
+        grants.settle(asked.answer, {"tokens": 290.0, share.bucket.id: 5.0})
+        if i % 50 == 0:
+            await asyncio.sleep(0)
+
+
+def _refuse(refused: Refused, demands: tuple[Demand, ...]) -> ApiError:
+    raise AssertionError(f"nothing is refused here: {refused}")
 
 
 async def side_by_side(grants: Grants, *, rounds: int = 10, count: int = 5000) -> None:
@@ -107,9 +145,23 @@ async def side_by_side(grants: Grants, *, rounds: int = 10, count: int = 5000) -
             await whole(grants, access, count)
             least[name] = min(least[name], (time.process_time() - cpu) / count * 1e6)
             await asyncio.sleep(0.01)
+    tell("admission", least)
+    least = dict.fromkeys(RESERVED, float("inf"))
+    for kind in RESERVED * 20:
+        await reserved(grants, kind, 500)
+        await asyncio.sleep(0.02)
+    for kind in RESERVED * rounds:
+        cpu = time.process_time()
+        await reserved(grants, kind, count)
+        least[kind] = min(least[kind], (time.process_time() - cpu) / count * 1e6)
+        await asyncio.sleep(0.01)
+    tell("reserved, with its estimate", least)
+
+
+def tell(what: str, least: dict[str, float]) -> None:
     first = next(iter(least.values()))
     for name, cost in least.items():
-        print(f"admission: {name:33} {cost:8.2f} µs CPU ×{cost / first:.2f}")
+        print(f"{what}: {name:33} {cost:8.2f} µs CPU ×{cost / first:.2f}")
 
 
 async def main(url: str) -> None:

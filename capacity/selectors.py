@@ -9,6 +9,8 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 from capacity.models import CostProfile, Host, Pool, Reservation, UsageRollup
 from capacity.policy.claw_back import deadline_s
 from capacity.usage.reads import terms_of
+from capacity.usage.rows import RESERVED
+from tenants.models import Tenant
 
 Group = Literal["pool_id", "deployment_id"]
 HOLDING = ("pending", "starting", "ready", "draining", "stopping")
@@ -44,12 +46,18 @@ def profile_in_force(*, pool_id: uuid.UUID, at: datetime.datetime) -> CostProfil
 
 
 def _in_force(at: datetime.datetime) -> QuerySet[CostProfile]:
-    newer = CostProfile.objects.filter(pool=OuterRef("pool"), effective_from__lte=at).filter(
+    known = CostProfile.objects.filter(effective_from__lte=at, withdrawn_at=None)
+    newer = known.filter(pool=OuterRef("pool")).filter(
         Q(effective_from__gt=OuterRef("effective_from"))
         | Q(effective_from=OuterRef("effective_from"), version__gt=OuterRef("version"))
     )
-    rows = CostProfile.objects.filter(effective_from__lte=at).exclude(Exists(newer))
-    return rows.select_related("hardware_type")
+    return known.exclude(Exists(newer)).select_related("hardware_type")
+
+
+def pools_usable(tenant: Tenant) -> QuerySet[Pool]:
+    """The pools that the tenant may use: those of everybody, and those that list it."""
+    listed = Pool.tenants.through.objects.filter(tenant=tenant).values("pool")
+    return Pool.objects.filter(Q(is_public=True) | Q(pk__in=listed))
 
 
 def claw_back_s(profile: CostProfile, *, context_tokens: int | None) -> float:
@@ -85,9 +93,15 @@ def usage_rows(
 
 
 def used_mu_per_min(
-    *, now: datetime.datetime, group: Group, tenant_id: uuid.UUID | None = None
+    *,
+    now: datetime.datetime,
+    group: Group,
+    tenant_id: uuid.UUID | None = None,
+    is_reserved: bool | None = None,
 ) -> dict[uuid.UUID, float]:
     """MU settled in the last 60 s by pool or deployment: of this calendar minute, and the rest of the one before.
+
+    ``is_reserved``: only what was inside reservations, or only what was beyond.
 
     Assumes an even flow within the minute before (the sliding-window counter). Long requests count when they end.
     """
@@ -95,6 +109,9 @@ def used_mu_per_min(
     rows = usage_rows(
         period=UsageRollup.Period.MINUTE, since=minute - _MINUTE, until=minute + _MINUTE, tenant_id=tenant_id
     )
+    if is_reserved is not None:
+        of_class = Q(service_class=RESERVED)
+        rows = rows.filter(of_class if is_reserved else ~of_class)
     left = max(0.0, 1.0 - (now - minute) / _MINUTE)
     used: dict[uuid.UUID, float] = {}
     for identifier, starts_at, mu in rows.values_list(group, "starts_at").annotate(sum=Sum("mu")):

@@ -13,6 +13,7 @@ import msgspec
 
 from capacity.models import CostProfile, Pool, ReplicaSupply
 from capacity.policy import cost
+from capacity.policy.concurrency import SupplyLimit, supply_limit
 from capacity.policy.drift import Curve, Level, mean_of, request_ms
 from capacity.policy.fit import Fit, FitError, fit_costs
 from capacity.policy.grid import GridSize, cost_grid, default_repeats, request_mix
@@ -103,7 +104,16 @@ def measured(row: Calibration) -> Measured:
         reference_profile(fit.times, knee, version=1)
     except KneeError as error:
         raise Unmeasured(str(error), told) from error
-    return Measured(told, knee_json(knee))
+    limit = supply_limit(
+        levels_of(row),
+        mix=order.mix,
+        times=fit.times,
+        attained_share=order.attained_share,
+        max_concurrency=order.max_concurrency,
+        tpot_objective_ms=order.tpot_objective_ms,
+        kv_tokens=row.progress.get("kv_tokens"),
+    )
+    return Measured(told, knee_json(knee, limit))
 
 
 def fit_json(fit: Fit) -> dict[str, Any]:
@@ -132,9 +142,13 @@ def fit_json(fit: Fit) -> dict[str, Any]:
     }
 
 
-def knee_json(knee: Knee) -> dict[str, Any]:
-    """A knee as it is stored: requests/s of the mix, and their part of saturation."""
-    return {**asdict(knee), "warnings": list(knee.warnings), "share": knee.share}
+def knee_json(knee: Knee, limit: SupplyLimit | None) -> dict[str, Any]:
+    """A knee as it is stored: requests/s of the mix, their part of saturation, and what limits the supply other than
+    the hardware's speed (``supply_limit``; null: nothing that the levels tell)."""
+    found = {**asdict(knee), "warnings": list(knee.warnings), "share": knee.share, "supply_limit": None}
+    if limit is not None:
+        found["supply_limit"] = {**asdict(limit), "estimate": [list(pair) for pair in limit.estimate]}
+    return found
 
 
 def times_of(row: Calibration) -> cost.CostProfile:

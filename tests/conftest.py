@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -18,23 +19,49 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.db import connections
 
 from penstock import bundled_state
 from serving.gateway.state import EPOCH, connect
+from tests.migrated import migrated
 
 # Another server for the same tests: the oldest that docs/protocols.md promises to run on.
 if OTHER_SERVER := os.environ.get("PENSTOCK_TEST_STATE_SERVER"):
     bundled_state.get_binary_path = lambda: Path(OTHER_SERVER).resolve(strict=True)  # type: ignore[assignment]
 
+# Under CI hypothesis has no deadline by itself. Elsewhere machines are busy, too, and no test asserts a speed.
+hypothesis.settings.register_profile("penstock", deadline=None)
+if "CI" not in os.environ:
+    hypothesis.settings.load_profile("penstock")
 
-def pytest_configure() -> None:
+
+def pytest_configure(config: pytest.Config) -> None:
     # Every test client loads the middleware anew, and this one would look all static files up each time: 0.2 s.
     settings.SERVESTATIC_USE_FINDERS = False
     # Every httpx client reads the system's certificates anew, also for plain HTTP: 0.05 s of CPU, at each poll.
     ssl.create_default_context = functools.cache(ssl.create_default_context)
+    # Nearly all that is made until the tests begin stays: looking for garbage in it took a third of the time. Whoever
+    # only gives the tests to other processes collects none.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    # What was imported by then stays until the end: no search for garbage has to look through it again.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """A socket or a file that a test left open fails a test of its own module, not one that runs an hour later."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 class ValkeyServer:
@@ -102,11 +129,23 @@ def state_url(valkey_url: str) -> str:
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(
     tmp_path_factory: pytest.TempPathFactory, django_db_modify_db_settings_parallel_suffix: None
-) -> None:
-    """SQLite in a file, as in production: threads that race each other need connections of their own."""
+) -> bool:
+    """SQLite in a file, as in production: threads that race each other need connections of their own.
+
+    True: it is there already, with all migrations applied.
+    """
     default = connections.databases["default"]
-    if "sqlite" in default["ENGINE"]:
-        default["TEST"]["NAME"] = str(tmp_path_factory.mktemp("database") / "test.sqlite3")
+    if "sqlite" not in default["ENGINE"]:
+        return False
+    path = tmp_path_factory.mktemp("database") / "test.sqlite3"
+    default["TEST"]["NAME"] = str(path)
+    return migrated(path)
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb(django_db_keepdb: bool, django_db_modify_db_settings: bool) -> bool:
+    """What is there is not made again."""
+    return django_db_keepdb or django_db_modify_db_settings
 
 
 @pytest.fixture(scope="session")

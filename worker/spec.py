@@ -33,6 +33,26 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_tokens: int = 1
 
 
+STEP_TOKENS = 32_768
+"""Of prompts, a few times what engines take into one step (vLLM: 8,192 on large accelerators, 2,048 elsewhere)."""
+LEAST_PROMPTS = 4
+
+
+def saturating_slots(shape: Shape, *, slots: int, kv_tokens: int | None = None) -> int:
+    """How many requests of a shape keep an engine saturated that runs ``slots`` at once: no more than its cache of
+    ``kv_tokens`` holds.
+
+    One that makes a single token is gone when its prompt has been read, and ``STEP_TOKENS`` of them fill every step:
+    more would only wait, and a batch take as many times longer.
+    """
+    if kv_tokens is not None:
+        slots = min(slots, kv_tokens // (shape.input_tokens + shape.output_tokens))
+    if shape.output_tokens == 1:
+        computed = max(1, shape.input_tokens - shape.cached_tokens)
+        slots = min(slots, max(LEAST_PROMPTS, -(-STEP_TOKENS // computed)))
+    return max(1, slots)
+
+
 class CalibrationOrder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What to measure on a replica that is out of rotation: the cost of each shape, then the curve up to the knee.
 

@@ -73,6 +73,7 @@ class Supervisor:
         self._calibrations = Calibrations(config.replicas, pids=self._engines.members)
         self._learnt = LearntStart(config.folder)
         self._has_changed = True
+        self._left_out: tuple[str, ...] = ()
         self._trouble = ""
         self._wake = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None
@@ -119,8 +120,15 @@ class Supervisor:
             try:
                 self._host = await asyncio.to_thread(self._read_host)
                 self._accelerators = await asyncio.to_thread(self._inventory.read)
+                self._say_left_out()
             except Exception as error:  # noqa: BLE001  (said in one line; what was read last still holds)
                 trouble = say_once(log, trouble, error, "this host's facts cannot be read")
+
+    def _say_left_out(self) -> None:
+        if (left_out := self._inventory.left_out) != self._left_out:
+            self._left_out = left_out
+            for words in left_out:
+                log.warning("no engine is given %s", words)
 
     # ------------------------------------------------------------------ one tick
     def tick(self) -> None:
@@ -198,11 +206,21 @@ class Supervisor:
         state = self.states.get(step.replica_id)
         if state is None or (state.phase, state.reason) == (step.phase, step.reason):
             return
+        reason = step.reason
         if state.phase != step.phase:
-            log.info("replica %s (%s): %s, %s", state.replica_id, state.deployment_name, step.phase, step.reason)
+            if step.phase == "failed" and state.phase in ("starting", "warming"):
+                reason += self._held_words(state)
+            log.info("replica %s (%s): %s, %s", state.replica_id, state.deployment_name, step.phase, reason)
             self._enter(state, step, now)
-        state.reason = step.reason
+        state.reason = reason
         self._save(state)
+
+    def _held_words(self, state: ReplicaState) -> str:
+        """What else holds the accelerators of an engine that did not start: often what an engine left behind."""
+        if not state.accelerators:
+            return ""
+        held = self._inventory.held_by_others(state.accelerators, self._engines.members(state))
+        return f" Its accelerators are in use by {held}." if held else ""
 
     def _enter(self, state: ReplicaState, step: Step, now: float) -> None:
         state.phase, state.since = step.phase, now

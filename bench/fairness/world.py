@@ -1,7 +1,8 @@
 """One deployment without sockets: the gateway's dispatcher and policies, simulated engines, and tenants who send.
 
-What decides is the product: dispatcher, best-effort queue, gate, order, buckets, loads, scheduler of the simulated
-engine. Left out are HTTP, the journal and the shared state. Times are seconds of the virtual clock.
+What decides is the product: dispatchers, best-effort queues, gate, order, buckets, loads and their exchange, scheduler
+of the simulated engine. Left out are HTTP, the journal and the server that the state is. Times are seconds of the
+virtual clock.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bench.fairness.taker import Taker
+from bench.fairness.till import Till, share_of
+from bench.fairness.virtual import Board
 from capacity.policy import claw_back
 from capacity.policy.cost import CostProfile, token_costs
 from capacity.policy.profiles import KNEE
+from serving.gateway.demands import Granted
 from serving.gateway.dispatch import Busy, Claim, Dispatcher, Lent, Owned
-from serving.gateway.loads import OWNED_OVER_S, ReplicaLoad, Ticket
+from serving.gateway.loads import Loads
 from serving.gateway.records import ReplicaRecord
 from serving.policy import bucket, classes
 from serving.policy.bucket import Bucket
-from serving.policy.pace import Pace
-from serving.policy.routing import Load, least_mu
+from serving.policy.routing import Load, least_wait
 from worker.simulated.engine import Engine
 from worker.simulated.profile import EngineProfile
 from worker.simulated.scheduler import Sequence as Answer
@@ -65,12 +69,19 @@ def price_of(engine: EngineProfile) -> CostProfile:
     )
 
 
+def alone_s(prefill_mu: float, engine: EngineProfile) -> float:
+    """Seconds until the first token on an idle engine."""
+    return (prefill_mu * MS_PER_MU + engine.step_floor_ms) / 1000
+
+
 @dataclass(frozen=True)
 class Tenant:
     """Sends ``per_s`` requests a second at random moments, from ``begins`` to ``ends``, or keeps ``at_once`` in flight.
 
+    ``taught``: tokens that its key's answers have had so far, by which requests are estimated; 0: as many as they have.
     ``prompt`` and ``output`` are ranges of tokens. ``mu_per_min``: what it has reserved, 0: nothing.
-    ``requests_per_min``: its limit where requests are what is limited.
+    ``requests_per_min``: its limit where requests are what is limited. ``at``: the gateways that it sends to, all
+    where none is named.
     """
 
     name: str
@@ -83,6 +94,8 @@ class Tenant:
     mu_per_min: float = 0.0
     requests_per_min: float = 1e9
     wait_s: float = 5.0
+    at: tuple[int, ...] = ()
+    taught: int = 0
 
 
 @dataclass
@@ -109,69 +122,18 @@ class Request:
         return self.first_s <= max(1.0, 3 * self.alone_s) and pace <= 0.05
 
 
-class LoadBook:
-    """Loads of one gateway."""
+class Diary:
+    """What became of all requests."""
 
     def __init__(self) -> None:
-        self.generation = 0
-        self._loads: dict[str, ReplicaLoad] = {}
-        self._owned = Pace(OWNED_OVER_S)
+        self.requests: list[Request] = []
 
-    def replica(self, replica_id: str) -> ReplicaLoad:
-        return self._loads.setdefault(replica_id, ReplicaLoad())
+    def of(self, *names: str, since: float = 0.0, until: float = float("inf")) -> list[Request]:
+        return [r for r in self.requests if r.tenant in names and since <= r.at < until]
 
-    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> Ticket:
-        return Ticket(self.replica(replica_id), w_mu, d_mu, is_lent=is_lent)
-
-    def presume(self, ticket: object, at: float) -> None:
-        """Every answer is a stream here."""
-
-    def note_presumed(self, now: float) -> None:
-        """Every answer is a stream here."""
-
-    def queued(self, deployment_id: str, mu: float) -> None:
-        """Nobody looks."""
-
-    def owned(self, deployment_id: str, prefill_mu: float) -> None:
-        self._owned.add(prefill_mu, asyncio.get_running_loop().time())
-
-    def owned_mu_per_s(self, deployment_id: str) -> float:
-        return self._owned.now(asyncio.get_running_loop().time())
-
-    def clawed_back(self, deployment_id: str) -> None:
-        """There is no other gateway."""
-
-    def wants_cut(self, replica_id: str) -> None:
-        """There is no other gateway."""
-
-    def claw_backs(self, deployment_id: str) -> int:
-        return 0
-
-
-class _Taker:
-    """Who takes an answer's tokens."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.first: asyncio.Future[None] = loop.create_future()
-        self.last: asyncio.Future[None] = loop.create_future()
-        self.is_cut = False
-
-    def cut(self) -> None:
-        """An owner needs the place."""
-        self.is_cut = True
-        for awaited in (self.first, self.last):
-            if not awaited.done():
-                awaited.set_result(None)
-
-    def emit(self, sequence: Answer, token: int, reason: str | None) -> None:
-        if not self.first.done():
-            self.first.set_result(None)
-        if reason and not self.last.done():
-            self.last.set_result(None)
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
+    def served_mu(self, name: str, *, since: float = 0.0, until: float = float("inf")) -> float:
+        """MU of the requests that were answered between two moments."""
+        return sum(r.mu for r in self.of(name) if not r.refused and since <= r.at + r.total_s < until)
 
 
 @dataclass
@@ -194,20 +156,35 @@ class Account:
         self.level = bucket.drained(self.level, rate=rate, now_ms=now * 1000)
 
 
-class World:
-    """``replicas`` simulated engines behind one gateway that admits by ``scheme``."""
+class World(Diary):
+    """``replicas`` simulated engines behind ``gateways`` that admit by ``scheme``; ``board`` is what these share.
+
+    ``believes``: estimates are believed without bound, as if there were no allowance.
+    """
 
     def __init__(
-        self, scheme: Scheme, tenants: Sequence[Tenant], *, replicas: int, seed: int = 1, engine: EngineProfile = ENGINE
+        self,
+        scheme: Scheme,
+        tenants: Sequence[Tenant],
+        *,
+        replicas: int,
+        gateways: int = 1,
+        seed: int = 1,
+        engine: EngineProfile = ENGINE,
+        believes: bool = False,
     ) -> None:
+        super().__init__()
+        self.believes = believes
         self.scheme = scheme
+        self.gateways = gateways
+        self.board = Board()
         self.tenants = {tenant.name: tenant for tenant in tenants}
         self.random = random.Random(seed)
         self.engine = engine
         self.price = price_of(engine)
         self.largest_mu = classes.largest_prefill_mu(self.price, engine.max_model_len)
-        self.requests: list[Request] = []
         self.reliefs: list[float] = []
+        self.put_back = 0
         self.engines: dict[str, Engine] = {}
         self.is_reserved = any(tenant.mu_per_min for tenant in tenants)
         self._records = tuple(
@@ -223,7 +200,15 @@ class World:
             )
             for n in range(replicas)
         )
-        self._accounts = {name: self._account(tenant) for name, tenant in self.tenants.items()}
+        self._accounts = {
+            name: Account(tenant.requests_per_min, bucket.WINDOW_MS) for name, tenant in self.tenants.items()
+        }
+        self._till = Till(lambda: asyncio.get_running_loop().time() * 1000, gateways)
+        self._shares = {
+            name: share_of(name, tenant.mu_per_min, self.price, slot_mu=SUPPLY / TARGET)
+            for name, tenant in self.tenants.items()
+            if tenant.mu_per_min
+        }
         self._sent = 0
 
     @property
@@ -231,36 +216,43 @@ class World:
         """What the pool says of the return of an owner."""
         return claw_back.deadline_s(self.price, context_tokens=self.engine.max_model_len, supply_mu_per_min=SUPPLY)
 
-    def _account(self, tenant: Tenant) -> Account:
-        if self.scheme == "requests":
-            return Account(tenant.requests_per_min, bucket.WINDOW_MS)
-        if not tenant.mu_per_min:
-            return Account(0.0, bucket.WINDOW_MS)
-        burst = tenant.mu_per_min / 6
-        return Account(burst, 10_000.0)
-
     async def run(self, seconds: float) -> None:
         """Let the tenants send for so long, then wait for what is under way."""
         loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(
-            lambda _: self._records,
-            LoadBook(),
-            least_mu,
-            queue_s=3600.0,
-            queue_max=256 if self.scheme == "classes" else 1_000_000,
-            clock=loop.time,
-            on_claw_back=lambda _, found: self.reliefs.append(found),
-        )
+        loads = [Loads(self.board, f"gateway-{n}", clock=loop.time) for n in range(self.gateways)]
+        self._dispatchers = [self._dispatcher(book) for book in loads]
+        for book, desk in zip(loads, self._till.desks, strict=True):
+            book.held, book.on_held = desk.unsettled.tell, desk.unsettled.hear
+        for book in loads:
+            await book.start()
         self.engines = {record.id: Engine(self.engine) for record in self._records}
         cores = [asyncio.ensure_future(engine.run()) for engine in self.engines.values()]
         self._running: set[asyncio.Task[None]] = set()
         senders = [asyncio.ensure_future(self._send(tenant, seconds)) for tenant in self.tenants.values()]
         await asyncio.gather(*senders)
-        while self._running:
-            await asyncio.wait(self._running)
+        await all_over(self._running)
+        for book in loads:
+            await book.stop()
         for core in cores:
             core.cancel()
         await asyncio.gather(*cores, return_exceptions=True)
+
+    def _dispatcher(self, loads: Loads) -> Dispatcher:
+        made = Dispatcher(
+            lambda _: self._records,
+            loads,
+            least_wait,
+            queue_s=3600.0,
+            queue_max=256 if self.scheme == "classes" else 1_000_000,
+            clock=asyncio.get_running_loop().time,
+            wall_clock=asyncio.get_running_loop().time,
+            on_claw_back=lambda _, found: self.reliefs.append(found),
+        )
+        loads.on_cut = made.best_effort.cut_at
+        loads.on_way = made.best_effort.make_way_at
+        loads.order, loads.on_order = made.best_effort.tell, made.best_effort.hear
+        loads.returns, loads.on_returns = made.best_effort.tell_places, made.best_effort.hear_places
+        return made
 
     async def _send(self, tenant: Tenant, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -272,9 +264,7 @@ class World:
         while tenant.per_s and loop.time() < ends:
             await asyncio.sleep(dice.expovariate(tenant.per_s))
             if loop.time() < ends:
-                task = asyncio.ensure_future(self._serve(tenant, dice))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                self._running.add(asyncio.ensure_future(self._serve(tenant, dice)))
 
     async def _send_on(self, tenant: Tenant, dice: random.Random, ends: float) -> None:
         """One client that sends its next request when it has its answer, and a moment after a refusal."""
@@ -285,65 +275,107 @@ class World:
                 await asyncio.sleep(1.0)
 
     async def _serve(self, tenant: Tenant, dice: random.Random) -> None:
-        loop = asyncio.get_running_loop()
+        request = self.new_request(tenant, dice)
+        await self.ask(tenant, request, dice.choice(tenant.at or range(self.gateways)))
+
+    def new_request(self, tenant: Tenant, dice: random.Random) -> Request:
+        """One of the tenant's, noted in the diary."""
         prompt, output = dice.randint(*tenant.prompt), dice.randint(*tenant.output)
         cost = token_costs(self.price, input_tokens=prompt, output_tokens=output)
-        alone_s = (cost.prefill * MS_PER_MU + self.engine.step_floor_ms) / 1000
-        request = Request(tenant.name, loop.time(), prompt, output, cost.total, alone_s)
+        at = asyncio.get_running_loop().time()
+        request = Request(tenant.name, at, prompt, output, cost.total, alone_s(cost.prefill, self.engine))
         self.requests.append(request)
-        claim = self._admit(tenant, request)
+        return request
+
+    async def ask(
+        self, tenant: Tenant, request: Request, gateway: int, *, key: str = "", mark: str = ""
+    ) -> Busy | None:
+        """Send it to a gateway, and have it served. The refusal of a dispatcher that has no room for it."""
+        loop = asyncio.get_running_loop()
+        prompt, output, request.refused = request.prompt, request.output, ""
+        cost = token_costs(self.price, input_tokens=prompt, output_tokens=output)
+        claim, granted = self._admit(tenant, request, gateway)
         if request.refused:
-            return
+            return None
+        if isinstance(claim, Lent):
+            claim = claim._replace(key=key, mark=lambda: mark)
         load = Load(tenant.name, cost.prefill, cost.decode)
-        taker = _Taker()
-        try:
-            placement = await self._dispatcher.place(MODEL, load, claim=claim, on_reclaim=taker.cut)
-        except Busy as error:
-            request.refused = error.reason
-            return
+        dispatcher = self._dispatchers[gateway]
+
+        def progress(tokens: int) -> None:
+            if granted is not None:
+                used = token_costs(self.price, input_tokens=prompt, output_tokens=tokens).total
+                self._till.overrun(granted, self._shares[tenant.name].bucket, used)
+
+        taker = Taker(progress)
         self._sent += 1
-        priority = classes.PRIORITY[classes.RESERVED if isinstance(claim, Owned) else classes.BEST_EFFORT]
-        answer = Answer(
-            [self._sent * 8192 + n for n in range(prompt)],
-            max_tokens=output,
-            eos_after=None,
-            seed=self._sent,
-            priority=priority if self.scheme == "classes" else 0,
-            owner=taker,
-        )
-        engine = self.engines[placement.replica.id]
-        engine.submit(answer)
-        await taker.first
+        number = self._sent
+        while True:
+            try:
+                placement = await dispatcher.place(MODEL, load, claim=claim, on_reclaim=taker.cut, on_way=taker.on_way)
+            except Busy as error:
+                request.refused = error.reason
+                if granted is not None:
+                    self._till.settle(granted, 0.0)
+                return error
+            priority = classes.PRIORITY[classes.RESERVED if isinstance(claim, Owned) else classes.BEST_EFFORT]
+            answer = Answer(
+                [number * 8192 + n for n in range(prompt)],
+                max_tokens=output,
+                eos_after=None,
+                seed=number,
+                priority=priority if self.scheme == "classes" else 0,
+                owner=taker,
+            )
+            engine = self.engines[placement.replica.id]
+            engine.submit(answer)
+            await taker.first
+            if taker.is_cut or not taker.has_left:
+                break
+            engine.end(answer, "abort")
+            dispatcher.finish(MODEL, placement.ticket, ok=False)
+            self.put_back += 1
+            claim = taker.begin_anew(claim)
         if not taker.is_cut:
             request.first_s = loop.time() - request.at
-            self._dispatcher.started(MODEL, placement.ticket)
+            dispatcher.started(MODEL, placement.ticket)
             await taker.last
         request.total_s = loop.time() - request.at
         if taker.is_cut:
             request.refused = "cut"
             engine.end(answer, "abort")
-        self._dispatcher.finish(MODEL, placement.ticket, ok=True)
+        dispatcher.finish(MODEL, placement.ticket, ok=True)
+        if granted is not None:
+            self._till.settle(granted, request.mu)
+        return None
 
-    def _admit(self, tenant: Tenant, request: Request) -> Claim:
+    def _admit(self, tenant: Tenant, request: Request, gateway: int) -> tuple[Claim, Granted | None]:
         account, now = self._accounts[tenant.name], asyncio.get_running_loop().time()
-        if self.scheme == "requests":
-            if not account.take(1.0, now):
-                request.refused = "limit"
-            return None
-        if self.scheme == "nothing":
-            return None
-        if tenant.mu_per_min and account.take(request.mu, now):
-            request.is_reserved = True
-            return Owned(1_000.0, self.deadline_s)
-        return Lent(tenant.name, request.mu, tenant.wait_s, self.largest_mu, self.is_reserved)
+        if self.scheme == "requests" and not account.take(1.0, now):
+            request.refused = "limit"
+        if self.scheme != "classes":
+            return None, None
+        expected = token_costs(self.price, input_tokens=request.prompt, output_tokens=tenant.taught or request.output)
+        if tenant.mu_per_min:
+            own = self._shares[tenant.name]
+            # Nobody says how long answers may become: as long as a slot can make them.
+            most = expected.total + max(0.0, own.slot_mu - expected.decode)
+            answer = self._till.charge(
+                own, expected.total, expected.total if self.believes else most, at=gateway
+            ).answer
+            if isinstance(answer, Granted):
+                request.is_reserved = True
+                return Owned(1_000.0, self.deadline_s, tenant.name), answer
+        return Lent(tenant.name, expected.total, tenant.wait_s, self.largest_mu, self.is_reserved), None
 
-    # ---------------------------------------------------------------- what came of it
-    def of(self, *names: str, since: float = 0.0, until: float = float("inf")) -> list[Request]:
-        return [r for r in self.requests if r.tenant in names and since <= r.at < until]
 
-    def served_mu(self, name: str, *, since: float = 0.0, until: float = float("inf")) -> float:
-        """MU of the requests that were answered between two moments."""
-        return sum(r.mu for r in self.of(name) if not r.refused and since <= r.at + r.total_s < until)
+async def all_over(running: set[asyncio.Task[None]]) -> None:
+    """Wait for all of them. Raises what one of them raised: a request that nobody served is no request in time."""
+    while running:
+        over, _ = await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        running -= over
+        for task in over:
+            task.result()
 
 
 def share(requests: Sequence[Request], holds: Callable[[Request], bool]) -> float:

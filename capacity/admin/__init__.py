@@ -1,5 +1,5 @@
 """The admin of hosts, pools, prices and the books."""
 
-from capacity.admin import enrolment, hosts, pools, supply, usage
+from capacity.admin import enrolment, hosts, invoices, pools, reservations, rollups, supply, usage
 
-__all__ = ["enrolment", "hosts", "pools", "supply", "usage"]
+__all__ = ["enrolment", "hosts", "invoices", "pools", "reservations", "rollups", "supply", "usage"]

@@ -8,7 +8,7 @@ from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
+from capacity.models import CostProfile, HardwareType, Model, Pool
 from capacity.policy import cost
 from capacity.services import (
     model_create,
@@ -20,7 +20,7 @@ from capacity.services import (
     pool_update,
     profile_add,
 )
-from tenants.admin.base import HistoryAdmin, LookInline, ServiceAdmin, column, confirmed, operator_of
+from tenants.admin.base import LookInline, ServiceAdmin, column, confirmed, operator_of
 
 
 @admin.register(Model)
@@ -99,6 +99,7 @@ class PoolAdmin(ServiceAdmin):
         "adopts_calibrations",
         "adoption_error_limit",
         "best_effort",
+        "credit_tiers",
         "version",
     )
     fields_on_add = ("name", "slug", "model", "hardware_type", *fields[3:-1])
@@ -143,7 +144,16 @@ class CostProfileAdmin(ServiceAdmin):
     """Never edited: a new version replaces the old one from a date."""
 
     can_change = False
-    list_display = ("pool", "version", "effective_from", "calibrated", "hardware_type", "prices", "supply")
+    list_display = (
+        "pool",
+        "version",
+        "effective_from",
+        "withdrawn_at",
+        "calibrated",
+        "hardware_type",
+        "prices",
+        "supply",
+    )
     list_filter = ("calibrated", "pool", "hardware_type")
     list_select_related = ("pool", "hardware_type")
     search_fields = ("pool__name", "notes")
@@ -153,6 +163,7 @@ class CostProfileAdmin(ServiceAdmin):
         "version",
         "hardware_type",
         "effective_from",
+        "withdrawn_at",
         "calibrated",
         "base",
         "alpha",
@@ -166,8 +177,8 @@ class CostProfileAdmin(ServiceAdmin):
         "price_per_1000_mu",
         "notes",
     )
-    fields_on_add = (fields[0], *fields[2:])
-    readonly_fields = ("version",)
+    fields_on_add = tuple(name for name in fields if name not in ("version", "withdrawn_at"))
+    readonly_fields = ("version", "withdrawn_at")
 
     @column("MU / 1,000 input · output tokens")
     def prices(self, row: CostProfile) -> str:
@@ -182,15 +193,3 @@ class CostProfileAdmin(ServiceAdmin):
         about |= {name: data.pop(name) for name in ("replica_mu_per_min", "price_per_1000_mu")}
         profile = cost.CostProfile(version=1, **data)
         return profile_add(profile=profile, actor=operator_of(request), **about)
-
-
-@admin.register(Reservation)
-class ReservationAdmin(HistoryAdmin):
-    list_display = ("tenant", "pool", "supply", "state", "starts_at", "ends_at")
-    list_filter = ("state", "pool", "tenant")
-    list_select_related = ("tenant", "pool")
-    search_fields = ("tenant__name", "pool__name")
-
-    @column("MU/min", ordering="mu_per_min")
-    def supply(self, row: Reservation) -> str:
-        return f"{row.mu_per_min:g}"

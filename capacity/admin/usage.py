@@ -141,7 +141,7 @@ class QuarantinedUsageAdmin(HistoryAdmin):
 
 @admin.register(BooksState)
 class BooksStateAdmin(HistoryAdmin):
-    list_display = ("__str__", "final_until", "deleted_until", "late_records", "last_late_at")
+    list_display = ("__str__", "final_until", "deleted_until", "invoiced_until", "late_records", "last_late_at")
 
 
 @admin.register(UsageAnchor)

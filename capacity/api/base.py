@@ -73,6 +73,17 @@ class NamedField(serializers.SlugRelatedField[Any]):
         return found
 
 
+PAIRS = "pairs [attainment below, share of the month's price]"
+
+
+class TiersField(serializers.ListField):
+    """What a month's breach minutes give back: ``capacity.policy.guarantee.CreditTiers``."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pair = serializers.ListField(child=NumberField(min_value=0, max_value=1), min_length=2, max_length=2)
+        super().__init__(child=pair, **kwargs)
+
+
 class NumberField(serializers.FloatField):
     """A finite number: no price, objective or wait is infinite."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, ClassVar
 
 from django.db.models import QuerySet
@@ -24,6 +25,11 @@ class FileQuery(serializers.Serializer[Any]):
     since = serializers.DateField(
         required=False, help_text="From this day (UTC) on. Not given: all records that are still kept."
     )
+
+    def validate_since(self, value: datetime.date) -> datetime.date:
+        if value.year < 1970:
+            raise serializers.ValidationError("Give a day after 1970.")
+        return value
 
 
 class AnchorSerializer(serializers.ModelSerializer[UsageAnchor]):

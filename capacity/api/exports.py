@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from django.http import StreamingHttpResponse
 
 TYPES = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+"""Amounts are text, so that no digit is lost; those that are less than nothing are no formulas."""
 
 
 class SlicedResponse(StreamingHttpResponse):
@@ -66,7 +69,7 @@ def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 def _cell(value: Any) -> Any:
     """A spreadsheet must show what a client sent, and never run it."""
-    if isinstance(value, str) and value.startswith(_FORMULA):
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     if isinstance(value, datetime.datetime):
         return value.isoformat()

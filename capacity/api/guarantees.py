@@ -19,6 +19,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from capacity.api.base import PAIRS, TiersField
 from capacity.api.exports import TYPES, export
 from capacity.api.usage import AnyAccept, ExportQuery
 from capacity.models import GuaranteeMinute, Reservation
@@ -43,8 +44,8 @@ class MonthQuery(serializers.Serializer[Any]):
     )
 
     def validate_month(self, value: str) -> str:
-        if value < "1970-01":
-            raise serializers.ValidationError("Give a month after 1970.")
+        if not "1970-01" <= value < "9999-01":
+            raise serializers.ValidationError("Give a month between 1970 and 9998.")
         return value
 
 
@@ -63,9 +64,13 @@ class GuaranteeSerializer(serializers.Serializer[Any]):
     attainment = serializers.FloatField(help_text="Share of the minutes in which the promise was kept.")
     credit_share = serializers.FloatField(help_text="Share of the month's price that is credited.")
     credit_amount = serializers.DecimalField(
-        max_digits=20, decimal_places=2, allow_null=True, help_text="Null where the reservation has no price."
+        max_digits=None,
+        decimal_places=None,
+        allow_null=True,
+        help_text="With the decimals of the currency (ISO 4217). Null where the reservation has no price.",
     )
     currency = serializers.CharField(source="reservation.currency", allow_blank=True)
+    credit_tiers = TiersField(source="reservation.credit_tiers", help_text=f"By which it is credited: {PAIRS}.")
     entitled_mu = serializers.FloatField(source="sums.entitled_mu")
     used_mu = serializers.FloatField(source="sums.used_mu")
     lent_mu = serializers.FloatField(source="sums.lent_mu", help_text="Not used, and taken by best effort.")

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 import django_filters
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
@@ -14,7 +15,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedField, NamedViewSet, NumberField, RemovableViewSet, find_named
+from capacity.api.base import PAIRS, NamedField, NamedViewSet, NumberField, RemovableViewSet, TiersField, find_named
 from capacity.api.ledger import (
     AVAILABILITY,
     AnswerSerializer,
@@ -38,8 +39,16 @@ from capacity.calculations import calculate
 from capacity.models import CostProfile, HardwareType, Model, Pool
 from capacity.policy.ledger import can_sell, outlook
 from capacity.policy.stock import Term
-from capacity.selectors import claw_back_s
-from capacity.services import pool_create, pool_remove, pool_tenants_set, pool_update, profile_add
+from capacity.selectors import claw_back_s, pools_usable
+from capacity.services import (
+    pool_create,
+    pool_remove,
+    pool_tenants_set,
+    pool_update,
+    profile_add,
+    profile_restore,
+    profile_withdraw,
+)
 from capacity.stocks import stock_of
 from tenants.api.base import ApiViewSet, TenantViewSet
 from tenants.api.filters import RemovedFilterSet
@@ -53,6 +62,7 @@ class TenantPoolSerializer(PricedSerializer, serializers.ModelSerializer[Pool]):
     """What a tenant needs to know of a pool: nothing of who else uses it, and of how it is run."""
 
     model = serializers.SlugRelatedField[Model](slug_field="slug", read_only=True)
+    credit_tiers = TiersField(read_only=True, help_text=f"What a reservation sold now gives back: {PAIRS}.")
     claw_back_s = serializers.SerializerMethodField(
         help_text="Seconds within which the owner of a reservation has it back, however much of it was lent. "
         "Null until the pool has a price."
@@ -74,6 +84,7 @@ class TenantPoolSerializer(PricedSerializer, serializers.ModelSerializer[Pool]):
             "tolerable_wait_s",
             "slo_share",
             "best_effort",
+            "credit_tiers",
             "claw_back_s",
             "price",
         )
@@ -114,11 +125,16 @@ class PoolFields(serializers.Serializer[Pool]):
     oversell_factor = NumberField(required=False, help_text="MU/min sold per MU/min had.")
     keep_spare = serializers.BooleanField(required=False, help_text="Keep the promise with one replica lost.")
     adopts_calibrations = serializers.BooleanField(
-        required=False, help_text="A calibration becomes the price by itself where its errors are small enough."
+        required=False,
+        help_text="A calibration becomes the price by itself where its errors are small enough, and fit, load and what "
+        "was measured before agree; else its reason says what does not.",
     )
     adoption_error_limit = NumberField(required=False, help_text="Mean relative error up to which that happens (0..1).")
     best_effort = serializers.BooleanField(
         required=False, help_text="What nobody has reserved, or its owner does not use, is lent as best effort."
+    )
+    credit_tiers = TiersField(
+        required=False, help_text=f"{PAIRS}, the mildest first; none: no credit. What was sold keeps its own."
     )
 
 
@@ -212,7 +228,10 @@ class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
     @extend_schema(request=PoolTenants, responses=PoolSerializer)
     @action(detail=True, methods=["put"])
     def tenants(self, request: Request, pool: str) -> Response:
-        """Say who may use the pool: the tenants listed and nobody else, or every tenant."""
+        """Say who may use the pool: the tenants listed and nobody else, or every tenant.
+
+        400 where a tenant would be shut out whose reservation of the pool is not over.
+        """
         row = self.get_object()
         given = self.read(PoolTenants)
 
@@ -262,15 +281,26 @@ class PoolsViewSet(PricesMixin, RemovableViewSet[Pool]):
 
 
 class ProfilesViewSet(ApiViewSet[CostProfile]):
-    required: ClassVar = {"list": Action.PLATFORM_VIEW, "create": Action.PLATFORM_OPERATE}
+    required: ClassVar = {
+        "list": Action.PLATFORM_VIEW,
+        "create": Action.PLATFORM_OPERATE,
+        "withdraw": Action.PLATFORM_OPERATE,
+        "restore": Action.PLATFORM_OPERATE,
+    }
+    lookup_field = "version"
+    lookup_value_regex = "[0-9]{1,9}"
     queryset = CostProfile.objects.none()
     serializer_class = ProfileSerializer
     filterset_fields = ("calibrated",)
     ordering_fields = ("version", "effective_from")
 
     def get_queryset(self) -> QuerySet[CostProfile]:
-        rows = CostProfile.objects.filter(pool=find_named(Pool.everything.all(), self.kwargs["pool"]))
+        pools = Pool.everything if self.action == "list" else Pool.objects
+        rows = CostProfile.objects.filter(pool=find_named(pools.all(), self.kwargs["pool"]))
         return rows.select_related("hardware_type").order_by("-version")
+
+    def get_object(self) -> CostProfile:
+        return get_object_or_404(self.get_queryset(), version=self.kwargs["version"])
 
     def list(self, request: Request, pool: str) -> Response:
         """All versions of the pool's price, newest first. A version is never edited: a new one replaces it.
@@ -291,6 +321,18 @@ class ProfilesViewSet(ApiViewSet[CostProfile]):
 
         return self.created(make)
 
+    @extend_schema(request=None, responses=ProfileSerializer)
+    @action(detail=True, methods=["post"])
+    def withdraw(self, request: Request, pool: str, version: str) -> Response:
+        """Take back a version that is not in force yet. ``restore`` brings it back until then."""
+        return self.shown(profile_withdraw(profile=self.get_object(), actor=self.caller.actor))
+
+    @extend_schema(request=None, responses=ProfileSerializer)
+    @action(detail=True, methods=["post"])
+    def restore(self, request: Request, pool: str, version: str) -> Response:
+        """Undo ``withdraw``."""
+        return self.shown(profile_restore(profile=self.get_object(), actor=self.caller.actor))
+
 
 class TenantPoolsViewSet(PricesMixin, NamedViewSet[Pool], TenantViewSet[Pool]):
     required: ClassVar = dict.fromkeys(("list", "retrieve", "calculate"), Action.TENANT_VIEW)
@@ -301,8 +343,7 @@ class TenantPoolsViewSet(PricesMixin, NamedViewSet[Pool], TenantViewSet[Pool]):
     lookup_url_kwarg = "pool"
 
     def get_queryset(self) -> QuerySet[Pool]:
-        listed = Pool.tenants.through.objects.filter(tenant=self.tenant).values("pool")
-        return Pool.objects.filter(Q(is_public=True) | Q(pk__in=listed)).select_related("model")
+        return pools_usable(self.tenant).select_related("model")
 
     def list(self, request: Request, tenant: str) -> Response:
         """The pools that the tenant may use, with their objectives and the price in force."""

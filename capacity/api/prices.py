@@ -38,7 +38,15 @@ class ProfileSerializer(PriceSerializer):
     hardware_type = serializers.SlugRelatedField[HardwareType](slug_field="slug", read_only=True)
 
     class Meta(PriceSerializer.Meta):
-        fields = ("id", *PriceSerializer.Meta.fields, "hardware_type", "replica_mu_per_min", "notes", "created_at")
+        fields = (
+            "id",
+            *PriceSerializer.Meta.fields,
+            "hardware_type",
+            "replica_mu_per_min",
+            "notes",
+            "created_at",
+            "withdrawn_at",
+        )
         read_only_fields = fields
 
 

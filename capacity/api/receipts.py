@@ -12,8 +12,9 @@ from rest_framework import serializers
 
 from capacity.api.prices import PriceSerializer
 from capacity.models import UsageRecord
-from capacity.usage.reads import COLUMNS, PLATFORM_COLUMNS, cost_of_record, price_of_record
-from capacity.usage.rows import money_of
+from capacity.refusals import word_on
+from capacity.usage.charges import limits_met, why_refused
+from capacity.usage.reads import COLUMNS, PLATFORM_COLUMNS, cost_of_record, money_of_record, price_of_record
 
 
 class UsageSerializer(serializers.ModelSerializer[UsageRecord]):
@@ -74,12 +75,53 @@ class CostSerializer(serializers.Serializer[Any]):
     price = PriceSerializer(help_text="The version that the request was priced with.")
 
 
+class LimitMetSerializer(serializers.Serializer[Any]):
+    """A limit or a reservation that the request met, in the unit of ``kind``."""
+
+    id = serializers.CharField(help_text="Of the limit, or of the reservation.")
+    holder = serializers.ChoiceField(
+        ("tenant", "member", "key", "reservation", "allowance"),
+        help_text="Whose limit it is, or that it is a reservation's bucket, or the allowance of one for what requests "
+        "that still run can take beyond their estimates.",
+    )
+    kind = serializers.CharField(help_text="As in the list of limits.")
+    model = serializers.CharField(allow_blank=True, help_text="The model that it speaks of; empty: every one.")
+    value = serializers.FloatField(help_text="The limit; of a reservation what its bucket holds.")
+    asked = serializers.FloatField(
+        help_text="What the request was estimated to take; of a reservation whose allowance had no room for it, the "
+        "most that it could take in a minute."
+    )
+    charged = serializers.FloatField(help_text="What was taken when it came; 0 where there was no room for it.")
+    settled = serializers.FloatField(
+        allow_null=True, help_text="What it took in the end. Null: the price in money is not known any more."
+    )
+    remaining = serializers.FloatField(
+        allow_null=True, help_text="What was left then, the charge taken, as far as the gateway knew."
+    )
+
+
+class WhyRefusedSerializer(serializers.Serializer[Any]):
+    """Why a request was refused."""
+
+    reason = serializers.CharField(help_text="As its answer told it in x-penstock-reason.")
+    was_admitted = serializers.BooleanField(
+        help_text="True: the limits let it through, and no replica took it. False: it is in no books, and its receipt "
+        "is kept for an hour, of the newest 200 of a tenant."
+    )
+    message = serializers.CharField(allow_blank=True)
+    retry_after_s = serializers.FloatField(allow_null=True, help_text="The time that was promised.")
+
+
 class ReceiptSerializer(UsageSerializer):
-    """One request with its estimate, its cost term by term, its attempts and its times."""
+    """One request with its estimate, the limits that it met, its cost term by term, its attempts and its times."""
 
     cost = serializers.SerializerMethodField(
         help_text="Null where nothing was used and so nothing was billed, or where the pool is gone."
     )
+    limits = serializers.SerializerMethodField(
+        help_text="What it was charged to, and what had no room for it. Empty for requests of before this was kept."
+    )
+    refusal = serializers.SerializerMethodField(help_text="Why it was refused; null where it was not.")
     attempts = serializers.SerializerMethodField()
     times = serializers.SerializerMethodField()
 
@@ -88,6 +130,8 @@ class ReceiptSerializer(UsageSerializer):
             *UsageSerializer.Meta.fields,
             "estimated_input_tokens",
             "estimated_output_tokens",
+            "limits",
+            "refusal",
             "cost",
             "attempts",
             "times",
@@ -100,10 +144,20 @@ class ReceiptSerializer(UsageSerializer):
         terms = cost_of_record(record, price) if price else None
         if price is None or terms is None:
             return None
-        rate = price.price_per_1000_mu
-        money = None if rate is None else money_of(record, {(price.pool_id, price.version): rate})
+        money = money_of_record(record, price)
         told = {"total": terms.total, "money": money, "currency": settings.PENSTOCK_CURRENCY, "price": price}
         return CostSerializer({**dataclasses.asdict(terms), **told}).data
+
+    @extend_schema_field(LimitMetSerializer(many=True))
+    def get_limits(self, record: UsageRecord) -> Any:
+        needs_money = any(charge[2].startswith("money_") for charge in record.charges)
+        money = money_of_record(record, price_of_record(record)) if needs_money else None
+        return LimitMetSerializer(limits_met(record, money), many=True).data
+
+    @extend_schema_field(WhyRefusedSerializer(allow_null=True))
+    def get_refusal(self, record: UsageRecord) -> Any:
+        why = why_refused(record, self.context.get("refusal") or word_on(record))
+        return None if why is None else WhyRefusedSerializer(why).data
 
     @extend_schema_field(AttemptSerializer(many=True))
     def get_attempts(self, record: UsageRecord) -> Any:

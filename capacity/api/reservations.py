@@ -13,10 +13,11 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.api.base import NamedField, NumberField
+from capacity.api.base import PAIRS, NamedField, NumberField, TiersField
 from capacity.api.ledger import SaleProblemSerializer, asked
 from capacity.models import Pool, Reservation
 from capacity.promises import conversion_of
+from capacity.selectors import pools_usable
 from capacity.services import (
     reservation_approve,
     reservation_cancel,
@@ -44,6 +45,9 @@ class TenantReservationSerializer(serializers.ModelSerializer[Reservation]):
     profile_version = serializers.IntegerField(
         source="profile.version", read_only=True, help_text="Version of the pool's price in which its MU count."
     )
+    credit_tiers = TiersField(
+        read_only=True, help_text=f"What its breach minutes give back, since it was sold: {PAIRS}."
+    )
     renews = serializers.PrimaryKeyRelatedField[Reservation](
         read_only=True, allow_null=True, help_text="What it follows."
     )
@@ -61,6 +65,7 @@ class TenantReservationSerializer(serializers.ModelSerializer[Reservation]):
             "profile_version",
             "price",
             "currency",
+            "credit_tiers",
             "note",
             "requested_by",
             "decided_at",
@@ -90,10 +95,18 @@ class ReservationSerializer(TenantReservationSerializer):
         read_only_fields = fields
 
 
+class PoolField(NamedField):
+    """A pool by its id or slug; below a tenant's address one that it may not use does not exist."""
+
+    def get_queryset(self) -> QuerySet[Pool]:
+        view = self.context.get("view")
+        return pools_usable(view.tenant) if isinstance(view, TenantViewSet) else Pool.objects.all()
+
+
 class RequestFields(serializers.Serializer[Any]):
     """What a tenant asks for."""
 
-    pool = NamedField(slug_field="slug", queryset=Pool.objects.all(), help_text="Id or slug.")
+    pool = PoolField(slug_field="slug", queryset=Pool.objects.all(), help_text="Id or slug.")
     mu_per_min = NumberField(help_text="More than 0.")
     starts_at = serializers.DateTimeField(required=False, allow_null=True, help_text="Now, where it is not given.")
     ends_at = serializers.DateTimeField(required=False, allow_null=True, help_text="null: until it is cancelled.")
@@ -154,7 +167,9 @@ class ReasonFields(serializers.Serializer[Any]):
 
 class RestoreFields(serializers.Serializer[Any]):
     ends_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="Of one that had begun: its end was moved when it was cancelled."
+        required=False,
+        allow_null=True,
+        help_text="Needed of one that had begun: its end was moved when it was cancelled. null: it has none.",
     )
     override_reason = serializers.CharField(max_length=500, allow_blank=True, default="")
 
@@ -231,8 +246,8 @@ class ReservationsViewSet(ApiViewSet[Reservation]):
     def change(self, request: Request, reservation: str) -> Response:
         """Another size, end, burst, price or note; more than was promised is asked of the ledger again.
 
-        Of one that runs, another size or burst ends it now and begins a new one, which is answered: its ``renews``
-        names the old one.
+        Of one that runs, another size, burst or price ends it now and begins a new one, which is answered: its
+        ``renews`` names the old one.
         """
         return self._act(ChangeFields, reservation_change)
 

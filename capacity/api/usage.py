@@ -27,6 +27,7 @@ from capacity.api.receipts import (
     UsageSerializer,
 )
 from capacity.models import OUTCOMES, UsageRecord, UsageRollup
+from capacity.refusals import refused
 from capacity.usage.reads import COLUMNS, GROUPS, PLATFORM_COLUMNS, in_slices, rollups_grouped
 from tenants.api.base import ApiViewSet, TenantViewSet, find_tenant
 from tenants.api.filters import MomentFilter
@@ -116,6 +117,9 @@ class RollupSerializer(serializers.Serializer[Any]):
     cached_tokens = serializers.IntegerField()
     output_tokens = serializers.IntegerField()
     mu = serializers.FloatField(help_text="In model units of this pool.")
+    money = serializers.FloatField(
+        help_text="What the MU that no reservation pays for cost, in the installation's currency; 0 without a price."
+    )
     mean_ttft_ms = serializers.SerializerMethodField(help_text="Of streams; null where there was none.")
     mean_duration_ms = serializers.SerializerMethodField()
     is_final = serializers.SerializerMethodField(help_text="No request of the period can come in any more.")
@@ -144,8 +148,11 @@ class UsageViewSet(ApiViewSet[UsageRecord]):
 
     @extend_schema(responses=PlatformReceiptSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        """The receipt of one request: its tokens, what it was estimated at and cost, term by term, and its times."""
-        return self.shown(self.get_object(), serializer=PlatformReceiptSerializer)
+        """The receipt of one request: its tokens, what it was estimated at and cost, term by term, and its times.
+
+        Of one that was refused before it was admitted, for an hour: why, and what stood in its way.
+        """
+        return _receipt(self, pk, tenant_id=None, serializer=PlatformReceiptSerializer)
 
 
 class TenantUsageViewSet(TenantViewSet[UsageRecord]):
@@ -165,8 +172,26 @@ class TenantUsageViewSet(TenantViewSet[UsageRecord]):
 
     @extend_schema(responses=ReceiptSerializer)
     def retrieve(self, request: Request, tenant: str, pk: str) -> Response:
-        """The receipt of one request: its tokens, what it was estimated at and cost, term by term, and its times."""
-        return self.shown(self.get_object(), serializer=ReceiptSerializer)
+        """The receipt of one request: its tokens, what it was estimated at and cost, term by term, and its times.
+
+        Of one that was refused before it was admitted, for an hour: why, and what stood in its way.
+        """
+        return _receipt(self, pk, tenant_id=self.tenant.pk, serializer=ReceiptSerializer)
+
+
+def _receipt(
+    view: ApiViewSet[UsageRecord], pk: str, *, tenant_id: uuid.UUID | None, serializer: type[ReceiptSerializer]
+) -> Response:
+    """Of what is booked or, for a while, of what was refused; without ``tenant_id`` of any tenant. Raises Http404."""
+    try:
+        return view.shown(view.get_object(), serializer=serializer)
+    except Http404:
+        found = refused(tenant_id, pk)
+        if found is None:
+            raise
+    record, refusal = found
+    context = {**view.get_serializer_context(), "refusal": refusal}
+    return Response(serializer(record, context=context).data)
 
 
 class AnyAccept(BaseContentNegotiation):

@@ -37,6 +37,11 @@ class GuaranteeMinute(GuaranteeSums):
     is_breach = models.BooleanField("breach", default=False)
     reason = models.CharField(max_length=400, blank=True, help_text="Why it is a breach.")
     is_stale = models.BooleanField(default=False, help_text="A record came late: it is judged anew.")
+    ttft_objective_ms = models.PositiveIntegerField(
+        "TTFT objective (ms)", null=True, help_text="The pool's objectives that it was held to. Empty: not kept."
+    )
+    tpot_objective_ms = models.PositiveIntegerField("TPOT objective (ms)", null=True)
+    slo_share = models.FloatField("SLO share", null=True)
 
     class Meta:
         ordering = ("-starts_at",)
@@ -85,3 +90,32 @@ class GuaranteeDay(GuaranteeSums):
 
     def __str__(self) -> str:
         return f"{self.day}: {self.breach_minutes} of {self.minutes} min"
+
+
+class GuaranteeHour(GuaranteeSums):
+    """One hour (UTC) of one reservation: the sum of its minutes, for charts of weeks."""
+
+    id = models.BigAutoField(primary_key=True)
+    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="guarantee_hours")
+    starts_at = models.DateTimeField()
+    minutes = models.PositiveSmallIntegerField(default=0, help_text="Minutes in which something was promised.")
+    breach_minutes = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        ordering = ("-starts_at",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("reservation", "starts_at"),
+                name="capacity_guaranteehour_unique",
+                violation_error_message="The hour is in the ledger already.",
+            ),
+            models.CheckConstraint(
+                condition=Q(breach_minutes__lte=models.F("minutes")),
+                name="capacity_guaranteehour_breaches_within_minutes",
+                violation_error_message="There cannot be more breach minutes than minutes.",
+            ),
+        )
+        indexes = (models.Index(fields=("starts_at",), name="capacity_guarantee_hour"),)
+
+    def __str__(self) -> str:
+        return f"{self.starts_at:%Y-%m-%d %H:%M}: {self.breach_minutes} of {self.minutes} min"

@@ -7,10 +7,16 @@ from django.db import models
 from django.db.models import Q
 
 from capacity.models.hardware import HardwareType
+from capacity.policy.guarantee import DEFAULT_CREDIT_TIERS, fault_of_tiers
 from tenants.models import Identified, Removable, Tenant, WrittenOnce
 
 BUILT_IN = ("", "embed", "vision")
 """Values of the built-in tiny model: the language model, the embedding model, and the vision-language model."""
+
+
+def default_credit_tiers() -> list[list[float]]:
+    """A pool's until somebody says otherwise."""
+    return [list(tier) for tier in DEFAULT_CREDIT_TIERS]
 
 
 class Model(Removable, Identified):
@@ -104,6 +110,12 @@ class Pool(Removable, Identified):
     adoption_error_limit = models.FloatField(
         default=0.1, help_text="Mean relative error up to which that happens (0..1)."
     )
+    credit_tiers = models.JSONField(
+        default=default_credit_tiers,
+        blank=True,
+        help_text="Pairs [attainment below, share of the month's price given back] for what is sold from now on, e.g. "
+        "[[0.999, 0.1], [0.99, 0.25]]. What was sold keeps its own. Empty: no credit.",
+    )
     version = models.BigIntegerField(default=1, editable=False)
 
     class Meta:
@@ -157,12 +169,26 @@ class Pool(Removable, Identified):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        """Credit tiers are some. Raises ValidationError by field."""
+        # An empty field of a form is no value.
+        self.credit_tiers = self.credit_tiers or []
+        if fault := fault_of_tiers(self.credit_tiers):
+            raise ValidationError({"credit_tiers": fault})
+
+
+LARGEST_PRICE = 1e9
+"""Of 1,000 MU, in money: far beyond any, and what all requests together cost is still a number."""
+
 
 class CostProfile(WrittenOnce, Identified):
-    """A version of a pool's price of a request, in MU. Never edited: a new version replaces it from a date.
+    """A version of a pool's price of a request, in MU. Never edited: a new version replaces it from a date. One that is
+    not in force yet can be withdrawn; it is never charged then.
 
     The terms are those of ``capacity.policy.cost``; one reference replica supplies ``replica_mu_per_min`` at its knee.
     """
+
+    mutable_fields = frozenset({"withdrawn_at", "updated_at"})
 
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="profiles")
     version = models.PositiveIntegerField()
@@ -185,10 +211,17 @@ class CostProfile(WrittenOnce, Identified):
         help_text="Money for what no reservation pays for, in the installation's currency. Empty: it costs nothing.",
     )
     notes = models.TextField(blank=True)
+    withdrawn_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     class Meta:
         ordering = ("pool", "-version")
         constraints = (
+            models.CheckConstraint(
+                condition=Q(withdrawn_at=None) | Q(withdrawn_at__lt=models.F("effective_from")),
+                name="capacity_costprofile_withdrawn_before_force",
+                violation_error_code="withdrawn_at",
+                violation_error_message="A price that is in force cannot be withdrawn.",
+            ),
             models.UniqueConstraint(
                 fields=("pool", "version"),
                 name="capacity_costprofile_unique_version",
@@ -243,6 +276,8 @@ class CostProfile(WrittenOnce, Identified):
                 errors[name] = "Give a finite number."
         if self.price_per_1000_mu is not None and not _is_number(self.price_per_1000_mu):
             errors["price_per_1000_mu"] = "Give a finite number, or nothing."
+        elif (self.price_per_1000_mu or 0.0) > LARGEST_PRICE:
+            errors["price_per_1000_mu"] = f"Give at most {LARGEST_PRICE:,.0f}."
         if not _is_price_list(self.modalities):
             errors["modalities"] = (
                 'Give MU per unit by modality, e.g. {"image_token": 0.001}; no price may be negative.'

@@ -1,5 +1,6 @@
 """Reservations: what tenants have asked for, and what was sold to them."""
 
+import datetime
 import math
 from typing import Any
 
@@ -7,8 +8,10 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 
-from capacity.models.pools import CostProfile, Pool
-from capacity.policy.calculator import BURST_S
+from capacity.models.pools import CostProfile, Pool, default_credit_tiers
+from capacity.policy.calculator import BURST_S, LARGEST_MU_PER_MIN
+from capacity.policy.guarantee import words_of_tiers
+from capacity.policy.money import amount_text
 from tenants.models import Identified, Tenant
 
 
@@ -48,6 +51,11 @@ class Reservation(Identified):
         max_digits=14, decimal_places=6, null=True, blank=True, help_text="Money per MU/min and month."
     )
     currency = models.CharField(max_length=3, blank=True, help_text="ISO 4217, e.g. EUR.")
+    credit_tiers = models.JSONField(
+        default=default_credit_tiers,
+        blank=True,
+        help_text="The pool's when it was sold: pairs [attainment below, share of the month's price given back].",
+    )
     note = models.TextField(max_length=2000, blank=True, help_text="What it is for, in the words of who asked for it.")
     requested_by = models.CharField(max_length=200, blank=True)
     decided_by = models.CharField(max_length=200, blank=True, help_text="Who sold, approved or refused it.")
@@ -133,8 +141,13 @@ class Reservation(Identified):
 
     @property
     def price_text(self) -> str:
-        """The price as people write it, without zeros that say nothing; empty where none was agreed."""
-        return "" if self.price is None else f"{self.price.normalize():f}"
+        """The price as people write it, with the digits that its currency has; empty where none was agreed."""
+        return "" if self.price is None else amount_text(self.price, self.currency)
+
+    @property
+    def credit_text(self) -> str:
+        """What its breach minutes give back, in words."""
+        return words_of_tiers(self.credit_tiers)
 
     @property
     def is_overcommitted(self) -> bool:
@@ -147,15 +160,56 @@ class Reservation(Identified):
             self.burst_mu = self.mu_per_min * BURST_S / 60.0
         super().save(*args, **kwargs)
 
+    def spans(self) -> list[tuple[datetime.datetime, datetime.datetime | None]]:
+        """When it was and is promised: from, until (None: no end), without the gaps in which it was cancelled."""
+        found: list[tuple[datetime.datetime, datetime.datetime | None]] = []
+        begins = self.starts_at
+        for gap in sorted(self.gaps.all(), key=lambda one: one.since):
+            found.append((begins, gap.since))
+            begins = gap.until
+        return [*found, (begins, self.ends_at)]
+
     def clean(self) -> None:
-        """The profile is the pool's own, and a currency is one. Raises ValidationError by field."""
+        """Numbers and times are such as everybody can count with, the profile is the pool's own, and a currency is one.
+        Raises ValidationError by field.
+        """
         errors: dict[str, str] = {}
         for name in ("mu_per_min", "burst_mu"):
-            if not math.isfinite(getattr(self, name) or 0.0):
+            value = getattr(self, name) or 0.0
+            if not math.isfinite(value):
                 errors[name] = "Give a finite number."
+            elif value > LARGEST_MU_PER_MIN:
+                errors[name] = f"Give at most {LARGEST_MU_PER_MIN:g}."
+        for name in ("starts_at", "ends_at"):
+            at = getattr(self, name)
+            # The last day of all is none in every time zone.
+            if at is not None and at.year >= datetime.MAXYEAR:
+                errors[name] = f"Give a time before the year {datetime.MAXYEAR}."
         if self.profile_id and self.profile.pool_id != self.pool_id:
             errors["profile"] = "The price must be a version of the pool's own."
         if self.currency and not (len(self.currency) == 3 and self.currency.isascii() and self.currency.isupper()):
             errors["currency"] = "Give the three letters of ISO 4217, e.g. EUR."
         if errors:
             raise ValidationError(errors)
+
+
+class ReservationGap(models.Model):
+    """A span in which a reservation was cancelled, before it was restored: nothing was promised in it."""
+
+    id = models.BigAutoField(primary_key=True)
+    reservation = models.ForeignKey(Reservation, on_delete=models.PROTECT, related_name="gaps")
+    since = models.DateTimeField()
+    until = models.DateTimeField()
+
+    class Meta:
+        ordering = ("since",)
+        constraints = (
+            models.CheckConstraint(
+                condition=Q(until__gt=models.F("since")),
+                name="capacity_reservationgap_ends_after_start",
+                violation_error_message="A gap must end after it begins.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.since:%Y-%m-%d %H:%M:%S} to {self.until:%Y-%m-%d %H:%M:%S}"

@@ -46,6 +46,10 @@ class UsageRecord(WrittenOnce):
     finish_reason = models.CharField(max_length=40, blank=True)
     error = models.CharField(max_length=500, blank=True)
     attempts = models.JSONField(default=list)
+    charges = models.JSONField(
+        default=list,
+        help_text="What each limit and reservation of the request said of it (``capacity.usage.lines.Charge``).",
+    )
     gateway = models.CharField(max_length=64)
     admitted_at = models.DateTimeField()
     routed_at = models.DateTimeField(null=True)
@@ -254,6 +258,11 @@ class BooksState(models.Model):
         null=True, help_text="Retention: no record that ended before is kept; roll-ups have them all."
     )
     guaranteed_until = models.DateTimeField(null=True, help_text="Guarantee ledger: every minute until then is judged.")
+    billed_from = models.DateField(
+        null=True, help_text="First day of the first month that can be invoiced. Empty: every month."
+    )
+    invoiced_until = models.DateField(null=True, help_text="The loop has issued what is due of all months before.")
+    invoice_number = models.BigIntegerField(default=0, help_text="Of the last document that was issued.")
     late_records = models.BigIntegerField(default=0)
     last_late_at = models.DateTimeField(null=True)
 

@@ -13,6 +13,9 @@ from capacity.policy.stock import provisioned_replicas
 BURST_S = 10.0
 """Seconds of a reservation's rate that its bucket holds, at least."""
 
+LARGEST_MU_PER_MIN = 1e12
+"""More than anybody has; numbers beyond it would only overflow somewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -70,7 +73,8 @@ def demand(
 ) -> Demand:
     """What ``requests_per_min`` of ``shape`` need, of replicas that supply ``supply_mu_per_min`` each.
 
-    Raises ValueError as ``mu_per_request`` does, and for a rate that is negative or not finite.
+    Raises ValueError as ``mu_per_request`` does, for a rate that is negative or not finite, and for what comes to more
+    than ``LARGEST_MU_PER_MIN``.
     """
     if not 0.0 <= requests_per_min < math.inf:
         raise ValueError(f"a rate is a finite number that is not negative, got {requests_per_min}")
@@ -90,7 +94,7 @@ def affordable(
 ) -> Demand:
     """How many requests of ``shape`` fit into ``mu_per_min``, with the replicas and accelerators behind them.
 
-    Raises ValueError as ``mu_per_request`` does, and where a request of this shape costs nothing.
+    Raises ValueError as ``demand`` does, and where a request of this shape costs nothing.
     """
     if not 0.0 <= mu_per_min < math.inf:
         raise ValueError(f"a rate is a finite number that is not negative, got {mu_per_min}")
@@ -104,6 +108,8 @@ def _demand(
     each: float, requests_per_min: float, supply: float, accelerators_each: int, oversell: float, keep_spare: bool
 ) -> Demand:
     mu_per_min = each * requests_per_min
+    if not (mu_per_min <= LARGEST_MU_PER_MIN * (1 + 1e-9) and math.isfinite(requests_per_min)):
+        raise ValueError(f"this comes to more than {LARGEST_MU_PER_MIN:g} MU/min: give smaller numbers")
     replicas = provisioned_replicas(
         mu_per_min, supply_mu_per_min=supply, oversell_factor=oversell, keep_spare=keep_spare
     )

@@ -42,4 +42,5 @@ def deadline_s(profile: CostProfile, *, context_tokens: int | None, supply_mu_pe
     """
     largest = token_costs(profile, input_tokens=context_tokens or DEFAULT_CONTEXT_TOKENS).prefill
     longest_ms = max(BACKLOG_MS, engine_ms(largest, supply_mu_per_min))
-    return min(LONGEST_S, math.ceil(10 * (EXCHANGE_S + (CHEAPEST_MS + longest_ms) / 1000)) / 10)
+    # Bounded first: of a price in absurd units it is infinite.
+    return math.ceil(10 * min(LONGEST_S, EXCHANGE_S + (CHEAPEST_MS + longest_ms) / 1000)) / 10

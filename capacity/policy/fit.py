@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 TERMS = ("base", "alpha", "beta", "gamma", "epsilon", "cached")
 """In the order in which terms that a grid cannot tell apart are kept: the later one is dropped."""
+_STANDS_ON = {"epsilon": ("alpha", "alpha+cached"), "gamma": ("beta",)}
+"""A term that grows with a product of lengths, and the term of the length itself. In a few noisy points either explains
+most of what the other does; then the simple one is the better guess between and beyond the measured lengths (the
+marginality principle: J. A. Nelder, A Reformulation of Linear Models, 1977)."""
 
 LEAST_F = 4.0
 """A term stays if the squared relative error grows by more than so many times its own mean per degree of freedom
@@ -171,16 +175,6 @@ def fit_costs(points: Sequence[CostPoint], *, default_cached_factor: float = CAC
     return Fit(**{name: getattr(fit, name) for name in Fit.__slots__} | {"warnings": tuple(warnings)})
 
 
-def predicted_ms(times: CostProfile, shape: Shape) -> float:
-    """Return the engine milliseconds of one request of ``shape`` by a fit's ``times``."""
-    return request_cost(
-        times,
-        input_tokens=shape.input_tokens,
-        cached_tokens=shape.cached_tokens,
-        output_tokens=shape.output_tokens,
-    )
-
-
 def _tokens(point: CostPoint) -> tuple[float, float, float]:
     """Input, cached and output tokens per request: as counted, where the engine counted."""
     total = point.input_tokens or float(point.shape.input_tokens)
@@ -278,15 +272,16 @@ class _Choice:
 def _choose_terms(system: _System) -> _Choice:
     choice = _Choice()
     names = _distinct(system, choice)
-    values, squares = system.solve(names)
-    if "cached" in names and values["cached"] > values.get("alpha", 0.0):
-        # The factor ends at 1: a cached token that looks dearer than a computed one is noise.
-        names = ["alpha+cached", *(name for name in names if name not in ("alpha", "cached"))]
     while names:
         values, squares = system.solve(names)
-        name, force = min(((name, _force(system, names, name, squares)) for name in names), key=lambda pair: pair[1])
-        if force >= LEAST_F:
+        if "cached" in names and values["cached"] > values.get("alpha", 0.0):
+            # The factor ends at 1: a cached token that looks dearer than a computed one is noise.
+            names = ["alpha+cached", *(name for name in names if name not in ("alpha", "cached"))]
+            continue
+        weakest = _weakest(system, names, squares)
+        if weakest is None:
             break
+        name, force = weakest
         names = [each for each in names if each != name]
         if values[name] == 0.0:
             reason = "its best coefficient that is not negative is 0"
@@ -318,6 +313,19 @@ def _distinct(system: _System, choice: _Choice) -> list[str]:
             text = f"The grid does not tell {name} from {other}: measure shapes that differ in more than one length."
             choice.warnings.append(FitWarning("collinear", text))
     return names
+
+
+def _weakest(system: _System, names: Sequence[str], squares: float) -> tuple[str, float] | None:
+    """The next term to drop, with its F statistic; None when all that are left explain something.
+
+    What others stand on goes only when those hold their place, and never under a price for cached tokens, which is a
+    share of it.
+    """
+    beneath = {on for name in names for on in _STANDS_ON.get(name, ())}
+    weak = [(name, force) for name in names if (force := _force(system, names, name, squares)) < LEAST_F]
+    weak = [each for each in weak if each[0] != "alpha" or "cached" not in names]
+    ends = [each for each in weak if each[0] not in beneath]
+    return min(ends or weak, key=lambda pair: pair[1], default=None)
 
 
 def _force(system: _System, names: Sequence[str], name: str, squares: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.spec import CalibrationOrder, Shape
+from worker.spec import CalibrationOrder, Shape, saturating_slots
 
 GridSize = Literal["small", "medium", "thorough"]
 
@@ -108,7 +108,8 @@ def estimated_s(order: CalibrationOrder, *, request_ms: Callable[[Shape], float]
     """
     grid = WARM_UP_BATCHES * order.batch_s
     for shape in order.shapes:
-        round_s = request_ms(shape) * order.max_concurrency / 1000.0 if request_ms is not None else 0.0
+        slots = saturating_slots(shape, slots=order.max_concurrency)
+        round_s = request_ms(shape) * slots / 1000.0 if request_ms is not None else 0.0
         grid += (order.repeats + PILOT_SHARE) * max(order.batch_s, LEAST_ROUNDS * round_s)
     if not order.mix:
         return grid

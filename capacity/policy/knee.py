@@ -6,10 +6,10 @@ A curve of levels is judged here; which level is tried next is the agent's (``wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from capacity.policy.concurrency import residence_s, with_peaks
 from capacity.policy.cost import CostProfile, request_cost
 from capacity.policy.profiles import REFERENCE_MU_PER_MIN
 from worker.spec import LevelPoint, Shape, knee_bracket
@@ -18,8 +18,6 @@ LEAST_REQUESTS = 50
 """Fewer requests at a level that decides make its share a matter of luck."""
 WIDEST_BRACKET = 0.15
 """Rates of the deciding levels that lie further apart (as a share of the knee) leave the knee vague."""
-PEAK_SIGMAS = 1.645
-"""The target concurrency holds what is in the replica at the knee 95 times in 100: arrivals come as they like."""
 
 
 class KneeError(ValueError):
@@ -92,14 +90,16 @@ def find_knee(
             "objectives of the pool, or use faster hardware."
         )
     rate = kept.rate_per_s if broken is None else _crossing(kept, broken, attained_share)
-    saturation = saturation_per_s or (_most_completed(levels) if broken is not None else 0.0)
+    # A short batch may undersell the engine by a few percent; what it completed it can complete.
+    saturation = max(saturation_per_s, _most_completed(levels)) if broken is not None else saturation_per_s
     return Knee(
         rate_per_s=rate,
         mix_ms=mix_cost(times, mix),
         saturation_per_s=saturation or None,
-        target_concurrency=_target_concurrency(kept, rate, max_concurrency),
+        # Never above what it was measured with: nobody knows how it is beyond.
+        target_concurrency=max(1, min(max_concurrency, with_peaks(rate * residence_s(kept)))),
         is_lower_bound=broken is None,
-        warnings=tuple(_warnings(kept, broken, rate)),
+        warnings=_warnings(kept, broken, rate),
     )
 
 
@@ -149,18 +149,7 @@ def _most_completed(levels: Sequence[LevelPoint]) -> float:
     return max((each.completed / each.seconds for each in levels if each.seconds > 0), default=0.0)
 
 
-def _target_concurrency(kept: LevelPoint, rate: float, most: int) -> int:
-    """By Little's law: requests in the replica at the knee, from the residence at the last kept level, and their peaks.
-
-    Never above ``most``, what the replica was measured with: nobody knows how it is beyond.
-    """
-    outputs = kept.output_tokens / kept.completed if kept.completed else 1.0
-    residence_s = (kept.ttft_ms.get("p50", 0.0) + kept.tpot_ms.get("p50", 0.0) * max(0.0, outputs - 1.0)) / 1000.0
-    mean = rate * residence_s
-    return max(1, min(most, math.ceil(mean + PEAK_SIGMAS * math.sqrt(mean))))
-
-
-def _warnings(kept: LevelPoint, broken: LevelPoint | None, rate: float) -> list[str]:
+def _warnings(kept: LevelPoint, broken: LevelPoint | None, rate: float) -> tuple[str, ...]:
     found = []
     deciding = [kept] if broken is None else [kept, broken]
     if broken is None:
@@ -172,4 +161,4 @@ def _warnings(kept: LevelPoint, broken: LevelPoint | None, rate: float) -> list[
         )
     if min(each.requests for each in deciding) < LEAST_REQUESTS:
         found.append(f"A deciding level had fewer than {LEAST_REQUESTS} requests: measure for longer.")
-    return found
+    return tuple(found)

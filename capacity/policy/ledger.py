@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from capacity.policy.stock import SLACK, Filled, PoolStock, Stock, Term, fill, many, still_wanted
+from capacity.policy.stock import SLACK, Filled, PoolStock, Stock, Term, Wanted, fill, many, still_wanted
 
 Verdict = Literal["fits", "without_spare", "short"]
 
@@ -107,15 +107,14 @@ def outlook(
             if moment is not None and since < moment and (until is None or moment < until):
                 moments.add(moment)
     starts = sorted(moments)
-    rooms: dict[tuple[int, ...], Filled] = {}
+    rooms: dict[tuple[tuple[Wanted, ...], ...], Filled] = {}
     pieces = []
     for start, end in zip(starts, [*starts[1:], until], strict=True):
         # What others must have is all of their promises that matters here; it seldom changes between two pieces.
         wanted = tuple(still_wanted(other, start) for other in stock.others)
-        key = tuple(count for counts in wanted for count in counts)
-        if key not in rooms:
-            rooms[key] = fill(stock, wanted)
-        pieces.append(_piece(stock.pool, rooms[key], start, end, sum(term.at(start) for term in terms)))
+        if wanted not in rooms:
+            rooms[wanted] = fill(stock, wanted)
+        pieces.append(_piece(stock.pool, rooms[wanted], start, end, sum(term.at(start) for term in terms)))
     return tuple(pieces)
 
 

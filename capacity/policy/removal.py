@@ -62,8 +62,19 @@ def may_remove_model(*, pools: int) -> Verdict:
     return Verdict(True, "No pool sells it.")
 
 
-def may_remove_deployment(*, holding: int, is_confirmed: bool) -> Verdict:
-    """Whether a deployment may go of which ``holding`` replicas have not ended."""
+def may_remove_deployment(*, holding: int, is_confirmed: bool, reservations: int = 0) -> Verdict:
+    """Whether a deployment may go of which ``holding`` replicas have not ended.
+
+    ``reservations``: how many of its pool are not over, where nothing else serves that. Requests for what is not there
+    are in no books, so that nobody would be told that a promise is broken.
+    """
+    if reservations:
+        are = "is" if reservations == 1 else "are"
+        return Verdict(
+            False,
+            f"{_many(reservations, 'reservation')} of its pool {are} not over, and nothing else serves it.",
+            "End or cancel them first, or let another deployment serve the pool.",
+        )
     if not holding:
         return Verdict(True, "It has no replica.")
     if is_confirmed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from capacity.policy.placement import Need
 
@@ -154,14 +155,24 @@ class Filled:
     limits: tuple[str, ...]
 
 
-def fill(stock: Stock, wanted: Sequence[Sequence[int]]) -> Filled:
-    """How many replicas of the pool can run while each other pool has so many more (``still_wanted``) of its own."""
+class Wanted(NamedTuple):
+    """What a deployment must have: ``replicas`` beside those that run now, and ``mu_per_min`` of all together.
+
+    ``keep_spare``: also with the largest of them lost.
+    """
+
+    replicas: int
+    mu_per_min: float
+    keep_spare: bool
+
+
+def fill(stock: Stock, wanted: Sequence[Sequence[Wanted]]) -> Filled:
+    """How many replicas of the pool can run while each other pool has what it must (``still_wanted``) of its own."""
     rooms = [_Room(host) for host in stock.hosts]
-    for other, counts in zip(stock.others, wanted, strict=True):
-        for deployment, count in zip(other.deployments, counts, strict=True):
-            for _ in _placed(rooms, deployment, count):
-                pass
     kinds = {host.id: host.hardware for host in stock.hosts}
+    for other, each in zip(stock.others, wanted, strict=True):
+        for deployment, wants in zip(other.deployments, each, strict=True):
+            _place_wanted(rooms, deployment, wants, kinds)
     groups: list[tuple[float, int]] = []
     limits: list[str] = []
     accelerators = 0
@@ -183,8 +194,7 @@ def fill(stock: Stock, wanted: Sequence[Sequence[int]]) -> Filled:
 
 def _placed(rooms: Sequence[_Room], deployment: DeploymentStock, count: int) -> Iterator[tuple[float, int]]:
     """Place up to ``count`` replicas, first where one supplies most: (MU/min of each, how many) by host."""
-    by_supply = sorted(rooms, key=lambda room: (-deployment.supply.get(room.host.hardware, 0.0), room.host.name))
-    for room in by_supply:
+    for room in _by_supply(rooms, deployment):
         supply = deployment.supply.get(room.host.hardware, 0.0)
         if count <= 0 or supply <= 0.0:
             return
@@ -194,23 +204,42 @@ def _placed(rooms: Sequence[_Room], deployment: DeploymentStock, count: int) -> 
             yield supply, found
 
 
-def still_wanted(pool: PoolStock, moment: float) -> tuple[int, ...]:
-    """Replicas of each deployment that ``pool`` must have at ``moment`` beside those that run now."""
+def _by_supply(rooms: Sequence[_Room], deployment: DeploymentStock) -> list[_Room]:
+    return sorted(rooms, key=lambda room: (-deployment.supply.get(room.host.hardware, 0.0), room.host.name))
+
+
+def _place_wanted(rooms: Sequence[_Room], deployment: DeploymentStock, wants: Wanted, kinds: Mapping[str, str]) -> None:
+    """Place what a deployment must have, as far as there is room: what slower hardware supplies takes more of it."""
+    there = [deployment.supply.get(kinds.get(host, ""), 0.0) for host in deployment.on]
+    left = deployment.max_replicas - len(there)
+    have = sorted(there, reverse=True)[: deployment.max_replicas]
+    total, largest, replicas = sum(have), max(have, default=0.0), wants.replicas
+    for room in _by_supply(rooms, deployment):
+        supply = deployment.supply.get(room.host.hardware, 0.0)
+        missing = wants.mu_per_min - total + (largest if wants.keep_spare else 0.0)
+        count = replicas
+        if wants.mu_per_min > 0.0 and missing > SLACK * wants.mu_per_min:
+            # The first that is larger than all before it becomes the spare one.
+            missing += max(0.0, supply - largest) if wants.keep_spare else 0.0
+            count = max(count, math.ceil(missing / supply - SLACK) if supply > 0.0 else 0)
+        if left <= 0 or supply <= 0.0 or count <= 0:
+            return
+        found = room.take(deployment.need, min(count, left))
+        left, replicas, total = left - found, replicas - found, total + found * supply
+        largest = max(largest, supply) if found else largest
+
+
+def still_wanted(pool: PoolStock, moment: float) -> tuple[Wanted, ...]:
+    """What ``pool`` must have of each deployment at ``moment``."""
     sold = sum(term.at(moment) for term in pool.sold)
-    counts = []
-    for deployment, share in zip(pool.deployments, shares(pool.deployments), strict=True):
-        supply = max(deployment.supply.values(), default=0.0)
-        floor = deployment.min_replicas
-        if supply > 0.0:
-            promised = provisioned_replicas(
-                sold * share,
-                supply_mu_per_min=supply,
-                oversell_factor=pool.oversell_factor,
-                keep_spare=pool.keep_spare,
-            )
-            floor = max(floor, promised)
-        counts.append(max(0, min(floor, deployment.max_replicas) - len(deployment.on)))
-    return tuple(counts)
+    return tuple(
+        Wanted(
+            max(0, min(deployment.min_replicas, deployment.max_replicas) - len(deployment.on)),
+            sold * share / pool.oversell_factor,
+            pool.keep_spare,
+        )
+        for deployment, share in zip(pool.deployments, shares(pool.deployments), strict=True)
+    )
 
 
 def _limit(deployment: DeploymentStock, count: int) -> str:

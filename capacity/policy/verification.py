@@ -1,11 +1,13 @@
 """Checks a tenant's usage file line by line: its chain, its anchors, its prices, its sums. Trusts nothing but hashes.
 
 The file is lines of JSON objects in this order (``kind``): one ``header``, then ``price`` (a version of a pool's
-price), ``anchor``, ``rollup`` (a final day's sums, UTC), ``record`` in the order of the chain, and one ``end``.
+price), ``anchor``, ``rollup`` (a final day's sums, UTC), ``promised`` (a reservation in a month), ``invoice`` (or a
+note), ``record`` in the order of the chain, and one ``end``.
 
 What is checked: the records follow one another without a gap and their hashes hold; each anchor that the file reaches
 is what the chain has there; each record's MU is what its tokens cost under its version of the price; the records of
-each whole day add up to its roll-ups; the file was not cut off. Memory grows with days and pools, not with records.
+each whole day add up to its roll-ups; each invoice is what the records, prices and promised minutes of its month come
+to (``invoice_check``); the file was not cut off. Memory grows with days and pools, not with records.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from typing import Any
 
 from capacity.policy.chain import link
 from capacity.policy.cost import CostProfile, request_cost
+from capacity.policy.invoice_check import Document, InvoiceCheck
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)
+"""The first format had no invoices."""
 _TOLERANCE = 1e-9
 _MOST_FINDINGS = 100
 _TIMES = ("admitted_at", "first_byte_at", "ended_at")
@@ -86,12 +91,22 @@ class Verification:
     _rollups: dict[DayKey, Mapping[str, Any]] = field(default_factory=dict)
     _days: dict[DayKey, Sums] = field(default_factory=dict)
     _has_ended: bool = False
+    _invoices: InvoiceCheck = field(init=False)
+    _has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self._invoices = InvoiceCheck(self._find)
+
+    @property
+    def invoices(self) -> list[Document]:
+        """The invoices and notes of the file, oldest first, with what was found of each."""
+        return self._invoices.documents
 
     def feed(self, line: Mapping[str, Any]) -> None:
         """Take the next line. Raises ValueError for one that is not of such a file."""
         try:
             self._take(line)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"a line is not of a usage file: {error!r}") from error
 
     def _take(self, line: Mapping[str, Any]) -> None:
@@ -106,6 +121,10 @@ class Verification:
             self._anchors[int(line["sequence"])] = (str(line["hash"]), str(line["day"]))
         elif kind == "rollup":
             self._rollups[(str(line["day"]), line["pool_id"], line["service_class"])] = line
+        elif kind == "promised":
+            self._invoices.promised(line)
+        elif kind == "invoice":
+            self._invoices.document(line, tenant_id=self._tenant_id)
         elif kind == "record":
             self._record(line)
         elif kind == "end":
@@ -114,26 +133,32 @@ class Verification:
             raise ValueError(f"a line of kind {kind!r} is not known")
 
     def finish(self) -> None:
-        """The file is read: compare its days, and see that it was whole."""
+        """The file is read: compare its days, and see that it was whole. Raises ValueError as ``feed`` does."""
         if not self._tenant_id:
             raise ValueError("the file is empty")
         if not self._has_ended:
             self._find("file", "end", "the file was cut off: its last line is missing")
             return
+        self._begin_records()
+        try:
+            self._invoices.finish()
+        except ArithmeticError as error:
+            raise ValueError(f"the invoices cannot be reckoned: {error!r}") from error
         for place in self._anchors:
             self._find("anchor", self._anchors[place][1], f"record {place}, which was anchored, is not in the file")
         for key in sorted(self._rollups.keys() | {key for key in self._days if key[0] in self._rolled_days()}):
             self._compare(key)
 
     def _header(self, line: Mapping[str, Any]) -> None:
-        if line["format"] != FORMAT:
-            raise ValueError(f"the file has format {line['format']}, this version reads {FORMAT}")
+        if line["format"] not in _READ:
+            raise ValueError(f"the file has format {line['format']}, this version reads {', '.join(map(str, _READ))}")
         self._tenant_id, self.tenant = str(line["tenant_id"]), str(line["tenant"])
         self._whole_from = str(line["whole_from"])
         self.sequence, self.hash = int(line["after_sequence"]), str(line["after_hash"])
 
     def _price(self, line: Mapping[str, Any]) -> None:
         self.pool_names[line["pool_id"]] = str(line["pool"])
+        self._invoices.price(line)
         self._prices[(line["pool_id"], line["version"])] = CostProfile(
             version=line["version"],
             base=float(line["base"]),
@@ -146,7 +171,14 @@ class Verification:
             long_input_tiers=tuple((start, factor) for start, factor in line["long_input_tiers"]),
         )
 
+    def _begin_records(self) -> None:
+        """Once, when all that stands before the records is read."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._invoices.begin(after=self.sequence, after_hash=self.hash, whole_from=self._whole_from)
+
     def _record(self, line: Mapping[str, Any]) -> None:
+        self._begin_records()
         self.records += 1
         place = str(line["sequence"])
         if line["sequence"] != self.sequence + 1:
@@ -168,6 +200,7 @@ class Verification:
             self.anchors_checked += 1
             if self.known[self.sequence] != self.hash:
                 self._find("anchor", place, f"the chain was another one when you kept its hash at record {place}")
+        self._invoices.record(row, place=self.sequence, chain_hash=self.hash)
         self._bill(row, place)
 
     def _bill(self, row: Mapping[str, Any], place: str) -> None:

@@ -16,6 +16,15 @@ from capacity.services.hosts import (
     host_secret_renew,
     host_uncordon,
 )
+from capacity.services.invoices import (
+    QUIET,
+    Issued,
+    NothingToInvoice,
+    Preview,
+    invoice_issue,
+    invoice_preview,
+    lines_in,
+)
 from capacity.services.pools import (
     model_create,
     model_remove,
@@ -25,7 +34,10 @@ from capacity.services.pools import (
     pool_tenants_set,
     pool_update,
     profile_add,
+    profile_restore,
+    profile_withdraw,
 )
+from capacity.services.reservation_times import reservations_end, reservations_start
 from capacity.services.reservations import (
     reservation_approve,
     reservation_cancel,
@@ -37,14 +49,16 @@ from capacity.services.reservations import (
     reservation_restore,
     reservation_sell,
     reservation_withdraw,
-    reservations_end,
-    reservations_start,
 )
 from capacity.services.sales import CannotSell
 from capacity.services.supplies import replica_supply_set
 
 __all__ = [
+    "QUIET",
     "CannotSell",
+    "Issued",
+    "NothingToInvoice",
+    "Preview",
     "enrolment_token_create",
     "enrolment_token_find",
     "enrolment_token_redeem",
@@ -57,6 +71,9 @@ __all__ = [
     "host_remove",
     "host_secret_renew",
     "host_uncordon",
+    "invoice_issue",
+    "invoice_preview",
+    "lines_in",
     "model_create",
     "model_remove",
     "model_update",
@@ -65,6 +82,8 @@ __all__ = [
     "pool_tenants_set",
     "pool_update",
     "profile_add",
+    "profile_restore",
+    "profile_withdraw",
     "replica_supply_set",
     "reservation_approve",
     "reservation_cancel",

@@ -46,6 +46,7 @@ class PoolFields(TypedDict, total=False):
     best_effort: bool
     adopts_calibrations: bool
     adoption_error_limit: float
+    credit_tiers: list[list[float]]
 
 
 @transaction.atomic
@@ -215,7 +216,10 @@ def _remove(stored: Model | Pool, action: str, actor: Actor) -> None:
 def pool_tenants_set(
     *, pool: Pool, actor: Actor, tenants: Iterable[Tenant] | None = None, is_public: bool | None = None
 ) -> None:
-    """Say who may use the pool: every tenant, or those listed. What is not given stays."""
+    """Say who may use the pool: every tenant, or those listed. What is not given stays.
+
+    Raises ValidationError at ``tenants`` where that would lock out somebody whose reservation of it is not over.
+    """
     # The list is written as a difference to what is there: of two who set it, the second must see the first's.
     stored = pool.take_turn()
     before = {"is_public": stored.is_public, "tenants": _listed(stored)}
@@ -224,6 +228,12 @@ def pool_tenants_set(
         stored.save(update_fields=("is_public", "updated_at"))
     if tenants is not None:
         stored.tenants.set(tenants)
+    if not stored.is_public:
+        sold = Reservation.objects.filter(pool=stored, state__in=Reservation.PROMISED)
+        locked = sold.exclude(tenant__in=stored.tenants.all()).order_by("tenant__slug")
+        if slugs := list(locked.values_list("tenant__slug", flat=True).distinct()):
+            text = f"Reservations of {', '.join(slugs)[:200]} are not over: list them too, or end these first."
+            raise ValidationError({"tenants": text})
     after = {"is_public": stored.is_public, "tenants": _listed(stored)}
     if before != after:
         audit(actor=actor, action="pool.set_tenants", target=stored, before=before, after=after)
@@ -267,9 +277,11 @@ def profile_add(
         raise ValidationError(
             {"effective_from": f"Version {current.version} is in force since {since}: give a moment after that."}
         )
-    newest = CostProfile.objects.filter(pool=pool).order_by("version").last()
+    versions = CostProfile.objects.filter(pool=pool).order_by("version")
+    newest = versions.last()
     if isinstance(price_per_1000_mu, KeepPrice):
-        price_per_1000_mu = newest.price_per_1000_mu if newest else None
+        before = versions.filter(withdrawn_at=None).last()
+        price_per_1000_mu = before.price_per_1000_mu if before else None
     row = CostProfile(
         pool=pool,
         version=newest.version + 1 if newest else 1,
@@ -292,6 +304,44 @@ def profile_add(
     row.save()
     audit(actor=actor, action="cost_profile.add", target=row, after=state_of(row))
     return row
+
+
+@transaction.atomic
+def profile_withdraw(*, profile: CostProfile, actor: Actor) -> CostProfile:
+    """Take back a version that is not in force yet: it will not be. Its number stays used.
+
+    Raises ValidationError for one that has been in force, or is withdrawn already.
+    """
+    return _withdrawn_set(profile, is_withdrawn=True, actor=actor)
+
+
+@transaction.atomic
+def profile_restore(*, profile: CostProfile, actor: Actor) -> CostProfile:
+    """Undo ``profile_withdraw``. Raises ValidationError once its moment has passed, or if it is not withdrawn."""
+    return _withdrawn_set(profile, is_withdrawn=False, actor=actor)
+
+
+def _withdrawn_set(profile: CostProfile, *, is_withdrawn: bool, actor: Actor) -> CostProfile:
+    # The bump comes first, as in ``profile_add``: what is decided below is decided on the row as it stands.
+    bump(profile.pool)
+    profile.refresh_from_db()
+    now = timezone.now()
+    since = profile.effective_from.isoformat(timespec="seconds")
+    if (profile.withdrawn_at is not None) is is_withdrawn:
+        done = "is withdrawn already" if is_withdrawn else "is not withdrawn"
+        raise ValidationError(f"Version {profile.version} {done}.", code="withdrawn")
+    if profile.effective_from <= now and is_withdrawn:
+        text = f"Version {profile.version} is in force since {since}: requests were charged by it. Add a new version."
+        raise ValidationError(text, code="in_force")
+    if profile.effective_from <= now:
+        text = f"Version {profile.version} was for {since}, which has passed. Add a new version."
+        raise ValidationError(text, code="in_force")
+    profile.withdrawn_at = now if is_withdrawn else None
+    profile.save(update_fields=("withdrawn_at", "updated_at"))
+    before, after = {"withdrawn": not is_withdrawn}, {"withdrawn": is_withdrawn}
+    verb = "withdraw" if is_withdrawn else "restore"
+    audit(actor=actor, action=f"cost_profile.{verb}", target=profile, before=before, after=after)
+    return profile
 
 
 def hardware_of(hardware_type: HardwareType) -> Hardware:

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from capacity.models import Reservation
+from capacity.models import Reservation, ReservationGap
 from capacity.policy.ledger import Answer, can_sell
 from capacity.policy.stock import Stock, Term
 from capacity.promises import term_of
@@ -32,8 +32,10 @@ def promise(
     now: datetime.datetime,
     is_new: bool = False,
     instead_of: Reservation | None = None,
+    lapsed_at: datetime.datetime | None = None,
 ) -> Reservation:
     """Ask the ledger for ``row`` and store it as promised. ``instead_of``: the same reservation, as it is stored.
+    ``lapsed_at``: since when it has not been promised, though it had begun.
 
     Raises ValidationError by field and CannotSell.
     """
@@ -48,6 +50,8 @@ def promise(
         row.state = State.ACTIVE if row.starts_at <= now else State.DRAFT
         if before is None:
             return insert(row, action, actor)
+        if lapsed_at is not None and lapsed_at < now:
+            ReservationGap.objects.create(reservation=row, since=lapsed_at, until=now)
         return save(row, action, actor, before, was=before["state"])
 
     return sell(sale, write, now=now, is_override=bool(override_reason.strip()))
@@ -56,23 +60,33 @@ def promise(
 def follow(
     stored: Reservation, row: Reservation, action: str, actor: Actor, override_reason: str, *, now: datetime.datetime
 ) -> Reservation:
-    """End ``stored`` now and promise in its place a reservation with the terms of ``row``. Raises as ``promise``."""
+    """End ``stored`` now and promise in its place a reservation with the terms of ``row``. What renewed ``stored``
+    renews that from now on. Raises as ``promise``.
+    """
     left_out = ("id", "created_at", "updated_at", "starts_at", "renews")
     columns = [field.attname for field in row._meta.concrete_fields if field.name not in left_out]
-    follower = Reservation(starts_at=now, renews=stored, **{name: getattr(row, name) for name in columns})
+    follower = Reservation(starts_at=now, **{name: getattr(row, name) for name in columns})
     _require_valid(follower, override_reason)
     sale = sale_of(follower, stored, now=now)
 
     def write(answer: Answer, stock: Stock) -> Reservation:
         before, was = state_of(stored), stored.state
         stored.state, stored.ends_at = State.ENDED, now
-        stored.reason = f"Its terms changed: {follower.mu_per_min:g} MU/min from then on."
+        is_priced_anew = (follower.price, follower.currency) != (stored.price, stored.currency)
+        price = f" at {follower.price_text or 'no price'} {follower.currency}".rstrip() if is_priced_anew else ""
+        stored.reason = f"Its terms changed: {follower.mu_per_min:g} MU/min{price} from then on."
         save(stored, action, actor, before, was=was)
         _decide(follower, answer, actor, override_reason, now=now)
         if row.is_overcommitted and answer.verdict == "fits":
             _keep_mark(follower, row, sale.ask, stock)
-        follower.state = State.ACTIVE
-        return insert(follower, action, actor)
+        follower.state, follower.renews = State.ACTIVE, stored
+        # One at a time renews another.
+        renewed = Reservation.objects.filter(renews=stored).exclude(state__in=(State.CANCELLED, State.REFUSED))
+        later = list(renewed.values_list("pk", flat=True))
+        renewed.update(renews=None)
+        made = insert(follower, action, actor)
+        Reservation.objects.filter(pk__in=later).update(renews=made)
+        return made
 
     return sell(sale, write, now=now, is_override=bool(override_reason.strip()))
 

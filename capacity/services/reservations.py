@@ -1,4 +1,5 @@
-"""Reservations: asked for, sold, changed, renewed, and brought to an end. Each promise is asked of the ledger first."""
+"""Reservations: asked for, sold, changed, renewed, and cancelled. Each promise is asked of the ledger first; what the
+passing of time does to them is in ``reservation_times``."""
 
 import datetime
 from collections.abc import Mapping
@@ -12,19 +13,35 @@ from django.utils import timezone
 from capacity.models import CostProfile, Pool, Reservation
 from capacity.policy.calculator import default_burst
 from capacity.promises import conversion_of
-from capacity.selectors import profile_in_force
-from capacity.services.pools import bump
+from capacity.selectors import pools_usable, profile_in_force
 from capacity.services.promising import follow, insert, name_of, promise, save
 from capacity.usage.reads import terms_of
-from tenants.audit import Actor, audit, state_of
-from tenants.changes import record_change
+from tenants.audit import Actor, state_of
 from tenants.models import Tenant
 
 State = Reservation.State
 _LATE = datetime.timedelta(minutes=5)
 """A start may lie so far back: forms are filled in for a while. It is now, then."""
+_OF_A_TERM = ("mu_per_min", "burst_mu", "price", "currency")
+"""What holds for the whole of a reservation that has begun: guarantees and invoices are told of it afterwards."""
 _CLOSE = 1e-6
-"""A factor that was accepted is the one that was shown, but for the digits that it was shown in."""
+"""Two bursts that differ by no more, as a share of one, are one burst."""
+_SHOWN = 0.02
+"""So far, as a share of it, a factor may have moved since it was shown: usage goes on while somebody makes up their
+mind, and what was accepted holds."""
+_CANCELLED = "Cancelled before its end."
+"""What stands where nobody gave a reason: what ended in its time has none."""
+
+
+MOST_REQUESTED = 50
+"""Requests of one tenant that wait for a decision at once: operators read them."""
+
+
+class Unsaid:
+    """Stands for an end that nobody has named: None is none."""
+
+
+UNSAID = Unsaid()
 
 
 class Terms(TypedDict, total=False):
@@ -61,8 +78,13 @@ def reservation_request(
 ) -> Reservation:
     """A tenant's wish for MU/min of a pool. It promises nothing until an operator approves it.
 
-    Raises ValidationError by field, also for a pool that the tenant may not use.
+    Raises ValidationError by field, also for a pool that the tenant may not use; and where ``MOST_REQUESTED`` of the
+    tenant's wait already.
     """
+    if Reservation.objects.filter(tenant=tenant, state=State.REQUESTED).count() >= MOST_REQUESTED:
+        raise ValidationError(
+            f"{MOST_REQUESTED} requests wait for a decision already: take one back, or ask an operator to decide."
+        )
     row = _new(tenant, pool, mu_per_min, starts_at, ends_at, {"note": note}, now=timezone.now())
     row.state, row.requested_by = State.REQUESTED, name_of(actor)
     return insert(row, "reservation.request", actor)
@@ -98,6 +120,7 @@ def reservation_approve(
     row.starts_at = max(row.starts_at, now)
     if row.ends_at is not None and row.ends_at <= now:
         raise ValidationError({"ends_at": "Its time is over: refuse it, or sell one for another time."})
+    row.credit_tiers = row.pool.credit_tiers
     _set_terms(row, terms)
     return promise(row, "reservation.approve", actor, override_reason, now=now)
 
@@ -132,7 +155,9 @@ def reservation_cancel(*, reservation: Reservation, actor: Actor, reason: str = 
     before, was = state_of(row), row.state
     row.reason = reason.strip()
     if row.is_promised and row.starts_at < now:
-        row.state, row.ends_at = State.ENDED, now
+        row.state, row.reason = State.ENDED, row.reason or _CANCELLED
+        # One whose time was over has promised nothing since, though nobody has moved its state yet.
+        row.ends_at = min(now, row.ends_at or now)
     else:
         row.state = State.CANCELLED
     return save(row, "reservation.cancel", actor, before, was=was)
@@ -142,24 +167,35 @@ def reservation_restore(
     *,
     reservation: Reservation,
     actor: Actor,
-    ends_at: datetime.datetime | None = None,
+    ends_at: datetime.datetime | Unsaid | None = UNSAID,
     override_reason: str = "",
 ) -> Reservation:
-    """Take a refusal or a cancellation back. What was promised is asked of the ledger again; ``ends_at`` of what had
-    begun, since its end was moved to the moment it was cancelled. Raises as ``reservation_sell`` does.
+    """Take a refusal or a cancellation back. What was promised is asked of the ledger again; ``ends_at`` must be given
+    of what had begun, since its end was moved to the moment it was cancelled; what lies between promises nothing.
+    Raises as ``reservation_sell`` does.
     """
     now = timezone.now()
     row = _in_state(reservation, State.REFUSED, State.CANCELLED, State.ENDED, what="restored")
     was_promised = row.state == State.ENDED or bool(row.verdict)
+    lapsed_at = row.ends_at if row.state == State.ENDED else None
     if row.state == State.ENDED:
         if not row.reason:
             raise ValidationError("It ended because its time was over: renew it, or sell another.")
+        followers = row.renewals.exclude(state__in=(State.CANCELLED, State.REFUSED))
+        if any(follower.starts_at == row.ends_at for follower in followers):
+            raise ValidationError("Its terms changed, and another reservation follows it: change that one.")
+        if isinstance(ends_at, Unsaid):
+            told = "Its end was moved when it was cancelled: say until when it holds, or null for no end."
+            raise ValidationError({"ends_at": told})
         row.ends_at = ends_at
     if row.ends_at is not None and row.ends_at <= now:
         raise ValidationError({"ends_at": "Its time is over: sell one for another time."})
     if was_promised:
         row.reason = ""
-        return promise(row, "reservation.restore", actor, override_reason, now=now)
+        if row.state == State.CANCELLED:
+            # It never began: what has passed of it meanwhile was promised to nobody.
+            row.starts_at = max(row.starts_at, now)
+        return promise(row, "reservation.restore", actor, override_reason, now=now, lapsed_at=lapsed_at)
     with transaction.atomic():
         before, was = state_of(row), row.state
         row.state, row.reason, row.decided_by, row.decided_at = State.REQUESTED, "", "", None
@@ -171,24 +207,24 @@ def reservation_change(
 ) -> Reservation:
     """Another size, end, burst, price or note; more than was promised is asked of the ledger.
 
-    Of one that has begun, another rate or burst ends the old terms now and begins new ones, in a reservation that
-    follows it: what was promised when stays on record. Returns the one that holds from now on. Raises as
+    Of one that has begun, another rate, burst or price ends the old terms now and begins new ones, in a reservation
+    that follows it: what was promised when stays on record. Returns the one that holds from now on. Raises as
     ``reservation_sell`` does.
     """
     now = timezone.now()
-    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="changed")
-    row = _in_state(reservation, State.DRAFT, State.ACTIVE, what="changed")
+    stored = _promised(reservation, what="changed", now=now)
+    row = _promised(reservation, what="changed", now=now)
     has_begun = stored.starts_at <= now
     if has_begun and change.get("starts_at", stored.starts_at) != stored.starts_at:
         raise ValidationError({"starts_at": "It has begun: its start cannot be moved."})
     for name in ("mu_per_min", "starts_at", "ends_at"):
         if name in change:
             setattr(row, name, change[name])
-    _check_times(row, now=now)
+    _check_times(row, now=now, is_start_new=not has_begun and "starts_at" in change)
     if "mu_per_min" in change and "burst_mu" not in change and _has_default_burst(stored):
         change["burst_mu"] = None
     _set_terms(row, change)
-    if has_begun and (row.mu_per_min, row.burst_mu) != (stored.mu_per_min, stored.burst_mu):
+    if has_begun and any(getattr(row, name) != getattr(stored, name) for name in _OF_A_TERM):
         return follow(stored, row, "reservation.change", actor, override_reason, now=now)
     return promise(row, "reservation.change", actor, override_reason, now=now, instead_of=stored)
 
@@ -209,7 +245,7 @@ def reservation_renew(
     which must be given as ``accepted_factor``; ``mu_per_min`` is in the new version. Raises as ``reservation_sell``.
     """
     now = timezone.now()
-    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="renewed")
+    stored = _promised(reservation, what="renewed", now=now)
     if stored.ends_at is None:
         raise ValidationError("It has no end, so there is nothing to renew: change or convert it.")
     price, factor = _accepted(stored, accepted_factor, now=now)
@@ -222,6 +258,7 @@ def reservation_renew(
         ends_at=ends_at,
         price=stored.price,
         currency=stored.currency,
+        credit_tiers=stored.pool.credit_tiers,
         note=stored.note,
         renews=stored,
     )
@@ -237,8 +274,8 @@ def reservation_convert(
     Raises as ``reservation_sell`` does, and ValidationError where it counts in that version already.
     """
     now = timezone.now()
-    stored = _in_state(reservation, State.DRAFT, State.ACTIVE, what="converted")
-    row = _in_state(reservation, State.DRAFT, State.ACTIVE, what="converted")
+    stored = _promised(reservation, what="converted", now=now)
+    row = _promised(reservation, what="converted", now=now)
     price, factor = _accepted(stored, accepted_factor, now=now)
     if price.pk == stored.profile_id:
         raise ValidationError(f"It counts in version {price.version} of the price already, which is in force.")
@@ -246,38 +283,6 @@ def reservation_convert(
     if stored.starts_at <= now:
         return follow(stored, row, "reservation.convert", actor, override_reason, now=now)
     return promise(row, "reservation.convert", actor, override_reason, now=now, instead_of=stored)
-
-
-def reservations_start(*, now: datetime.datetime, actor: Actor) -> int:
-    """Activate the reservations whose time has come. Returns how many."""
-    due = Reservation.objects.filter(state=State.DRAFT, starts_at__lte=now).select_related("pool", "tenant")
-    return sum(_move(row, State.ACTIVE, "reservation.start", now=now, actor=actor) for row in due.order_by("starts_at"))
-
-
-def reservations_end(*, now: datetime.datetime, actor: Actor) -> int:
-    """End the reservations whose time is over: their share of the pool is free to be sold again. Returns how many."""
-    over = Reservation.objects.filter(state=State.ACTIVE, ends_at__lte=now).select_related("pool", "tenant")
-    return sum(_move(row, State.ENDED, "reservation.end", now=now, actor=actor) for row in over.order_by("ends_at"))
-
-
-@transaction.atomic
-def _move(row: Reservation, to: Reservation.State, action: str, *, now: datetime.datetime, actor: Actor) -> bool:
-    # Asked again: it may have been prolonged or put off since it was read.
-    due = {"ends_at__lte": now} if to == State.ENDED else {"starts_at__lte": now}
-    if not Reservation.objects.filter(pk=row.pk, state=row.state, **due).update(state=to, updated_at=now):
-        return False
-    after = {"state": to, "ends_at": row.ends_at} if to == State.ENDED else {"state": to, "starts_at": row.starts_at}
-    audit(
-        actor=actor,
-        action=action,
-        target=row,
-        tenant_id=row.tenant_id,
-        before={"state": row.state},
-        after=after,
-    )
-    bump(row.pool)
-    record_change(kind="reservation", object_id=row.pk)
-    return True
 
 
 def _new(
@@ -294,20 +299,30 @@ def _new(
     price = profile_in_force(pool_id=pool.pk, at=now)
     if price is None:
         raise ValidationError({"pool": f"{pool} has no price yet: give it one, then sell."})
-    if not pool.is_public and not pool.tenants.filter(pk=tenant.pk).exists():
+    if not Pool.objects.filter(pk=pool.pk).exists():
+        raise ValidationError({"pool": f"{pool} has been removed."})
+    if not pools_usable(tenant).filter(pk=pool.pk).exists():
         raise ValidationError({"pool": f"{tenant} may not use {pool}."})
     row = Reservation(
-        tenant=tenant, pool=pool, profile=price, mu_per_min=mu_per_min, starts_at=starts_at or now, ends_at=ends_at
+        tenant=tenant,
+        pool=pool,
+        profile=price,
+        mu_per_min=mu_per_min,
+        starts_at=starts_at or now,
+        ends_at=ends_at,
+        credit_tiers=pool.credit_tiers,
     )
-    _check_times(row, now=now)
-    row.starts_at = max(row.starts_at, now)
+    _check_times(row, now=now, is_start_new=True)
     _set_terms(row, {"burst_mu": None, **terms})
     return row
 
 
-def _check_times(row: Reservation, *, now: datetime.datetime) -> None:
-    if row._state.adding and row.starts_at < now - _LATE:
-        raise ValidationError({"starts_at": "It cannot start in the past: leave it empty to start now."})
+def _check_times(row: Reservation, *, now: datetime.datetime, is_start_new: bool) -> None:
+    """Raises ValidationError by field. A new start that has just passed becomes now."""
+    if is_start_new:
+        if row.starts_at < now - _LATE:
+            raise ValidationError({"starts_at": "It cannot start in the past: leave it empty to start now."})
+        row.starts_at = max(row.starts_at, now)
     if row.ends_at is not None and row.ends_at <= max(now, row.starts_at):
         raise ValidationError({"ends_at": "It must end after it starts, and after now."})
 
@@ -341,15 +356,25 @@ def _in_state(reservation: Reservation, *states: Reservation.State, what: str) -
     return row
 
 
+def _promised(reservation: Reservation, *, what: str, now: datetime.datetime) -> Reservation:
+    """The reservation as it is stored. Raises ValidationError unless it is promised now, or will be."""
+    row = _in_state(reservation, State.DRAFT, State.ACTIVE, what=what)
+    if row.ends_at is not None and row.ends_at <= now:
+        raise ValidationError(f"Its time is over: it cannot be {what}. Sell another.")
+    return row
+
+
 def _accepted(row: Reservation, accepted_factor: float | None, *, now: datetime.datetime) -> tuple[CostProfile, float]:
-    """The price in force and the factor to it. Raises ValidationError at ``accepted_factor`` unless it is that one."""
+    """The price in force and the factor that was accepted. Raises ValidationError at ``accepted_factor`` unless it is
+    the one to it.
+    """
     price, conversion = conversion_of(row, at=now)
     factor = conversion.factor
     if conversion.basis == "same":
         return price, 1.0
-    if accepted_factor is None or abs(accepted_factor - factor) > max(_CLOSE, 1e-4 * factor):
+    if accepted_factor is None or not abs(accepted_factor - factor) <= _SHOWN * factor:
         told = f"Version {price.version} of the price is in force: {conversion.reason}."
         raise ValidationError(
             {"accepted_factor": f"{told} Accept the factor {factor:.6g}, and the reservation is multiplied by it."}
         )
-    return price, factor
+    return price, accepted_factor

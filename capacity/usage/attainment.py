@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import QuerySet, Sum
+from django.db.models import Exists, OuterRef, QuerySet, Sum
 
 from capacity.models import GuaranteeDay, Reservation
 from capacity.models.guarantees import SUMS
 from capacity.policy.guarantee import attainment, credit
-
-_CENT = Decimal("0.01")
+from capacity.policy.money import minor_unit
 
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """A reservation in a month (UTC). ``sums``: MU and requests by column; ``credit_amount`` in its currency, None
+    """A reservation in a month (UTC). ``sums``: MU and requests by column; ``exact_credit`` in its currency, None
     where it has no price.
     """
 
@@ -32,7 +31,14 @@ class Month:
     sums: dict[str, float]
     attainment: float
     credit_share: float
-    credit_amount: Decimal | None
+    exact_credit: Decimal | None
+
+    @property
+    def credit_amount(self) -> Decimal | None:
+        """The credit in whole parts of its currency, as it is paid."""
+        if self.exact_credit is None:
+            return None
+        return self.exact_credit.quantize(minor_unit(self.reservation.currency))
 
     @property
     def used_share(self) -> float | None:
@@ -61,8 +67,9 @@ def following(month: datetime.date) -> datetime.date:
 
 def in_month(rows: QuerySet[Reservation], month: datetime.date) -> QuerySet[Reservation]:
     """Those of ``rows`` that promised something in the month, as far as the ledger has judged it."""
-    days = GuaranteeDay.objects.filter(day__gte=month, day__lt=following(month), minutes__gt=0)
-    return rows.filter(pk__in=days.values("reservation")).select_related("tenant", "pool")
+    # Asked of each reservation by itself: there is no need to read the days of all others.
+    own = GuaranteeDay.objects.filter(reservation=OuterRef("pk"), day__gte=month, day__lt=following(month))
+    return rows.filter(Exists(own.filter(minutes__gt=0))).select_related("tenant", "pool")
 
 
 def months(rows: Iterable[Reservation], month: datetime.date) -> list[Month]:
@@ -82,12 +89,12 @@ def sums_by_reservation(pks: Iterable[Any], *, since: datetime.date, until: date
 def _month(row: Reservation, month: datetime.date, sums: dict[str, Any]) -> Month:
     minutes, breaches = int(sums.get("minutes", 0)), int(sums.get("breach_minutes", 0))
     attained = attainment(minutes=minutes, breaches=breaches)
-    share = credit(attained)
+    share = credit(attained, row.credit_tiers)
     amount = None
     if row.price is not None:
         whole = calendar.monthrange(month.year, month.month)[1] * 24 * 60
         billed = row.price * Decimal(row.mu_per_min) * Decimal(minutes) / Decimal(whole)
-        amount = (billed * Decimal(share)).quantize(_CENT)
+        amount = billed * Decimal(share)
     return Month(
         reservation=row,
         month=month,
@@ -96,5 +103,5 @@ def _month(row: Reservation, month: datetime.date, sums: dict[str, Any]) -> Mont
         sums={name: sums.get(name, 0) for name in SUMS},
         attainment=attained,
         credit_share=share,
-        credit_amount=amount,
+        exact_credit=amount,
     )

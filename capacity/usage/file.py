@@ -11,9 +11,21 @@ import msgspec
 from django.db.models import Sum
 from django.utils import timezone
 
-from capacity.models import BooksState, CostProfile, UsageAnchor, UsageChain, UsageRecord, UsageRollup
+from capacity.models import (
+    BooksState,
+    CostProfile,
+    Invoice,
+    LateUsage,
+    Reservation,
+    UsageAnchor,
+    UsageChain,
+    UsageRecord,
+    UsageRollup,
+)
 from capacity.policy.chain import GENESIS
 from capacity.policy.verification import FORMAT
+from capacity.usage.attainment import in_month, months
+from capacity.usage.billing import is_shared
 from capacity.usage.chain import SEALED, sealed, starts_after
 from capacity.usage.reads import COLUMNS
 
@@ -45,6 +57,7 @@ def usage_file(*, tenant_id: uuid.UUID, tenant: str, since: datetime.date | None
         day = row.pop("starts_at").date()
         if day >= whole_from:
             yield _line("rollup", day=day, **row)
+    yield from _invoices(tenant_id, until=sequence)
     yield from _records(tenant_id, after=after, until=sequence)
     yield _line("end", records=sequence - after, sequence=sequence, hash=last)
 
@@ -93,7 +106,7 @@ def _pools_of(tenant_id: uuid.UUID) -> set[uuid.UUID]:
 
 
 def _prices(pools: set[uuid.UUID]) -> Iterator[bytes]:
-    in_force = CostProfile.objects.filter(pool_id__in=pools, effective_from__lte=timezone.now())
+    in_force = CostProfile.objects.filter(pool_id__in=pools, effective_from__lte=timezone.now(), withdrawn_at=None)
     for price in in_force.select_related("pool").order_by("pool_id", "version"):
         yield _line(
             "price",
@@ -109,6 +122,41 @@ def _prices(pools: set[uuid.UUID]) -> Iterator[bytes]:
             cached_factor=price.cached_factor,
             modalities=price.modalities,
             long_input_tiers=price.long_input_tiers,
+            price_per_1000_mu=price.price_per_1000_mu,
+        )
+
+
+def _invoices(tenant_id: uuid.UUID, *, until: int) -> Iterator[bytes]:
+    """The documents that speak of the chain as far as the file has it, and what was promised in their months."""
+    # Whether they wait for a note is looked at first: a note that is made meanwhile says what was promised by then.
+    pending = set(LateUsage.objects.filter(tenant_id=tenant_id).values_list("month", flat=True))
+    rows = Invoice.objects.filter(tenant=tenant_id).order_by("number")
+    documents = [row for row in rows if row.content["chain"]["sequence"] <= until]
+    for month in sorted({row.month for row in documents}):
+        yield from _promised(tenant_id, month)
+    for row in documents:
+        yield _line("invoice", hash=row.hash, is_pending=row.month in pending, content=row.content)
+
+
+def _promised(tenant_id: uuid.UUID, month: datetime.date) -> Iterator[bytes]:
+    reservations = in_month(Reservation.objects.filter(tenant=tenant_id), month).select_related("renews")
+    for one in months(reservations.order_by("starts_at", "pk"), month):
+        row = one.reservation
+        yield _line(
+            "promised",
+            month=f"{month:%Y-%m}",
+            reservation=row.pk,
+            pool_id=row.pool_id,
+            pool=row.pool.slug,
+            mu_per_min=row.mu_per_min,
+            price=None if row.price is None else str(row.price),
+            currency=row.currency,
+            starts_at=row.starts_at,
+            ends_at=row.ends_at,
+            minutes=one.minutes,
+            shared_minutes=int(is_shared(row, month)),
+            breach_minutes=one.breach_minutes,
+            credit_share=one.credit_share,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,21 +16,36 @@ from capacity.models import (
     BooksState,
     CostProfile,
     GuaranteeDay,
+    GuaranteeHour,
     GuaranteeMinute,
     Pool,
+    RefusalRollup,
     Reservation,
+    ReservationGap,
     UsageRecord,
     UsageRollup,
 )
 from capacity.models.guarantees import SUMS
 from capacity.policy.cost import token_costs
-from capacity.policy.guarantee import MINUTE, Ended, Minute, Objectives, Promise, entitled, judge_minute, lent
+from capacity.policy.guarantee import (
+    MINUTE,
+    UNTOLD,
+    Ended,
+    Minute,
+    Objectives,
+    Promise,
+    entitled,
+    judge_minute,
+    lent,
+)
 from capacity.policy.profiles import engine_ms_per_mu
 from capacity.usage.reads import terms_of
 
 RESERVED = "reserved"
 _AT_ONCE = 120
 """Minutes judged in one go: after a standstill the ledger catches up tick by tick."""
+_OBJECTIVES = ("ttft_objective_ms", "tpot_objective_ms", "slo_share")
+_NONE: Mapping[str, GuaranteeMinute] = {}
 _PROMISED = (*Reservation.PROMISED, Reservation.State.ENDED)
 """The times say when. One whose start has passed is promised, whether or not its state has been moved yet."""
 
@@ -59,6 +74,18 @@ def guarantees_open(records: Iterable[UsageRecord]) -> None:
         GuaranteeMinute.objects.filter(starts_at=minute, reservation__pool_id=pool_id).update(is_stale=True)
 
 
+def guarantees_open_untold(minutes: Iterable[tuple[datetime.datetime, uuid.UUID]]) -> None:
+    """Refusals of ``UNTOLD`` were counted in minutes of pools: what was judged of these is to be judged anew.
+
+    In the transaction of the counts. Whoever judges meanwhile moves the ledger's end: it has them, or has ended before.
+    """
+    found = sorted(set(minutes))
+    if found:
+        list(BooksState.objects.select_for_update().filter(pk=1))
+    for minute, pool_id in found:
+        GuaranteeMinute.objects.filter(starts_at=minute, reservation__pool_id=pool_id).update(is_stale=True)
+
+
 def guarantee_minutes_delete_old(*, before: datetime.datetime) -> int:
     """Retention: minutes go, days stay. Returns how many."""
     return GuaranteeMinute.objects.filter(starts_at__lt=before, is_stale=False).delete()[0]
@@ -70,9 +97,11 @@ def _judge_next() -> int | None:
     books = BooksState.objects.filter(pk=1).first()
     if books is None or books.final_until is None:
         return None
-    minute = books.guaranteed_until or _first_minute() or books.final_until
+    minute = books.guaranteed_until or min(_first_minute() or books.final_until, books.final_until)
     until = minute + MINUTE
     if until > books.final_until:
+        # Before the first promise nothing is left to be judged: who waits for the ledger need not wait for that.
+        BooksState.objects.filter(pk=1, guaranteed_until=None).update(guaranteed_until=minute)
         return None
     promised = _promised(minute)
     if not promised:
@@ -81,10 +110,12 @@ def _judge_next() -> int | None:
     moved = BooksState.objects.filter(pk=1, guaranteed_until=books.guaranteed_until).update(guaranteed_until=until)
     if not moved:
         return None
+    pools = {str(row.pk): row.pool for row in promised}
     for judged in _judged(minute, promised) if promised else ():
-        row = GuaranteeMinute(reservation_id=judged.reservation, starts_at=minute, **_columns(judged))
+        held_to = {name: getattr(pools[judged.reservation], name) for name in _OBJECTIVES}
+        row = GuaranteeMinute(reservation_id=judged.reservation, starts_at=minute, **_columns(judged), **held_to)
         row.save(force_insert=True)
-        _add_to_day(row, 1)
+        _add_to_sums(row, 1)
     return int(bool(promised))
 
 
@@ -97,16 +128,16 @@ def _judge_anew() -> int:
     minutes = sorted(set(stale.values_list("starts_at", flat=True)[:_AT_ONCE]))
     for minute in minutes:
         rows = {str(row.reservation_id): row for row in _held(GuaranteeMinute.objects.filter(starts_at=minute))}
-        for judged in _judged(minute, _promised(minute)):
+        for judged in _judged(minute, _promised(minute), rows):
             row = rows.get(judged.reservation)
             if row is None or not row.is_stale:
                 continue
-            _add_to_day(row, -1)
+            _add_to_sums(row, -1)
             for name, value in _columns(judged).items():
                 setattr(row, name, value)
             row.is_stale = False
             row.save()
-            _add_to_day(row, 1)
+            _add_to_sums(row, 1)
         # Of a reservation that promised nothing then there is nothing to say any more.
         GuaranteeMinute.objects.filter(starts_at=minute, is_stale=True).update(is_stale=False)
     return len(minutes)
@@ -122,22 +153,33 @@ def _first_minute() -> datetime.datetime | None:
 
 
 def _next_start(minute: datetime.datetime) -> datetime.datetime | None:
-    later = Reservation.objects.filter(state__in=_PROMISED, starts_at__gte=minute).order_by("starts_at").first()
-    return later.starts_at.replace(second=0, microsecond=0) if later else None
+    """The first minute after in which something begins to be promised, or is promised again."""
+    later = Reservation.objects.filter(state__in=_PROMISED, starts_at__gte=minute).order_by("starts_at")
+    again = ReservationGap.objects.filter(reservation__state__in=_PROMISED, until__gte=minute + MINUTE)
+    moments = [
+        later.values_list("starts_at", flat=True).first(),
+        again.order_by("until").values_list("until", flat=True).first(),
+    ]
+    found = min((moment for moment in moments if moment is not None), default=None)
+    return found.replace(second=0, microsecond=0) if found else None
 
 
 def _promised(minute: datetime.datetime) -> list[Reservation]:
     """The reservations that promise something in the minute."""
     live = Q(ends_at=None) | Q(ends_at__gt=minute)
     rows = Reservation.objects.filter(live, state__in=_PROMISED, starts_at__lt=minute + MINUTE)
-    return list(rows.select_related("pool").order_by("starts_at", "pk"))
+    found = rows.select_related("pool").prefetch_related("gaps").order_by("starts_at", "pk")
+    return [row for row in found if entitled(_promise(row), minute) > 0.0]
 
 
-def _judged(minute: datetime.datetime, promised: Sequence[Reservation]) -> list[Minute]:
+def _judged(
+    minute: datetime.datetime, promised: Sequence[Reservation], before: Mapping[str, GuaranteeMinute] = _NONE
+) -> list[Minute]:
+    """``before``: what the minute was judged to be, by reservation; it is held to the same objectives again."""
     owners: dict[Owner, list[Reservation]] = defaultdict(list)
     for row in promised:
         owners[(row.tenant_id, row.pool_id)].append(row)
-    ended = _ended(minute, owners)
+    ended, untold = _ended(minute, owners), _untold(minute, owners)
     others = _best_effort(minute, {pool for _, pool in owners})
     taken = _taken(minute, owners, ended, others)
     found: list[Minute] = []
@@ -146,8 +188,9 @@ def _judged(minute: datetime.datetime, promised: Sequence[Reservation]) -> list[
             minute=minute,
             promises=[_promise(row) for row in rows],
             requests=ended.get(owner, ()),
-            objectives=_objectives(rows[0].pool),
+            objectives=_objectives(rows[0].pool, [before[str(row.pk)] for row in rows if str(row.pk) in before]),
             lent_mu=taken[owner],
+            untold=untold.get(owner, 0),
         )
     return found
 
@@ -174,6 +217,15 @@ def _best_effort(minute: datetime.datetime, pools: set[uuid.UUID]) -> dict[uuid.
     rows = UsageRollup.objects.filter(period="minute", starts_at=minute, pool_id__in=pools).order_by()
     rows = rows.exclude(service_class=RESERVED)
     return dict(rows.values_list("pool_id").annotate(Sum("mu")))
+
+
+def _untold(minute: datetime.datetime, owners: Iterable[Owner]) -> dict[Owner, int]:
+    """How many requests of each owner were refused since nobody could tell what they are entitled to."""
+    rows = RefusalRollup.objects.filter(
+        period="minute", starts_at=minute, reason__in=UNTOLD, pool_id__in={pool for _, pool in owners}
+    )
+    sums = rows.order_by().values_list("tenant_id", "pool_id").annotate(Sum("requests"))
+    return {(tenant, pool): count for tenant, pool, count in sums if pool is not None}
 
 
 def _ended(minute: datetime.datetime, owners: Iterable[Owner]) -> dict[Owner, list[Ended]]:
@@ -217,15 +269,19 @@ def _request(record: UsageRecord, price: CostProfile | None) -> Ended:
         duration_ms=ms(record.ended_at) or 0.0,
         output_tokens=record.output_tokens,
         prefill_ms=prefill_ms,
+        held_ms=float(record.attempts[-1].get("held_ms", 0.0)) if record.attempts else 0.0,
     )
 
 
 def _promise(row: Reservation) -> Promise:
-    return Promise(str(row.pk), row.mu_per_min, row.starts_at, row.ends_at)
+    gaps = tuple((gap.since, gap.until) for gap in row.gaps.all())
+    return Promise(str(row.pk), row.mu_per_min, row.starts_at, row.ends_at, gaps)
 
 
-def _objectives(pool: Pool) -> Objectives:
-    return Objectives(float(pool.ttft_objective_ms), float(pool.tpot_objective_ms), pool.slo_share)
+def _objectives(pool: Pool, before: Iterable[GuaranteeMinute]) -> Objectives:
+    held_to: Any = next((row for row in before if row.slo_share is not None), pool)
+    ttft_ms, tpot_ms, tolerated_share = (getattr(held_to, name) for name in _OBJECTIVES)
+    return Objectives(float(ttft_ms), float(tpot_ms), tolerated_share)
 
 
 def _columns(judged: Minute) -> dict[str, Any]:
@@ -234,10 +290,16 @@ def _columns(judged: Minute) -> dict[str, Any]:
     return {**columns, "reason": judged.reason[:400]}
 
 
-def _add_to_day(row: GuaranteeMinute, times: int) -> None:
+def _add_to_sums(row: GuaranteeMinute, times: int) -> None:
+    """Add the minute to its day and hour, or with -1 take it out of them."""
     day = row.starts_at.astimezone(datetime.UTC).date()
+    hour = row.starts_at.replace(minute=0)
     GuaranteeDay.objects.bulk_create([GuaranteeDay(reservation_id=row.reservation_id, day=day)], ignore_conflicts=True)
+    GuaranteeHour.objects.bulk_create(
+        [GuaranteeHour(reservation_id=row.reservation_id, starts_at=hour)], ignore_conflicts=True
+    )
     changes: dict[str, Any] = {name: F(name) + times * getattr(row, name) for name in SUMS}
     changes["minutes"] = F("minutes") + times * (row.entitled_mu > 0.0)
     changes["breach_minutes"] = F("breach_minutes") + times * row.is_breach
     GuaranteeDay.objects.filter(reservation_id=row.reservation_id, day=day).update(**changes)
+    GuaranteeHour.objects.filter(reservation_id=row.reservation_id, starts_at=hour).update(**changes)

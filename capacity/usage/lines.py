@@ -5,7 +5,7 @@ Imports no Django: the gateway, which opens no database, and the writer, which k
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,10 @@ Outcome = Literal[
 ]
 
 
+MOST_TOKENS = 2**40
+"""Of one request: no engine makes as many, and sums of millions of such still fit into what databases count in."""
+
+
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One try at one replica. Only the last is billed."""
 
@@ -28,6 +32,8 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     ended_at: float = 0.0
     outcome: str = ""
     output_tokens: int = 0
+    held_ms: float = 0.0
+    """For so long the client did not read what was there for it."""
 
 
 class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -37,6 +43,27 @@ class Usage(msgspec.Struct, kw_only=True, omit_defaults=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     units: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Charge(msgspec.Struct, frozen=True, array_like=True):
+    """What one limit, or one reservation, said of the request when it came. Amounts in the unit of ``kind``.
+
+    A list in JSON: each request has several of them.
+    """
+
+    limit: str
+    """As gateways know it: the limit's id or the reservation's, then the pool and the period where each has one."""
+    holder: str
+    """``tenant``, ``member``, ``key`` or ``reservation``."""
+    kind: str
+    model: str
+    value: float
+    amount: float
+    """What the request was estimated to take."""
+    left: float | None
+    """What was left then, the request taken, as far as the gateway knew; None: nothing."""
+    is_charged: bool = True
+    """False: it had no room, and the request was served beyond it, or refused."""
 
 
 class AdmitLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="t", tag="a"):
@@ -57,6 +84,7 @@ class AdmitLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="t",
     service_class: str = "best_effort"
     client_request_id: str = ""
     stream: bool = False
+    charges: tuple[Charge, ...] = ()
 
 
 class EndLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="t", tag="e"):
@@ -76,6 +104,46 @@ class EndLine(msgspec.Struct, kw_only=True, omit_defaults=True, tag_field="t", t
     error: str = ""
 
 
+class Refusal(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A request that was refused, and why. ``at`` is in UNIX seconds; ``reason`` as its header ``x-penstock-reason``
+    told it, or else the error's code; ``retry_after_s`` as promised, None: no time was told. ``was_admitted``: limits
+    had let it through, and it is in the books."""
+
+    id: str
+    at: float
+    tenant: str
+    key: str
+    pool: str
+    deployment: str
+    model: str
+    dialect: str
+    status: int
+    reason: str
+    message: str
+    retry_after_s: float | None = None
+    client_request_id: str = ""
+    stream: bool = False
+    profile_version: int = 0
+    estimated_mu: float = 0.0
+    estimated: Usage = msgspec.field(default_factory=Usage)
+    charges: tuple[Charge, ...] = ()
+    was_admitted: bool = False
+
+
+REFUSALS_KEPT = 200
+"""Of each tenant, the newest."""
+REFUSALS_KEPT_S = 3600
+
+
+REFUSALS_PREFIX = "penstock:refused:"
+"""Before the tenant's id in the name of each list of refusals."""
+
+
+def refusals_key(tenant: str) -> str:
+    """Where the shared state has a tenant's refusals, newest first."""
+    return f"{REFUSALS_PREFIX}{tenant}"
+
+
 class UsageBatch(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Closed requests on their way to the database: pairs of admit and end lines of one journal segment.
 
@@ -89,3 +157,31 @@ class UsageBatch(msgspec.Struct, kw_only=True, omit_defaults=True):
     watermark: float
     closed: bool = False
     pairs: tuple[tuple[AdmitLine, EndLine], ...] = ()
+
+
+REFUSAL_COUNTS_S = 7200
+"""So long the shared state has the counts of a minute."""
+
+
+def refusal_counts_key(minute: int) -> str:
+    """Where the shared state counts what was refused in a minute (since 1970), by ``refusal_field``."""
+    return f"penstock:refusals:{minute}"
+
+
+class RefusalField(NamedTuple):
+    """What refusals are counted by. ``pool`` is empty where it was not clear yet which one is meant."""
+
+    tenant: str
+    key: str
+    pool: str
+    reason: str
+    status: int
+
+    def encode(self) -> str:
+        return "|".join(map(str, self))
+
+    @classmethod
+    def decode(cls, text: str) -> RefusalField:
+        """What ``encode`` gave. Raises ValueError for anything else."""
+        tenant, key, pool, reason, status = text.split("|")
+        return cls(tenant, key, pool, reason, int(status))

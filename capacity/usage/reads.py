@@ -10,6 +10,7 @@ from django.db.models import Count, Q, QuerySet, Sum
 
 from capacity.models import CostProfile, UsageRecord, UsageRollup
 from capacity.policy import cost
+from capacity.usage.rows import money_of
 
 COLUMNS = (
     "id",
@@ -100,6 +101,12 @@ def price_of_record(record: UsageRecord) -> CostProfile | None:
     return CostProfile.objects.filter(pool_id=record.pool_id, version=record.profile_version).first()
 
 
+def money_of_record(record: UsageRecord, price: CostProfile | None) -> float | None:
+    """What the request cost in money, by the price that it was admitted by; None where that names none."""
+    rate = price.price_per_1000_mu if price else None
+    return None if price is None or rate is None else money_of(record, {(price.pool_id, price.version): rate})
+
+
 def terms_of(price: CostProfile) -> cost.CostProfile:
     """A stored version of a price as the cost function takes it."""
     return cost.CostProfile(
@@ -118,7 +125,9 @@ def terms_of(price: CostProfile) -> cost.CostProfile:
 
 def cost_of_record(record: UsageRecord, price: CostProfile) -> cost.CostBreakdown | None:
     """What the request cost, term by term; None where nothing was used, and so nothing was billed."""
-    if not record.input_tokens + record.output_tokens:
+    # A request to a classic model has no tokens, and rows and KiB instead; those of a lost gateway were not counted.
+    has_units = bool(record.units) and record.outcome != "gateway_lost"
+    if not (record.input_tokens + record.output_tokens or has_units):
         return None
     profile = terms_of(price)
     return cost.request_breakdown(

@@ -11,6 +11,7 @@ import msgspec
 
 from capacity.models import UsageRecord, UsageRollup
 from capacity.usage.batch import Pair
+from capacity.usage.lines import MOST_TOKENS, Refusal
 
 FINE = frozenset({"completed", "client_closed"})
 """Outcomes that are no failure of the platform."""
@@ -62,11 +63,43 @@ def usage_record(pair: Pair, *, gateway: str) -> UsageRecord:
             finish_reason=_text(end.finish_reason, 40),
             error=_text(end.error, 500),
             attempts=_plain(msgspec.to_builtins(end.attempts)),
+            charges=_plain(msgspec.to_builtins(admit.charges)),
             gateway=_text(gateway, 64),
             admitted_at=moment(admit.at),
             routed_at=moment(end.routed_at) if end.routed_at else None,
             first_byte_at=moment(end.first_byte_at) if end.first_byte_at else None,
             ended_at=moment(max(admit.at, end.at)),
+        )
+    except (ValueError, OverflowError, OSError) as error:
+        raise RowError(str(error)) from error
+
+
+def refused_record(refusal: Refusal) -> UsageRecord:
+    """A request that was not admitted in the shape of one that was: nothing used, and never to be stored. Raises
+    RowError."""
+    try:
+        at = moment(refusal.at)
+        return UsageRecord(
+            id=uuid.UUID(refusal.id),
+            client_request_id=refusal.client_request_id,
+            tenant_id=uuid.UUID(refusal.tenant),
+            key_id=uuid.UUID(refusal.key),
+            pool_id=uuid.UUID(refusal.pool),
+            deployment_id=uuid.UUID(refusal.deployment),
+            model=refusal.model,
+            dialect=refusal.dialect,
+            stream=refusal.stream,
+            profile_version=refusal.profile_version,
+            estimated_mu=refusal.estimated_mu,
+            actual_mu=0.0,
+            estimated_input_tokens=refusal.estimated.input_tokens,
+            estimated_output_tokens=refusal.estimated.output_tokens,
+            outcome="refused",
+            status=refusal.status,
+            error=refusal.reason,
+            charges=msgspec.to_builtins(refusal.charges),
+            admitted_at=at,
+            ended_at=at,
         )
     except (ValueError, OverflowError, OSError) as error:
         raise RowError(str(error)) from error
@@ -90,7 +123,8 @@ def _require_sound(pair: Pair) -> None:
         "output_tokens": end.usage.output_tokens,
         **end.usage.units,
     }
-    limits = {"status": 2**15 - 1, "profile_version": 2**31 - 1}
+    tokens = dict.fromkeys(("input_tokens", "cached_tokens", "output_tokens"), MOST_TOKENS)
+    limits = {"status": 2**15 - 1, "profile_version": 2**31 - 1, **tokens}
     for name, value in numbers.items():
         if not math.isfinite(value) or not 0 <= value <= limits.get(name, _LARGEST):
             raise RowError(f"{name} is {value}")

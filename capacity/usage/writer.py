@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from capacity.models import BooksState, CostProfile, QuarantinedUsage, UsageRecord, UsageRollup, Watermark
 from capacity.usage.batch import Pair, Poison, ReadBatch, poison_of, read_batch, read_pair
+from capacity.usage.billing import bill, invoices_open
 from capacity.usage.chain import Heads
 from capacity.usage.guarantees import guarantees_open
 from capacity.usage.lines import UsageBatch
@@ -251,6 +252,7 @@ def _roll_up(records: list[UsageRecord]) -> int:
     UsageRollup.objects.bulk_create([_empty_row(key) for key, _ in sums], ignore_conflicts=True, batch_size=_CHUNK)
     for key, amounts in sums:
         _row(key).update(**{name: F(name) + amount for name, amount in amounts.columns().items()})
+    bill(records)
     return _correct(records, sums)
 
 
@@ -270,9 +272,12 @@ def _correct(records: list[UsageRecord], sums: list[tuple[RollupKey, Sums]]) -> 
         return 0
     for key, _ in sums:
         _row(key).filter(is_final=True).update(is_final=False)
-    # The row is held from here on: who judges a minute either sees these records, or is told to judge it anew.
-    BooksState.objects.filter(pk=1).update(late_records=F("late_records") + len(late), last_late_at=timezone.now())
+    # The row is held from here on: who judges a minute or issues an invoice either sees these records, or is told to
+    # look again.
+    now = timezone.now()
+    BooksState.objects.filter(pk=1).update(late_records=F("late_records") + len(late), last_late_at=now)
     guarantees_open(late)
+    invoices_open(((record.tenant_id, record.ended_at) for record in late), now=now)
     for record in late:
         after = {"ended_at": record.ended_at, "final_until": final_until, "mu": record.actual_mu}
         audit(actor=WRITER, action="usage.correct", target=record, tenant_id=record.tenant_id, after=after)

@@ -17,3 +17,11 @@ class PenstockConfig(AppConfig):
         stock_of = import_module("penstock.selling").stock_of
         if stock_of not in sources:
             sources.append(stock_of)
+        budgets = import_module("tenants.budgets").sources
+        budget_states = import_module("penstock.budgets").budget_states
+        if budget_states not in budgets:
+            budgets.append(budget_states)
+        refusals = import_module("capacity.refusals").sources
+        refusal_of = import_module("penstock.refusals").refusal_of
+        if refusal_of not in refusals:
+            refusals.append(refusal_of)

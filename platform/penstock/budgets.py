@@ -5,21 +5,22 @@ from __future__ import annotations
 import datetime
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from django.db.models import Sum
 
-from capacity.models import CostProfile, UsageRecord
+from capacity.models import BooksState, CostProfile, Pool, UsageRecord
 from capacity.usage.rows import RESERVED
 from capacity.usage.sums import Used, used_between
 from penstock.published import limit_record
 from serving.gateway.records import LimitRecord
 from serving.models import Deployment
 from serving.policy import budgets
+from tenants import budgets as told
 from tenants.models import ApiKey, Limit
-from tenants.policy.limits import holdings
+from tenants.policy.limits import BUDGETS, holdings
 
 
 class Spent(NamedTuple):
@@ -60,6 +61,34 @@ def spent(limits: Iterable[Limit], until: datetime.datetime, *, now: float | Non
                     until,
                     now,
                 )
+
+
+def budget_states(limits: Sequence[Limit], *, now: float | None = None) -> dict[UUID, told.BudgetState]:
+    """What is used of the budgets among ``limits``, which know what stands beside them, as the books have it: they come
+    a minute or two behind."""
+    now = time.time() if now is None else now
+    found = [limit for limit in limits if limit.kind in BUDGETS]
+    if not found:
+        return {}
+    books = BooksState.objects.filter(pk=1).first()
+    until = books.final_until if books is not None else None
+    beside = {one.pk: one for limit in found for one in (limit.holding.operators, limit.holding.tenants) if one}
+    rows = list(spent(beside.values(), until, now=now)) if until is not None else []
+    slugs = {str(pk): slug for pk, slug in Pool.everything.values_list("pk", "slug")} if rows else {}
+    states = {}
+    for limit in found:
+        held = limit.holding
+        value = float(held.in_force.value)
+        parts = [
+            told.Used(slugs.get(row.pool, row.pool), row.amount, max(0.0, value - row.amount))
+            for row in rows
+            if row.limit == held.lasting.pk
+        ]
+        if not parts and not (limit.kind.startswith("mu_") and not limit.model):
+            parts = [told.Used("", 0.0, value)]
+        ends_at = budgets.period_of(limit.kind, now).ends_at
+        states[limit.pk] = told.BudgetState(datetime.datetime.fromtimestamp(ends_at, datetime.UTC), until, parts)
+    return states
 
 
 def _of_limit(
@@ -118,7 +147,8 @@ class _Scopes:
         for tenant, user, key in made.values_list("tenant_id", "created_by_id", "pk"):
             self._made[tenant, user].add(key)
         self._named: dict[str, set[UUID]] = defaultdict(set)
-        for pk, name in Deployment.objects.values_list("pk", "name"):
+        # Of removed ones, too: who serves a model anew gives nobody its budget back.
+        for pk, name in Deployment.everything.values_list("pk", "name"):
             self._named[name].add(pk)
 
     def keys(self, limit: Limit) -> set[UUID] | None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 REQUEST_ID_HEADER = "x-penstock-request-id"
 _ROW_WITHIN_S = 30.0
 _ANSWER_WITHIN_S = 120.0
+HEARD_WITHIN_S = 5.0
+"""A replica is ready in the books a moment before every gateway has heard of it."""
 _MAX_TOKENS = 24
 
 
@@ -78,7 +80,7 @@ async def check(installation: "Installation", *, terminal: Terminal, timeout_s: 
             found = [reason]
             answer = Answer()
         else:
-            answer = await asyncio.to_thread(stream_once, installation.options.api_url, key, name)
+            answer = await ask(installation.options.api_url, key, name)
             row = await _usage_row(installation, answer.request_id) if answer.status == 200 else None
             found = problems(answer, row)
             if row is not None:
@@ -122,6 +124,16 @@ async def _wait_ready(installation: "Installation", name: str, *, end: float) ->
             return ""
         if time.monotonic() > end:
             return f"not ready in time (--check-timeout): {model.line() if model else 'unknown'}"
+        await asyncio.sleep(0.3)
+
+
+async def ask(api_url: str, key: str, name: str) -> Answer:
+    """The model's answer; asked again for as long as a gateway may not have heard yet that there is a replica."""
+    end = time.monotonic() + HEARD_WITHIN_S
+    while True:
+        answer = await asyncio.to_thread(stream_once, api_url, key, name)
+        if "no_ready_replica" not in answer.error or time.monotonic() > end:
+            return answer
         await asyncio.sleep(0.3)
 
 

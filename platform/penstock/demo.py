@@ -17,17 +17,18 @@ from django.db import transaction
 from django.utils.text import slugify
 
 from capacity.models import HardwareType, Host, Pool
-from capacity.policy.profiles import default_profile, simulated_options
+from capacity.policy.profiles import REFERENCE_MU_PER_MIN, default_profile, simulated_options
 from capacity.services import (
     hardware_type_get_or_create,
     host_enrol,
     host_secret_renew,
     model_create,
     pool_create,
+    reservation_request,
 )
 from penstock.bundled_state import agent_url, socket_path
 from penstock.loops.broker import broker_url
-from penstock.machine import accelerator_names
+from penstock.machine import accelerators_here
 from penstock.model_source import local_folder
 from serving.services import deployment_create
 from tenants.crypto import DecryptionError, decrypt
@@ -84,7 +85,8 @@ def is_seeded() -> bool:
 
 @transaction.atomic
 def seed_demo(*, engine: Engine, model: str = "") -> DemoResult:
-    """On an empty database: an operator, two tenants with members and keys, two pools with a deployment each.
+    """On an empty database: an operator, two tenants with members and keys, two pools with a deployment each, and
+    one tenant's wish for a reservation, which an operator can sell once there are replicas.
 
     ``engine`` ``vllm`` serves the built-in tiny model, or ``model`` (a folder or a hub id), on real vLLM beside the
     simulated deployment; ``simulated`` serves that second name on the simulated engine too. Only one of two seeds at
@@ -96,6 +98,7 @@ def seed_demo(*, engine: Engine, model: str = "") -> DemoResult:
     tenants = tuple(_seed_tenant(name, people) for name, people in _PEOPLE.items())
     hardware = this_hardware()
     names = (_seed_simulated(hardware), _seed_engine(hardware, engine=engine, model=model))
+    _ask_for_a_reservation()
     token = sign_in_link_create(user=operator, actor=ACTOR, valid_for=LINK_VALID)
     return DemoResult(is_new=True, sign_in_token=token, tenants=tenants, deployments=names)
 
@@ -140,6 +143,17 @@ def _seed_simulated(hardware: HardwareType) -> str:
         actor=ACTOR,
     )
     return SIMULATED
+
+
+def _ask_for_a_reservation() -> None:
+    """Something to sell: half of what one replica supplies. It is only asked for, since nothing is up yet to sell."""
+    reservation_request(
+        tenant=Tenant.objects.get(slug="alder-health"),
+        pool=Pool.objects.get(slug=SIMULATED),
+        mu_per_min=REFERENCE_MU_PER_MIN / 2,
+        note="Answers to patients, who wait for them.",
+        actor=User.objects.get(email=_PEOPLE["Alder Health"][0][0]),
+    )
 
 
 def _seed_engine(hardware: HardwareType, *, engine: Engine, model: str) -> str:
@@ -192,9 +206,10 @@ def artifact_of(model: str) -> Artifact:
 
 def this_hardware() -> HardwareType:
     """The hardware type of this machine: its accelerators' if there are any, else its CPU."""
-    accelerators = accelerator_names()
+    accelerators, _ = accelerators_here()
     if accelerators:
-        return hardware_type_get_or_create(name=accelerators[0], actor=ACTOR)
+        one = accelerators[0]
+        return hardware_type_get_or_create(name=one.name, memory_bytes=one.memory_bytes, actor=ACTOR)
     return hardware_type_get_or_create(
         name=f"CPU ({_cpu_model()})"[:120],
         slug="cpu",

@@ -53,7 +53,8 @@ class Facts:
     """What ``gather`` saw. Sizes in bytes, cores as the cgroup's quota allows (a fraction is possible).
 
     ``accelerators`` are those that the agent will see, by NVIDIA's management library; ``driver_accelerators`` those
-    that the driver lists. ``has_vllm_environment``: the one that vLLM would run in here is built.
+    that the driver lists; ``left_out_accelerators`` says of those that no engine is given why.
+    ``has_vllm_environment``: the one that vLLM would run in here is built.
     """
 
     python: tuple[int, ...]
@@ -78,6 +79,7 @@ class Facts:
     has_vllm_environment: bool
     ports: tuple[PortUse, ...]
     services: tuple[Service, ...]
+    left_out_accelerators: tuple[str, ...] = ()
 
     @property
     def vllm_environment(self) -> str:
@@ -243,6 +245,10 @@ def _judge_service(service: Service) -> Finding:
 
 
 def _judge_accelerators(facts: Facts) -> Finding:
+    if facts.left_out_accelerators:
+        detail = ", ".join(facts.accelerators) or "none can be used"
+        advice = f"Left out: {'; '.join(facts.left_out_accelerators)}."
+        return Finding("accelerators", "warn", detail, advice)
     if facts.accelerators:
         return Finding("accelerators", "ok", ", ".join(facts.accelerators))
     if facts.driver_accelerators:

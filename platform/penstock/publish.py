@@ -26,7 +26,7 @@ from django.utils import timezone
 from capacity.models import CostProfile
 from penstock.loops.lease import acquire
 from penstock.published import records, with_dependants
-from serving.gateway.records import RECORD_TYPES
+from serving.gateway.records import RECORD_TYPES, shape
 from serving.gateway.snapshot import KEY_IDS, LOG, META, REBUILD, add_digest, hash_key, record_digest
 from serving.gateway.state import connect, ensure_epoch, run_script, script
 from tenants.models import Change, Lease
@@ -42,6 +42,7 @@ _PRUNE_EVERY = 1_000
 _NOBODY = uuid.UUID(int=0)
 _PUBLISH = script("publish")
 _CONFIRM = script("confirm")
+_has_asked = False
 
 
 class _Record(NamedTuple):
@@ -82,6 +83,8 @@ def publish_pending() -> int:
     """
     client, now = _client(settings.REDIS_URL), timezone.now()
     meta, last = _read_meta(client), _last_version()
+    if _is_of_another_version(client):
+        return publish_all()
     if meta.version is None or not meta.is_whole or meta.version != last or client.exists(REBUILD):
         return publish_all()
     if not _has_news(meta, now):
@@ -106,6 +109,17 @@ def publish_all() -> int:
     client = _client(settings.REDIS_URL)
     with _turn() as held:
         return _rebuild(client) if held else 0
+
+
+def _is_of_another_version(client: redis.Redis) -> bool:
+    """Whether the records were built by a version that says less or more of objects. Asked in a process until they are
+    of its own version, or it has built them: while an installation is upgraded, publishers of two versions must not
+    build everything in turns."""
+    global _has_asked
+    if not _has_asked:
+        _has_asked = client.hget(META, "shape") == shape().encode()
+        return not _has_asked
+    return False
 
 
 @cache
@@ -136,7 +150,7 @@ def _last_version() -> int:
 def _due_pools(meta: _Meta, now: datetime) -> list[uuid.UUID]:
     """Pools with a profile that came into force since the last look: nobody changes anything on that day."""
     since = datetime.fromtimestamp(meta.profiles_at, UTC)
-    due = CostProfile.objects.filter(effective_from__gt=since, effective_from__lte=now)
+    due = CostProfile.objects.filter(effective_from__gt=since, effective_from__lte=now, withdrawn_at=None)
     return list(due.order_by().values_list("pool_id", flat=True).distinct())
 
 
@@ -228,6 +242,7 @@ def _apply(
 
 
 def _rebuild(client: redis.Redis) -> int:
+    global _has_asked
     now = timezone.now()
     ensure_epoch(client)
     client.delete(REBUILD)
@@ -242,7 +257,8 @@ def _rebuild(client: redis.Redis) -> int:
     for index, chunk in enumerate(chunks):
         version += 1
         meta = _apply(client, meta, version, chunk, now=now, is_whole=index == len(chunks) - 1)
-    client.hset(META, "profiles_at", repr(now.timestamp()))
+    client.hset(META, mapping={"profiles_at": repr(now.timestamp()), "shape": shape()})
+    _has_asked = True
     for start in range(0, len(pending), _CHUNK):
         Change.objects.filter(pk__in=pending[start : start + _CHUNK]).update(version=version)
     _mark(version)

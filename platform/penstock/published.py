@@ -7,15 +7,17 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar, get_args
+from typing import Any, TypedDict, TypeVar, get_args
 
 from django.db.models import QuerySet
 
 from capacity.models import CostProfile, Pool, Reservation
 from capacity.selectors import claw_back_s, profiles_in_force
 from serving.gateway.records import (
+    LATER_KINDS,
     DeploymentRecord,
     KeyRecord,
+    LimitHolder,
     LimitKind,
     LimitRecord,
     PoolRecord,
@@ -63,7 +65,7 @@ def _tenants(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[
             slug=tenant.slug,
             active=tenant.is_active,
             best_effort=tenant.best_effort,
-            limits=limits.get(tenant.pk, ()),
+            **_told_apart(limits.get(tenant.pk, ())),
             members=members.get(tenant.pk, {}),
         )
         yield tenant.pk, record.id, encode(record)
@@ -95,15 +97,36 @@ def _keys(ids: Iterable[uuid.UUID] | None, _: datetime.datetime) -> Iterator[Pub
             allowed_ips=tuple(key.allowed_ips),
             expires_at=key.expires_at.timestamp() if key.expires_at else None,
             revoked=key.revoked_at is not None,
-            limits=(*limits.get(key.pk, ()), *members.get((key.tenant_id, key.created_by_id), ())),
+            **_told_apart((*limits.get(key.pk, ()), *members.get((key.tenant_id, key.created_by_id), ()))),
         )
         yield key.pk, record.id, encode(record)
 
 
 def limit_record(lasting: Limit, in_force: Limit) -> LimitRecord:
     """What gateways are told of the operator's limit and the tenant's own (``Holding``)."""
-    value = float(in_force.value)
-    return LimitRecord(id=str(lasting.pk), kind=_KINDS[lasting.kind], value=value, model=lasting.model)
+    holder: LimitHolder = "key" if lasting.api_key_id else "member" if lasting.member_id else "tenant"
+    return LimitRecord(
+        id=str(lasting.pk),
+        kind=_KINDS[lasting.kind],
+        value=float(in_force.value),
+        model=lasting.model,
+        holder=holder,
+    )
+
+
+class _Limits(TypedDict):
+    """Where a record has them."""
+
+    limits: tuple[LimitRecord, ...]
+    more_limits: tuple[LimitRecord, ...]
+
+
+def _told_apart(limits: Iterable[LimitRecord]) -> _Limits:
+    every = tuple(limits)
+    return {
+        "limits": tuple(one for one in every if one.kind not in LATER_KINDS),
+        "more_limits": tuple(one for one in every if one.kind in LATER_KINDS),
+    }
 
 
 _MEMBER = ("tenant_id", "member__user_id")
@@ -157,7 +180,8 @@ def _profile(profile: CostProfile) -> ProfileRecord:
 
 
 def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Iterator[Published]:
-    revisions = Revision.objects.filter(is_current=True, deployment__is_enabled=True).select_related("deployment")
+    """Those that are stopped, too: what owners of reservations ask of them is refused, and counts in the ledger."""
+    revisions = Revision.objects.filter(is_current=True, deployment__removed_at=None).select_related("deployment")
     if ids is not None:
         revisions = revisions.filter(deployment__in=ids)
     profiles = profiles_in_force(at=now)
@@ -181,6 +205,7 @@ def _deployments(ids: Iterable[uuid.UUID] | None, now: datetime.datetime) -> Ite
             speaks=_common([spoken(*one) for one in serving]),
             invocations_path=invocations_path(*serving[0]),
             adapters=_common([adapters_of(*one) for one in serving]),
+            is_stopped=not deployment.is_enabled,
         )
         yield deployment.pk, record.id, encode(record)
 

@@ -142,6 +142,12 @@ SETTINGS = (
         "how long ended replicas and decisions, and usage records, are kept",
     ),
     Setting(
+        "`PENSTOCK_INVOICE_DAYS`",
+        "3",
+        "so many days after a month its invoices are issued, and from then on corrected when usage comes late; "
+        "below 0: operators issue and correct them",
+    ),
+    Setting(
         "`PENSTOCK_CURRENCY`",
         "USD",
         "what prices per 1,000 MU and budgets in money are counted in, the same for all roles; nothing is converted",

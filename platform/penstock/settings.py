@@ -149,6 +149,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "CalibrationState": "serving.models.Calibration.State",
         "EventKind": "serving.api.events.KINDS",
         "IncidentKind": "serving.models.Incident.Kind",
+        "InvoiceKind": "capacity.models.Invoice.Kind",
+        "InvoiceLineKind": "capacity.api.invoices.LINE_KINDS",
         "InvitationState": "tenants.models.Invitation.State",
         "LedgerVerdict": "capacity.api.ledger.VERDICTS",
         "ReplicaState": "serving.models.Replica.State",
@@ -174,6 +176,8 @@ PENSTOCK_HISTORY_DAYS = env.integer("PENSTOCK_HISTORY_DAYS", 30)
 """Ended replicas and scaling decisions are kept for so long; incidents and audit entries stay."""
 PENSTOCK_USAGE_DAYS = env.integer("PENSTOCK_USAGE_DAYS", 400)
 """Usage records of final minutes are kept for so long; the roll-ups stay."""
+PENSTOCK_INVOICE_DAYS = env.integer("PENSTOCK_INVOICE_DAYS", 3)
+"""Invoices are issued so long after their month, and corrected when usage comes late; below 0, by operators alone."""
 
 LOGGING: dict[str, Any] = {
     "version": 1,

@@ -1,28 +1,41 @@
 """A pytest plugin: fast tests first, nothing is skipped silently, no secret in a log. ``penstock test`` loads it.
 
+A module none of whose tests ``-m`` can pick is not even imported: its markers are read from its text.
+
 Under ``CI=true`` a skipped test fails the run unless its reason matches ``--allow-skip``. ``-p penstock.testing`` takes
 its settings from the environment, so that processes that share a round have them too.
 """
 
+import functools
+import itertools
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 
 ONLY_DATABASE, ALLOW_SKIP, SUMMARY = "PENSTOCK_TEST_ONLY_DATABASE", "PENSTOCK_TEST_ALLOW_SKIP", "PENSTOCK_TEST_SUMMARY"
 """Environment of a round: "1" for the tests that use the database; JSON list of patterns; file for the summary."""
+TEMPLATES = "PENSTOCK_TEST_TEMPLATES"
+"""Environment of all rounds: the folder in which the tests keep what is made once for all of them."""
 
-_ORDER = ("browser", "postgres", "e2e", "vllm", "faults")
+_ORDER = ("browser", "postgres", "e2e", "vllm", "timed", "faults")
 """Markers from the cheapest to the most expensive; a test runs in the place of its most expensive one."""
 
 CANARY = "canary in the coal mine"
 """Part of prompts that tests send: nobody may log it."""
 SECRETS = re.compile(r"\b(?:mu|pst|pse)_[A-Za-z0-9]{6,}_[A-Za-z0-9_-]{20,}|\bpsm_[\w.-]{40,}|" + CANARY)
 """Whole API keys, access tokens, enrolment tokens and credentials of members, and the canary."""
+
+
+_OF_ALL = re.compile(r"^pytestmark\b[^=\n]*= *(?:\[[^]]*\]$|[^\n]*)", re.MULTILINE)
+_MARKER = re.compile(r"\bmark\.(\w+)")
+_TOGETHER = re.compile(r"\bmark\.together\(\"([^\"]+)\"\)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,14 +54,53 @@ def unlawful(reasons: Iterable[str], allowed: Sequence[str]) -> list[str]:
     return [reason for reason in reasons if not any(re.search(pattern, reason) for pattern in allowed)]
 
 
+def may_be_picked(text: str, expression: str) -> bool:
+    """Whether some test of the module with this source may have markers for which ``-m expression`` picks it.
+
+    ``pytestmark`` at the module's beginning counts for all of its tests, any other marker for any of them. Raises
+    SyntaxError for an expression that pytest does not understand.
+    """
+    picks = Expression.compile(expression)
+    named = set(re.findall(r"\w+", expression))
+    for_all = {name for part in _OF_ALL.findall(text) for name in _MARKER.findall(part)} & named
+    for_some = sorted({*_MARKER.findall(text)} & named - for_all)
+    for count in range(len(for_some) + 1):
+        for more in itertools.combinations(for_some, count):
+            if picks.evaluate(_Has(for_all.union(more))):
+                return True
+    return False
+
+
+class _Has:
+    """Answers whether a test with these markers has one."""
+
+    def __init__(self, markers: set[str]) -> None:
+        self.markers = markers
+
+    def __call__(self, name: str, /, **_: str | int | bool | None) -> bool:
+        return name in self.markers
+
+
+def unit_of(path: Path) -> str:
+    """What a process takes as a whole: the file's path, or what its tests are ``together`` under."""
+    found = _TOGETHER.search(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found[1] if found else str(path)
+
+
 def longest_files_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """For processes that take whole files from one queue: the files with slow tests, then those with most tests.
+    """For processes that take whole files from one queue: those with slow tests first, then those whose tests may take
+    longest, then those with most tests.
 
     A long file that is taken last is waited for by all others.
     """
-    counts = Counter(item.path for item in items)
+    counts, timeouts = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
-    return sorted(items, key=lambda item: (item.path not in slow, -counts[item.path], str(item.path)))
+    for item in items:
+        if (marker := item.get_closest_marker("timeout")) is not None and marker.args:
+            timeouts[item.path] = max(timeouts[item.path], float(marker.args[0]))
+    return sorted(
+        items, key=lambda item: (item.path not in slow, -timeouts[item.path], -counts[item.path], str(item.path))
+    )
 
 
 class Plugin:
@@ -58,6 +110,28 @@ class Plugin:
         self.allowed, self.only_database = allowed, only_database
         self.skipped: Counter[str] = Counter()
         self.leaks: list[str] = []
+
+    def pytest_ignore_collect(self, collection_path: Path, config: pytest.Config) -> bool | None:
+        expression = config.option.markexpr
+        if not expression or not collection_path.match("test_*.py"):
+            return None
+        try:
+            wanted = may_be_picked(collection_path.read_text(encoding="utf-8"), expression)
+        except SyntaxError:  # pytest says what is wrong with it
+            return None
+        return None if wanted else True
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Files that are ``together`` go to one process, one after the other; each other file goes by itself."""
+        if config.getoption("dist") != "loadfile":
+            return None
+        from xdist.scheduler import LoadFileScheduling  # a development tool
+
+        made: Any = LoadFileScheduling(config, log)
+        of_file = functools.cache(lambda name: unit_of(config.rootpath / name))
+        made._split_scope = lambda nodeid: of_file(nodeid.partition("::")[0])
+        return made
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,8 +17,11 @@ _MOST_POINTS, _MOST_LEVELS = 1000, 200
 """More than any grid has: an agent must not fill the database."""
 
 
-def calibration_told(*, replica: Replica, told: CalibrationReport, now: datetime.datetime) -> bool:
+def calibration_told(
+    *, replica: Replica, told: CalibrationReport, now: datetime.datetime, kv_tokens: int | None = None
+) -> bool:
     """Keep what the agent of ``replica`` says of the measurement that was ordered; whether something was written.
+    ``kv_tokens``: what the engine's cache holds, where it tells.
 
     What it says of any other calibration, or of one that is over, is passed over.
     """
@@ -30,7 +33,7 @@ def calibration_told(*, replica: Replica, told: CalibrationReport, now: datetime
     row = rows.first()
     if row is None:
         return False
-    fields = _fields(row, told, now=now)
+    fields = _fields(row, told, kv_tokens, now=now)
     is_alive = row.reported_at is not None and (now - row.reported_at).total_seconds() < _KEEP_EVERY_S
     changed = {name: value for name, value in fields.items() if getattr(row, name) != value}
     if not changed and is_alive:
@@ -38,7 +41,9 @@ def calibration_told(*, replica: Replica, told: CalibrationReport, now: datetime
     return bool(rows.update(**changed, reported_at=now, updated_at=now))
 
 
-def _fields(row: Calibration, told: CalibrationReport, *, now: datetime.datetime) -> dict[str, Any]:
+def _fields(
+    row: Calibration, told: CalibrationReport, kv_tokens: int | None, *, now: datetime.datetime
+) -> dict[str, Any]:
     since = row.progress.get("since") if row.progress.get("state") == told.state else None
     share = told.share if math.isfinite(told.share) else 0.0
     return {
@@ -50,6 +55,7 @@ def _fields(row: Calibration, told: CalibrationReport, *, now: datetime.datetime
             "detail": told.detail[:200],
             "reason": told.reason[:400],
             "saturation_per_s": told.saturation_per_s,
+            "kv_tokens": kv_tokens,
         },
         "method": told.method[:20],
         "engine_version": (told.engine_version or row.engine_version)[:60],

@@ -77,7 +77,7 @@ def report_apply(report: HostReport, *, client: redis.Redis, now: datetime.datet
             applied.foreign += _is_foreign(seen.replica_id, host)
             continue
         if replica.calibration_id is not None and seen.calibration is not None:
-            calibration_told(replica=replica, told=seen.calibration, now=now)
+            calibration_told(replica=replica, told=seen.calibration, kv_tokens=seen.kv_tokens, now=now)
         if seen.attempt >= replica.attempt:
             _apply_replica(replica, seen, applied, hostname=report.hostname, now=now)
         if seen.metrics:

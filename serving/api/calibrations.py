@@ -80,7 +80,11 @@ class CalibrationDetail(CalibrationSerializer):
         child=serializers.DictField(), read_only=True, help_text="What was attained at each rate that was offered."
     )
     fit = serializers.DictField(read_only=True, help_text="Terms in engine ms, residuals, R² and errors.")
-    knee = serializers.DictField(read_only=True, help_text="The highest load that keeps the objectives.")
+    knee = serializers.DictField(
+        read_only=True,
+        help_text="The highest load that keeps the objectives; "
+        "supply_limit: null, or that not the hardware limits it, and the target_concurrency to try (recommended).",
+    )
 
     class Meta(CalibrationSerializer.Meta):
         fields = (*CalibrationSerializer.Meta.fields, "order", "points", "levels", "fit", "knee")

@@ -214,8 +214,9 @@ class DeploymentsViewSet(ApiViewSet[Deployment]):
     def destroy(self, request: Request, pk: str) -> Response:
         """Take the deployment away. Its name is free, its usage and history stay; clients get 404 for it.
 
-        409 while replicas have not ended, unless ``confirm`` is its name: then they drain and stop. One that was
-        removed before stays so. Keys and limits that name it stay, for whatever has that name next.
+        409 while replicas have not ended, unless ``confirm`` is its name: then they drain and stop; and for the last
+        one that serves a pool of which reservations are not over. One that was removed before stays so. Keys and limits
+        that name it stay, for whatever has that name next.
         """
         row = self.get_object()
         if row.removed_at is not None:

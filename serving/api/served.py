@@ -11,7 +11,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from capacity.models import Pool
+from capacity.selectors import pools_usable
 from serving.models import Deployment, Replica, Revision
 from serving.options import spoken
 from tenants.api.base import TenantViewSet
@@ -61,7 +61,7 @@ class ServedModelsViewSet(TenantViewSet[Deployment]):
     ordering_fields = ("name",)
 
     def get_queryset(self) -> QuerySet[Deployment]:
-        pools = Pool.objects.filter(Q(is_public=True) | Q(tenants=self.tenant)).order_by()
+        pools = pools_usable(self.tenant).order_by()
         ready = Q(replicas__state=Replica.State.READY)
         simulated = Revision.objects.filter(
             deployment=OuterRef("pk"), is_current=True, runtime=Revision.Runtime.SIMULATED

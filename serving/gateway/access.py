@@ -14,6 +14,7 @@ from serving.gateway.errors import Header
 from serving.gateway.records import DeploymentRecord, LimitRecord, PoolRecord
 from serving.gateway.standing_headers import Shown, shown_of
 from serving.policy import admission, budgets
+from serving.policy.admission import Meter
 
 
 class View(Protocol):
@@ -38,10 +39,10 @@ class Access(NamedTuple):
     pool: PoolRecord
     profile: CostProfile
     fixed: tuple[Demand, ...]
-    token_limits: tuple[LimitRecord, ...]
-    mu_limits: tuple[LimitRecord, ...]
-    money_limits: tuple[LimitRecord, ...]
-    """Empty where nothing costs money."""
+    metered: tuple[tuple[LimitRecord, Meter], ...]
+    """The others, and what of a request counts for each. Money is last, and not there where nothing costs any."""
+    unpaid: int
+    """How many of these count what has no price."""
     ends_at: float
     """Until when the budgets among them hold, in UNIX seconds."""
     headers: tuple[Header, ...]
@@ -52,12 +53,9 @@ class Access(NamedTuple):
     def demands(self, tokens: int, mu: float, *, is_paid: bool = False) -> tuple[Demand, ...]:
         """What a request that may use ``tokens``, and is expected to cost ``mu``, asks of its limits. ``is_paid``: by a
         reservation, so that it costs no money."""
-        asked = [Demand(limit, float(tokens)) for limit in self.token_limits]
-        asked += [Demand(limit, mu) for limit in self.mu_limits]
-        if self.money_limits and not is_paid:
-            money = mu * self.profile.price_per_1000_mu / 1000
-            asked += [Demand(limit, money) for limit in self.money_limits]
-        return (*self.fixed, *asked)
+        amounts = admission.metered(tokens=tokens, mu=mu, money=mu * self.profile.price_per_1000_mu / 1000)
+        metered = self.metered[: self.unpaid] if is_paid else self.metered
+        return (*self.fixed, *[Demand(limit, amounts[meter]) for limit, meter in metered])
 
 
 class AccessBook:
@@ -94,19 +92,25 @@ class AccessBook:
 
     def _make(self, principal: Principal, deployment: DeploymentRecord, pool: PoolRecord, name: str) -> Access:
         """``name``: what was asked for, the deployment's own or that of an adapter on it."""
-        found = admission.applicable((*principal.tenant.limits, *principal.key.limits), deployment.name, name)
+        tenant, key = principal.tenant, principal.key
+        limits_of = (*tenant.limits, *tenant.more_limits, *key.limits, *key.more_limits)
+        found = admission.applicable(limits_of, deployment.name, name)
         now, profile = time.time(), self._prices.profile(pool)
         limits = [self._held_as(limit, pool, now) for limit in found]
         headers = admission.limit_headers(limits).items()
+        metered = sorted(
+            ((limit, admission.METER[limit.kind]) for limit in limits if limit.kind in admission.METER),
+            key=lambda one: one[1],
+        )
+        unpaid = sum(meter != admission.MONEY for _, meter in metered)
         return Access(
             principal,
             deployment,
             pool,
             profile,
             tuple(Demand(limit) for limit in limits if limit.kind in ("requests_per_min", "concurrency")),
-            tuple(limit for limit in limits if limit.kind == "tokens_per_min"),
-            tuple(limit for limit in limits if limit.kind.startswith("mu_")),
-            tuple(limit for limit in limits if limit.kind.startswith("money_") and profile.price_per_1000_mu),
+            tuple(metered if profile.price_per_1000_mu else metered[:unpaid]),
+            unpaid,
             budgets.day_ends_at(now),
             tuple((name.encode(), value.encode()) for name, value in headers),
             shown_of(limits),

@@ -69,7 +69,7 @@ class Alone:
                 shares.append((self._share_of(limit, now_ms), amount))
         in_the_way = [share for share, amount in shares if not share.admits(amount, who, now_ms)]
         if in_the_way:
-            wait_ms = max(share.wait_ms(amount, now_ms) for share, amount in shares)
+            wait_ms = max(share.wait_ms(amount, who, now_ms) for share, amount in shares)
             if who:
                 for share, amount in shares:
                     share.promise(Promise(now_ms + wait_ms, amount, who))
@@ -165,11 +165,11 @@ class Share:
     def admits(self, amount: float, who: str, now_ms: float) -> bool:
         return self._admits(amount, who, now_ms)[0]
 
-    def wait_ms(self, amount: float, now_ms: float) -> float:
+    def wait_ms(self, amount: float, who: str, now_ms: float) -> float:
         """0 when ``amount`` fits now, and into all that is promised."""
         self._drain(now_ms)
         return promises.wait_ms(
-            self._bucket.level, amount, self._book, capacity=self.capacity, rate=self._rate, now_ms=now_ms
+            self._bucket.level, amount, who, self._book, capacity=self.capacity, rate=self._rate, now_ms=now_ms
         )
 
     def promise(self, made: Promise) -> None:

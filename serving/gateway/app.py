@@ -12,21 +12,24 @@ from serving.gateway import auth, dialects, errors, listing, standing_headers
 from serving.gateway.access import Access, AccessBook
 from serving.gateway.auth import Principal
 from serving.gateway.books import Books
+from serving.gateway.charges import amount_asked, charged, in_the_way
 from serving.gateway.demands import Demand, Granted, Refused
 from serving.gateway.dialects import DIALECTS, Dialect, Parsed
-from serving.gateway.errors import ApiError
+from serving.gateway.errors import ApiError, LimitReached
 from serving.gateway.exchange import Exchange
 from serving.gateway.journal import JournalUnavailable
 from serving.gateway.members import Members, is_of_member
 from serving.gateway.metrics import CONTENT_TYPE
+from serving.gateway.refused import refusal_of
 from serving.gateway.request import ClientGone, Message, Receive, Request, Send
 from serving.gateway.services import Services
-from serving.gateway.standing import Standings, admit
+from serving.gateway.standing import Desk, Standings, admit
 from serving.gateway.state import StateUnavailable
 from serving.gateway.upstream import UpstreamError
 from serving.gateway.usage import UNREADABLE
-from serving.policy import admission
+from serving.policy import admission, allowance
 from serving.policy.admission import Estimate
+from serving.policy.classes import BEST_EFFORT
 
 TOKENIZE_S = 30.0
 
@@ -52,6 +55,8 @@ class Gateway:
             await self._route(request)
         except ApiError as error:
             services.metrics.refusals[error.code or "error"] += 1
+            if request.principal is not None:
+                services.refusals.count(request.principal, request.pool, reason=error.reason, status=error.status)
             services.log.info(
                 "refused",
                 request_id=request.id,
@@ -101,11 +106,12 @@ class Gateway:
     async def _infer(self, request: Request, dialect: Dialect) -> None:
         services = self.services
         config = services.config
-        principal = await self._authenticate(request)
+        principal = request.principal = await self._authenticate(request)
         body = await request.body(config.max_body, config.body_s)
         parsed = dialect.read(body)
         access = self.accesses.find(services.store.view, principal, parsed.model)
         deployment = access.deployment
+        request.pool = access.pool.id
         dialect.require(parsed, deployment)
         request.base += access.headers
         if not dialect.is_metered:
@@ -126,11 +132,29 @@ class Gateway:
             )
             return estimate
 
+        async def acquire(demands: tuple[Demand, ...], who: str) -> Granted | Refused:
+            # It may wait in line for a seat: not for a client that has gone.
+            return await request.while_here(self._ask(demands, who))
+
+        def bounding(profile: CostProfile, expected: Estimate, slot_mu: float) -> float:
+            return allowance.most_mu(
+                parsed.ask,
+                expected,
+                profile,
+                services.learned,
+                deployment=deployment.id,
+                max_model_len=deployment.max_model_len,
+                slot_mu=slot_mu,
+            )
+
+        grants = services.grants
+        desk = Desk(grants.take, acquire, self._over_limit, services.unsettled, grants.alone)
         standing = self.standings.find(services.store.view, access)
         try:
-            admitted = await admit(
-                standing, access, estimating, take=services.grants.take, acquire=self._ask, refuse=self._over_limit
-            )
+            admitted = await admit(standing, access, estimating, bounding, lambda: services.mark(parsed), desk=desk)
+        except ApiError as error:
+            services.refusals.note(refusal_of(request, dialect, parsed, access, estimate, error))
+            raise
         finally:
             if estimate is not None:
                 request.base.append((b"x-penstock-mu-estimated", b"%.6g" % estimate.mu))
@@ -152,6 +176,9 @@ class Gateway:
             estimate=admitted.estimate,
             granted=granted,
             service_class=admitted.service_class,
+            bucket=admitted.bucket,
+            is_untold=grants.alone > 1 and admitted.service_class == BEST_EFFORT and bool(admitted.passed),
+            charges=charged(services.grants, granted, admitted.passed),
         )
         try:
             books.admit()
@@ -167,7 +194,11 @@ class Gateway:
             self._give_back(granted)
             raise
         services.loads.offered(deployment.id, admitted.estimate.mu)
-        await Exchange(services, request, books, admitted.claim).run()
+
+        def note(error: ApiError) -> None:
+            services.refusals.note(refusal_of(request, dialect, parsed, access, admitted.estimate, error))
+
+        await Exchange(services, request, books, admitted.claim, note).run()
 
     async def _authenticate(self, request: Request) -> Principal:
         services = self.services
@@ -215,7 +246,7 @@ class Gateway:
         self.services.metrics.limit_refusals[limit.kind] += 1
         said = admission.refusal(
             limit,
-            asked=next((demand.amount for demand in demands if demand.limit is limit), 1.0),
+            asked=amount_asked(limit, demands),
             remaining=refused.remaining,
             retry_after_s=refused.retry_after_s,
             currency=self.services.config.currency,
@@ -224,7 +255,14 @@ class Gateway:
         headers = [(name.encode(), value.encode()) for name, value in told.items()]
         headers += errors.retry_after(said.retry_after_s)
         code = "insufficient_quota" if limit.is_budget else "rate_limit_exceeded"
-        return ApiError(429, said.message, code=code, type=said.type, headers=headers)
+        return LimitReached(
+            said.message,
+            code=code,
+            type=said.type,
+            headers=headers,
+            obstacles=(in_the_way(refused, demands),),
+            retry_after_s=said.retry_after_s,
+        )
 
     def _give_back(self, granted: Granted | None) -> None:
         if granted is not None:
@@ -233,17 +271,15 @@ class Gateway:
     async def _tokenize(self, request: Request, dialect: Dialect, parsed: Parsed, access: Access) -> None:
         """Ask any ready replica. It makes no tokens, so it takes no slot, no journal line and no token limit."""
         services, deployment = self.services, access.deployment
-        granted = services.grants.take(access.fixed) or await self._acquire(access.fixed, access.principal.key.id)
+        granted = services.grants.take(access.fixed) or await request.while_here(
+            self._acquire(access.fixed, access.principal.key.id)
+        )
         try:
             replicas = [
                 r for r in services.store.view.replicas_by_deployment.get(deployment.id, ()) if r.state == "ready"
             ]
             if not replicas:
-                raise errors.unavailable(
-                    f"No replica of '{deployment.name}' is ready. Try again shortly.",
-                    code="no_ready_replica",
-                    retry_after_s=5.0,
-                )
+                raise errors.no_replica(deployment.name, is_stopped=deployment.is_stopped)
             replica = min(replicas, key=lambda r: (services.loads.replica(r.id).n, r.id))
             body = dialect.engine_body(parsed, priority=0, cache_salt="")
             try:
@@ -288,6 +324,8 @@ class Gateway:
         view = self.services.store.view
         if name:
             deployment = self.accesses.find(view, principal, name).deployment
+            if deployment.is_stopped:
+                raise errors.model_not_found(name)
             shown = (listing.as_anthropic if is_anthropic else listing.as_openai)(deployment, name)
             await request.answer(200, msgspec.json.encode(shown))
         else:
@@ -306,6 +344,7 @@ class Gateway:
                 "version": view.version,
                 "published_at": view.published_at,
                 "age_s": round(age_s, 3) if age_s != float("inf") else None,
+                "limits_left_out": sum(view.limits_left_out.values()),
             },
             "journal": {"writable": services.journal.writable},
             "grants": {"mode": services.grants.mode, **services.grants.standing._asdict()},

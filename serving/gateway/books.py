@@ -14,11 +14,22 @@ from capacity.policy.cost import IMAGE_TOKEN, CostProfile, request_cost
 from serving.gateway.demands import Granted
 from serving.gateway.dialects import Dialect, Parsed
 from serving.gateway.dispatch import Placement
-from serving.gateway.records import AdmitLine, Attempt, DeploymentRecord, EndLine, Outcome, ProgressLine, Usage
+from serving.gateway.records import (
+    AdmitLine,
+    Attempt,
+    Charge,
+    DeploymentRecord,
+    EndLine,
+    LimitRecord,
+    Outcome,
+    ProgressLine,
+    Usage,
+)
 from serving.gateway.relay import Relay
+from serving.gateway.usage import expected_usage
 from serving.policy import admission
 from serving.policy.admission import Estimate
-from serving.policy.classes import BEST_EFFORT, ServiceClass
+from serving.policy.classes import BEST_EFFORT, RESERVED, ServiceClass
 
 if TYPE_CHECKING:
     from serving.gateway.auth import Principal
@@ -29,7 +40,9 @@ _UNMEASURED: frozenset[Outcome] = frozenset({"completed", "client_closed", "time
 
 
 class Books:
-    """``arrived`` and ``progressed`` are on the monotonic clock; times in lines are UNIX seconds."""
+    """``arrived`` and ``progressed`` are on the monotonic clock; times in lines are UNIX seconds. ``bucket``: of the
+    reservation that the request is inside of. ``is_untold``: it may be inside of one, though it is best effort: this
+    gateway knows its own part of that alone."""
 
     def __init__(
         self,
@@ -46,6 +59,9 @@ class Books:
         estimate: Estimate,
         granted: Granted | None,
         service_class: ServiceClass,
+        bucket: LimitRecord | None = None,
+        is_untold: bool = False,
+        charges: tuple[Charge, ...] = (),
     ) -> None:
         self.services = services
         self.request_id = request_id
@@ -59,6 +75,9 @@ class Books:
         self.estimate = estimate
         self.granted = granted
         self.service_class = service_class
+        self.bucket = bucket
+        self.is_untold = is_untold
+        self.charges = charges
         self.attempts: list[Attempt] = []
         self.placement: Placement | None = None
         self.relay: Relay | None = None
@@ -69,6 +88,8 @@ class Books:
         self.is_settled = False
         self.routed_at = self.first_byte_at = 0.0
         self.ttft_s = 0.0
+        self.held_s = 0.0
+        """For so long the client of the present attempt has not read what was there for it."""
         self.progressed = arrived
 
     def admit(self) -> None:
@@ -86,15 +107,11 @@ class Books:
                 dialect=self.dialect.name,
                 profile_version=self.profile.version,
                 estimated_mu=self.estimate.mu,
-                estimated=Usage(
-                    input_tokens=self.estimate.input_tokens,
-                    cached_tokens=self.estimate.cached_tokens,
-                    output_tokens=self.estimate.output_tokens,
-                    units=dict(self.estimate.units),
-                ),
+                estimated=expected_usage(self.estimate),
                 service_class=self.service_class,
                 client_request_id=self.client_id,
                 stream=self.parsed.is_stream,
+                charges=self.charges,
             )
         )
 
@@ -140,6 +157,8 @@ class Books:
             self.services.journal.progress(
                 ProgressLine(id=self.request_id, at=time.time(), replica=self.placement.replica.id, usage=usage)
             )
+            if self.granted is not None and self.bucket is not None and self.service_class == RESERVED:
+                self.services.grants.overrun(self.granted, self.bucket, self._price(usage))
 
     def leave(self, outcome: str, *, ok: bool = False) -> None:
         """The request leaves its replica, and its slot is free. Idempotent. A failed attempt that nobody has seen
@@ -152,6 +171,7 @@ class Books:
         attempt.ended_at = time.time()
         attempt.outcome = outcome
         attempt.output_tokens = usage.output_tokens if usage is not None else 0
+        attempt.held_ms, self.held_s = float(round(self.held_s * 1000)), 0.0
         if not self.first_byte_at:
             self.relay, self.usage = None, None
         self.services.dispatcher.finish(self.deployment.id, placement.ticket, ok=ok)
@@ -172,6 +192,10 @@ class Books:
         tokens = usage.input_tokens + usage.output_tokens
         mu = self._price(usage) if tokens or usage.units else 0.0
         services = self.services
+        if outcome == "refused":
+            # What was refused for want of room, and may have been promised, counts so in the guarantee ledger.
+            reason = "limits_unavailable" if self.is_untold and status in (429, 503) else error or "engine_refused"
+            services.refusals.count(self.principal, self.deployment.pool, reason=reason, status=status)
         if self.granted is not None:
             limits = [demand.limit for demand in self.granted.demands]
             services.grants.settle(
@@ -183,7 +207,8 @@ class Books:
         is_lent = self.service_class == BEST_EFFORT
         if mu:
             services.loads.used(self.deployment.id, mu, is_lent=is_lent)
-        if is_lent and self.attempts:
+        # Whose last attempt has made way was not served: when it asked again, that was taken off its tenant's counter.
+        if is_lent and self.attempts and self.attempts[-1].outcome != "made_way":
             services.dispatcher.best_effort.settle(self.deployment.id, self.principal.tenant.id, mu - self.estimate.mu)
         services.journal.end(
             EndLine(

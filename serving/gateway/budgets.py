@@ -16,15 +16,16 @@ _KEPT_S = 86_400.0
 
 
 class Budget(Limit):
-    """``running``: estimates of requests under way. ``ended``: what others used, by minute, as far as the books did not
-    have it when the state last answered; up to the minute ``until`` they have ``base``.
+    """``running``: estimates of requests under way, ``open`` of them. ``ended``: what others used, by minute, as far as
+    the books did not have it when the state last answered; up to the minute ``until`` they have ``base``.
     """
 
-    __slots__ = ("base", "ended", "running", "until")
+    __slots__ = ("base", "ended", "open", "running", "until")
 
     def _begin(self, record: LimitRecord) -> None:
         super()._begin(record)
         self.running = 0.0
+        self.open = 0
         self.ended: dict[int, float] = {}
         self.base, self.until = 0.0, 0
 
@@ -44,11 +45,14 @@ class Budget(Limit):
 
     def note(self, amount: float) -> None:
         super().note(amount)
+        self.open += 1
         self.running += amount
 
     def spend(self, estimated: float, actual: float, at: float) -> None:
         """A request has ended, at ``at`` in UNIX seconds. What ends in another period counts in that, by the books."""
-        self.running = max(0.0, self.running - estimated)
+        self.open = max(0, self.open - 1)
+        # What rounding leaves of the last one is nothing that runs: it would be told for ever.
+        self.running = max(0.0, self.running - estimated) if self.open else 0.0
         if actual > 0.0 and at < self.record.ends_at:
             minute = budgets.minute_of(at)
             self.ended[minute] = self.ended.get(minute, 0.0) + actual

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 
 from serving.gateway.records import LimitRecord
+from serving.policy.allowance import Hold
 
 Phase = Literal["arbiter", "alone", "reporting", "unknown"]
 """``arbiter``: the state decides, or has leased. ``alone``: it does not answer, and the gateway gives out its shares.
@@ -41,6 +42,8 @@ class Granted(msgspec.Struct, eq=False):
     """On the state's clock, never later than the charge."""
     alone_at_ms: float = 0.0
     """On this process's monotonic clock, when it was admitted without the state; else 0."""
+    hold: Hold | None = None
+    """What is held of a reservation's allowance until the end."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -57,11 +60,15 @@ class Ask:
     ``who`` is promised a time where it is refused; nobody, where it is empty.
     """
 
-    __slots__ = ("answer", "demands", "give_up_at", "is_last", "local", "remote", "who")
+    __slots__ = ("answer", "demands", "give_up_at", "in_line_until", "is_last", "local", "name", "remote", "who")
 
-    def __init__(self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand], who: str = "") -> None:
-        self.demands, self.local, self.remote, self.who = demands, local, remote, who
+    def __init__(
+        self, demands: tuple[Demand, ...], local: list[Demand], remote: list[Demand], who: str = "", *, name: str = ""
+    ) -> None:
+        self.demands, self.local, self.remote, self.who, self.name = demands, local, remote, who, name
         self.answer: asyncio.Future[Granted | Refused] = asyncio.get_running_loop().create_future()
         self.give_up_at = 0.0
+        self.in_line_until = 0.0
+        """Until when it may wait for a seat that it was promised."""
         self.is_last = False
         """Whether it is not asked again when others' leases stand in the way."""

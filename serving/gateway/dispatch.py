@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ from capacity.policy import claw_back
 from serving.gateway.best_effort import BestEffort
 from serving.gateway.placement import Busy as Busy
 from serving.gateway.placement import Lent as Lent
-from serving.gateway.placement import LoadBook, TicketLike
+from serving.gateway.placement import LoadBook, OnWay, TicketLike
 from serving.gateway.placement import NoReplica as NoReplica
 from serving.gateway.placement import Owned as Owned
 from serving.gateway.placement import Placement as Placement
 from serving.gateway.placement import Reclaimed as Reclaimed
 from serving.gateway.records import ReplicaRecord
 from serving.policy import gate
-from serving.policy.routing import Candidate, Decision, Load, RoutingPolicy
+from serving.policy.routing import Candidate, Decision, Load, RoutingPolicy, turns
 
 POLL_S = 0.05
 """How often a queue looks again: slots that other gateways free are only seen through their beats."""
@@ -35,11 +35,15 @@ _PATIENCE = 0.5
 class _Field:
     """The candidates of one deployment, as long as its records and the loads stay the same."""
 
-    __slots__ = ("by_id", "candidates", "generation", "records")
+    __slots__ = ("by_id", "candidates", "generation", "place", "records")
 
     def __init__(self, records: tuple[ReplicaRecord, ...], loads: LoadBook, suspects: Collection[str]) -> None:
         self.records = records
         self.generation = loads.generation
+        self.place = loads.place
+        gateway, gateways = loads.place
+        ready = (record.id for record in records if record.state == "ready")
+        order = turns(ready, gateway=gateway, gateways=gateways)
         self.by_id = {record.id: record for record in records}
         self.candidates = [
             Candidate(
@@ -49,6 +53,7 @@ class _Field:
                 loads.replica(record.id),
                 record.id in suspects,
                 claw_back.ms_per_mu(record.supply_mu_per_min),
+                order.get(record.id, 0),
             )
             for record in records
         ]
@@ -73,7 +78,8 @@ def _ignore(deployment: str, seconds: float) -> None:
 
 
 class Dispatcher:
-    """One per gateway process. ``replicas`` gives the current records of a deployment, ``clock`` monotonic seconds.
+    """One per gateway process. ``replicas`` gives the current records of a deployment, ``clock`` monotonic seconds,
+    ``wall_clock`` UNIX seconds.
 
     ``on_claw_back`` hears of a deployment for how long an owner of a reservation had found no room.
     """
@@ -87,6 +93,7 @@ class Dispatcher:
         queue_s: float,
         queue_max: int,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         on_claw_back: Callable[[str, float], None] = _ignore,
     ) -> None:
         self._replicas = replicas
@@ -102,7 +109,13 @@ class Dispatcher:
         """Owners' streams whose first token has not come: until when it may take, deployment and replica."""
         self._poller: asyncio.TimerHandle | None = None
         self.best_effort = BestEffort(
-            self, loads, queue_s=queue_s, queue_max=queue_max, clock=clock, on_relief=on_claw_back
+            self,
+            loads,
+            queue_s=queue_s,
+            queue_max=queue_max,
+            clock=clock,
+            wall_clock=wall_clock,
+            on_relief=on_claw_back,
         )
 
     @property
@@ -122,13 +135,22 @@ class Dispatcher:
         *,
         claim: Claim = None,
         on_reclaim: Callable[[], None] | None = None,
+        on_way: OnWay | None = None,
     ) -> Placement:
         """Return the request's place, after a wait of at most ``queue_s``. Raises NoReplica, Busy or Reclaimed.
 
-        ``on_reclaim`` is called when a best-effort request must end before it is complete.
+        ``on_reclaim`` is called when a best-effort request must end before it is complete; ``on_way``, with its replica
+        and why, when it must leave that while its prompt is read: it may ask again, with that as its ``Lent.home``.
         """
         if isinstance(claim, Lent) and not tried:
-            return await self.best_effort.place(deployment, load, claim, on_reclaim)
+            return await self.best_effort.place(deployment, load, claim, on_reclaim, on_way)
+        placed = await self._place_by_right(deployment, load, tried, claim)
+        if isinstance(claim, Lent):
+            self.best_effort.placed_again(deployment, placed, claim, on_reclaim)
+        return placed
+
+    async def _place_by_right(self, deployment: str, load: Load, tried: tuple[str, ...], claim: Claim) -> Placement:
+        """Of owners, and of those that had a place before."""
         queue = self._queues.get(deployment)
         if not queue or all(waiter.tried for waiter in queue):
             # Those wait for what they have not tried: nobody is overtaken.
@@ -138,8 +160,8 @@ class Dispatcher:
             if placed.verdict == "none":
                 raise NoReplica(placed.reason)
             queue = self._queues.setdefault(deployment, deque())
-        if len(queue) >= self._queue_max:
-            raise Busy(f"{len(queue)} requests are waiting already", reason="queue_full")
+        if len(queue) >= self._queue_max and not _push_out(queue, claim):
+            raise _full(queue)
         due = self._clock() + claim.claw_back_s * _PATIENCE if isinstance(claim, Owned) else math.inf
         return await self._wait(deployment, queue, _Waiter(load, tried, claim, _future(), due))
 
@@ -179,8 +201,14 @@ class Dispatcher:
     def _field(self, deployment: str) -> _Field:
         records = self._replicas(deployment)
         field = self._fields.get(deployment)
-        if field is None or field.records is not records or field.generation != self._loads.generation:
-            field = _Field(records, self._loads, self._suspects)
+        loads = self._loads
+        if (
+            field is None
+            or field.records is not records
+            or field.generation != loads.generation
+            or field.place != loads.place
+        ):
+            field = _Field(records, loads, self._suspects)
             if records:
                 self._fields[deployment] = field
             else:
@@ -194,7 +222,7 @@ class Dispatcher:
     def try_place(self, deployment: str, load: Load, tried: tuple[str, ...], *, is_lent: bool) -> Placement | Decision:
         """A place now, or why there is none."""
         field = self._field(deployment)
-        decision = self._policy(field.candidates, load, tried)
+        decision = self._policy(field.candidates, load._replace(is_lent=True) if is_lent else load, tried)
         if decision.verdict != "dispatch":
             return decision
         # Between decision and ticket nothing may await: the next decision must see this request.
@@ -208,10 +236,15 @@ class Dispatcher:
 
     def _try(self, deployment: str, load: Load, tried: tuple[str, ...], claim: Claim) -> Placement | Decision:
         """``try_place``, and what an owner finds there decides whether more is lent."""
+        way = self.best_effort.make_way(deployment, load.prefill_mu, tried) if isinstance(claim, Owned) else ""
         placed = self.try_place(deployment, load, tried, is_lent=isinstance(claim, Lent))
         if isinstance(claim, Owned):
             if isinstance(placed, Placement):
                 self._loads.owned(deployment, load.prefill_mu)
+                if way and gate.is_long(
+                    self._loads.replica(placed.replica.id).lent_w, placed.replica.supply_mu_per_min
+                ):
+                    self._loads.wants_way(placed.replica.id)
                 if load.is_stream:
                     # What it waits for of its own, and of other owners, is nobody's fault.
                     replica = self._loads.replica(placed.replica.id)
@@ -219,9 +252,8 @@ class Dispatcher:
                     due = self._clock() + claim.claw_back_s * _PATIENCE + gate.presumed_prefill_s(owned_ms)
                     self._owed[placed.ticket] = (due, deployment, placed.replica.id)
                     self._poll_later()
-                pending = self._loads.replica(placed.replica.id).w - load.prefill_mu
-                pending_ms = claw_back.engine_ms(pending, placed.replica.supply_mu_per_min)
-                if gate.must_claw_back(pending_ms, ttft_objective_ms=claim.ttft_objective_ms):
+                # It may go beside a long prompt of its own accord: it is at risk when no replica is clear.
+                if gate.must_claw_back(placed.decision.clearest_ms, ttft_objective_ms=claim.ttft_objective_ms):
                     self.best_effort.claw_back(deployment)
                 else:
                     self.best_effort.relieved(deployment)
@@ -302,6 +334,30 @@ class Dispatcher:
 def _lent(candidate: Candidate) -> float:
     """Best-effort MU at a replica."""
     return candidate.load.lent_w + candidate.load.lent_d
+
+
+def _full(queue: Collection[_Waiter]) -> Busy:
+    return Busy(f"{len(queue)} requests are waiting already", reason="queue_full")
+
+
+def _push_out(queue: deque[_Waiter], claim: Claim) -> bool:
+    """Make place in a full queue for an owner where another has more waiting: no promise is kept at others' cost.
+
+    Whether there is place.
+    """
+    if not isinstance(claim, Owned):
+        return False
+    waiting = Counter(one.claim.tenant for one in queue if isinstance(one.claim, Owned) and not one.tried)
+    tenant, most = max(waiting.items(), key=lambda item: item[1], default=("", 0))
+    if most <= waiting[claim.tenant] + 1:
+        return False
+    newest = next(
+        one for one in reversed(queue) if isinstance(one.claim, Owned) and one.claim.tenant == tenant and not one.tried
+    )
+    if not newest.place.done():
+        newest.place.set_exception(_full(queue))
+    queue.remove(newest)
+    return True
 
 
 def _future() -> asyncio.Future[Placement]:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from capacity.usage.lines import Charge
+
 Header = tuple[bytes, bytes]
 
 INVALID = "invalid_request_error"
@@ -41,6 +43,29 @@ class ApiError(Exception):
         self.headers = tuple(headers)
         if status in (429, 503) and code and not any(name == _REASON for name, _ in headers):
             self.headers += ((_REASON, code.encode()),)
+
+    @property
+    def reason(self) -> str:
+        """As its header tells it, or the code."""
+        return next((value.decode() for name, value in self.headers if name == _REASON), self.code or "")
+
+
+class LimitReached(ApiError):
+    """429 because of a limit or a reservation. ``obstacles``: what stood in the way; ``retry_after_s`` as promised."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        type: str,
+        headers: Sequence[Header],
+        obstacles: tuple[Charge, ...],
+        retry_after_s: float,
+    ) -> None:
+        super().__init__(429, message, code=code, type=type, headers=headers)
+        self.obstacles = obstacles
+        self.retry_after_s = retry_after_s
 
 
 class ErrorShape(Protocol):
@@ -175,3 +200,12 @@ _ROUTES = {
 
 def unavailable(message: str, *, code: str, retry_after_s: float) -> ApiError:
     return ApiError(503, message, code=code, type=SERVER, headers=retry_after(retry_after_s))
+
+
+def no_replica(name: str, *, is_stopped: bool) -> ApiError:
+    """Nothing serves the model now; where its operator has stopped it, that is said."""
+    if is_stopped:
+        text = f"'{name}' is stopped until its operator starts it again."
+        return unavailable(text, code="no_ready_replica", retry_after_s=60.0)
+    text = f"No replica of '{name}' is ready. Try again shortly."
+    return unavailable(text, code="no_ready_replica", retry_after_s=5.0)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from serving.gateway import errors, refusals
 from serving.gateway.books import Books
-from serving.gateway.dialects import media
 from serving.gateway.dispatch import Busy, Lent, NoReplica, Owned, Placement
 from serving.gateway.errors import ApiError, Header
 from serving.gateway.records import Outcome
 from serving.gateway.refusals import EngineFailed, EngineRefused
 from serving.gateway.relay import RelayError
-from serving.gateway.request import JSON, Message, Request
+from serving.gateway.request import EVENT_STREAM, JSON, Message, Request
 from serving.gateway.upstream import AnswerTooLarge, ConnectFailed, Connection, ConnectionBroken, UpstreamError
 from serving.gateway.usage import UNREADABLE
+from serving.policy import gate
 from serving.policy.classes import PRIORITY
 from serving.policy.routing import Load
 
@@ -36,28 +37,33 @@ LAST_WORD_S = 2.0
 """How long a client that must be told of a stopped request may take to hear it."""
 MAX_ATTEMPTS = 2
 
-_EVENT_STREAM = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
-
 
 class Exchange:
-    """``run`` answers the client; nothing it raises is the client's to see."""
+    """``run`` answers the client; nothing it raises is the client's to see. ``note`` hears why there was no room."""
 
-    def __init__(self, services: Services, request: Request, books: Books, claim: Lent | Owned) -> None:
+    def __init__(
+        self,
+        services: Services,
+        request: Request,
+        books: Books,
+        claim: Lent | Owned,
+        note: Callable[[ApiError], None],
+    ) -> None:
         self.services = services
         self.request = request
         self.send = request.send
         self.books = books
         self.claim = claim
+        self.note = note
         self.deployment = books.deployment
         self.parsed = books.parsed
         self.is_own = books.dialect.is_own(books.deployment)
         self.connection: Connection | None = None
         self.has_started = self.is_sending = self.is_over = False
         self.stopped: Stop | None = None
+        self.way = ""
+        """The replica that it is to leave for an owner."""
+        self.ways = 0
         self.failure: EngineFailed | None = None
         self.heard = request.arrived
         self.task: asyncio.Task[Any] | None = None
@@ -74,7 +80,7 @@ class Exchange:
                 self.task.uncancel()
             await self._stopped()
         except ApiError as error:
-            self.books.settle(_outcome_of(error), error.status, error.code or "")
+            self.books.settle(refusals.outcome_of(error), error.status, error.code or "")
             await self._answer_error(error)
         except Exception:
             self.books.settle("engine_error", 500, "internal error of the gateway")
@@ -100,13 +106,17 @@ class Exchange:
             try:
                 await self._attempt(placement)
                 return
+            except asyncio.CancelledError:
+                if not self._has_made_way():
+                    raise
+                continue
             except UpstreamError as error:
                 self._drop()
                 is_alive = isinstance(error, (EngineRefused, EngineFailed))
                 self.books.leave("engine_error" if is_alive else "engine_lost")
                 self.services.dispatcher.suspect(placement.replica.id)
                 may_have_run = self.is_own and not isinstance(error, ConnectFailed)
-                if self.has_started or may_have_run or len(self.books.attempts) >= MAX_ATTEMPTS:
+                if self.has_started or may_have_run or len(tried) + 1 >= MAX_ATTEMPTS:
                     raise refusals.failure(error) from error
                 failure = error
             tried = (*tried, placement.replica.id)
@@ -116,26 +126,29 @@ class Exchange:
         by_class = self.services.metrics.models[self.deployment.name].classes[self.books.service_class]
         asked = time.monotonic()
         try:
+            # Of what is not an engine of ours nobody knows what reading it twice would do.
+            on_way = None if self.is_own or self.ways >= gate.WAYS else self._make_way
             placement = await self.services.dispatcher.place(
-                self.deployment.id, load, tried, claim=self.claim, on_reclaim=self._reclaim
+                self.deployment.id, load, tried, claim=self.claim, on_reclaim=self._reclaim, on_way=on_way
             )
         except NoReplica as error:
             if failure is not None:
                 raise refusals.failure(failure) from error
             self.services.loads.refused(self.deployment.id)
-            raise errors.unavailable(
-                f"No replica of '{self.deployment.name}' is ready. Try again shortly.",
-                code="no_ready_replica",
-                retry_after_s=5.0,
-            ) from error
+            raise errors.no_replica(self.deployment.name, is_stopped=self.deployment.is_stopped) from error
         except Busy as error:
             by_class.refusals[error.reason] += 1
             self.services.loads.refused(self.deployment.id)
-            raise refusals.no_room(self.deployment.name, error) from error
-        by_class.admitted += not tried
+            raise self._no_room(error) from error
+        by_class.admitted += not (tried or self.ways)
         by_class.wait.observe(time.monotonic() - asked)
         self.books.place(placement)
         return placement
+
+    def _no_room(self, error: Busy) -> ApiError:
+        told = refusals.no_room(self.deployment.name, error)
+        self.note(told)
+        return told
 
     async def _attempt(self, placement: Placement) -> None:
         body = self.books.dialect.engine_body(
@@ -162,16 +175,9 @@ class Exchange:
         status = connection.status
         body = await connection.read_all(1024 * 1024)
         self._keep(connection)
-        if refusals.is_no_route(status, body):
-            self.books.leave("refused", ok=True)
-            raise errors.not_served(self.deployment.name, self.request.path)
-        if refusals.is_bomb(status, body):
-            self.books.leave("refused", ok=True)
-            raise media.too_large("An image has more pixels than its first bytes say")
-        if status not in (400, 413, 422):
-            raise EngineRefused(status, f"the engine answered {status}")
+        error = refusals.mistake(status, body, model=self.deployment.name, path=self.request.path)
         self.books.leave("refused", ok=True)
-        raise refusals.client_mistake(status, body)
+        raise error
 
     async def _whole(self, connection: Connection) -> None:
         books, status = self.books, connection.status
@@ -181,12 +187,7 @@ class Exchange:
         except AnswerTooLarge:
             # The work was done, and is charged; another replica would say as much.
             books.settle("completed", 400, "answer_too_large")
-            raise ApiError(
-                400,
-                f"The answer would exceed {limit // 2**20} MiB. Ask for less in one request: fewer inputs, or, of "
-                "embeddings, 'encoding_format': 'base64'.",
-                code="answer_too_large",
-            ) from None
+            raise refusals.too_large(limit) from None
         kind = (JSON[0], connection.content_type or JSON[1]) if books.dialect.keeps_type else JSON
         self._keep(connection)
         if status >= 400:
@@ -261,10 +262,13 @@ class Exchange:
     async def _send_part(self, placement: Placement, part: bytes) -> None:
         if not self.has_started:
             self.books.first_byte()
-            await self._start(200, list(_EVENT_STREAM))
+            await self._start(200, list(EVENT_STREAM))
         placement.ticket.token()
-        self.is_sending = True
-        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        self.is_sending, began = True, time.monotonic()
+        try:
+            await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        finally:
+            self.books.held_s += time.monotonic() - began
         self.is_sending = False
         self._note_progress()
 
@@ -278,7 +282,7 @@ class Exchange:
         self.books.first_byte()
         self.books.settle("completed", 200)
         if not self.has_started:
-            await self._start(200, list(_EVENT_STREAM))
+            await self._start(200, list(EVENT_STREAM))
         await self.send({"type": "http.response.body", "body": out, "more_body": False})
 
     def _keep(self, connection: Connection) -> None:
@@ -314,20 +318,16 @@ class Exchange:
         if self.stopped == "client_closed":
             self.books.settle("client_closed", 499)
             return
-        if self.stopped == "idle":
-            error = ApiError(504, "The engine fell silent.", code="engine_timeout", type=errors.SERVER)
-            self.books.settle("engine_lost", 504, error.code or "")
-        elif self.stopped == "reclaimed":
-            error = refusals.no_room(self.deployment.name, refusals.reclaimed())
-            self.books.settle("refused", 429, error.code or "")
+        outcome: Outcome = "timeout"
+        if self.stopped == "reclaimed":
+            ended, claim = self.services.dispatcher.best_effort.ended, self.claim
+            told = ended(self.deployment.id, claim) if isinstance(claim, Lent) else refusals.reclaimed()
+            error, outcome = self._no_room(told), "refused"
             self.services.metrics.models[self.deployment.name].classes[self.books.service_class].refusals["cut"] += 1
-        elif self.stopped == "timeout":
-            limit = self.services.config.total_s
-            error = ApiError(504, f"The request took more than {limit:g} s.", code="timeout", type=errors.SERVER)
-            self.books.settle("timeout", 504, error.code or "")
         else:
-            error = errors.unavailable("The gateway is stopping.", code="gateway_stopping", retry_after_s=1.0)
-            self.books.settle("timeout", 503, error.code or "")
+            error = refusals.stopped(self.stopped, total_s=self.services.config.total_s)
+            outcome = "engine_lost" if self.stopped == "idle" else outcome
+        self.books.settle(outcome, error.status, error.code or "")
         # No clock watches over this any more, and the client may not be reading.
         with suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_S):
@@ -370,13 +370,31 @@ class Exchange:
         """An owner waits for this request's place."""
         self._stop("reclaimed")
 
+    def _make_way(self, replica: str, reason: str) -> None:
+        """An owner is to be read there first, and nothing of the answer is there yet."""
+        if self.stopped or self.has_started or self.task is None or self.books.is_settled:
+            return
+        self.way = replica
+        self.services.log.info(
+            "a best-effort prompt makes way for an owner", request_id=self.request.id, replica=replica, reason=reason
+        )
+        self.task.cancel()
+
+    def _has_made_way(self) -> bool:
+        """Whether it was that which cancelled the attempt. Then it has left its replica, and asks for a place again."""
+        way, self.way = self.way, ""
+        if not way or self.stopped or self.task is None or not isinstance(self.claim, Lent):
+            return False
+        if self.task.uncancel():
+            # Somebody else has cancelled it, too.
+            return False
+        self._drop()
+        self.ways += 1
+        self.books.leave("made_way")
+        self.claim = self.claim._replace(home=way)
+        self.services.metrics.models[self.deployment.name].made_way += 1
+        return True
+
     def _workload(self) -> str:
         principal = self.books.principal
         return f"{principal.tenant.id}:{self.deployment.id}:{self.parsed.workload or principal.key.id}"
-
-
-def _outcome_of(error: ApiError) -> Outcome:
-    # A client's own mistake that only the engine saw says nothing about the engine.
-    if error.code in ("no_ready_replica", "capacity_exceeded", "capacity_reclaimed") or error.status in (400, 404, 413):
-        return "refused"
-    return "engine_lost" if error.code == "engine_lost" else "engine_error"

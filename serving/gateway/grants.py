@@ -18,26 +18,17 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from serving.gateway.alone import Alone, Place
-from serving.gateway.budgets import Budget
+from serving.gateway.asking import GRANTS, exchange_of
 from serving.gateway.demands import Ask, Demand, Granted, Phase, Refused, Standing
 from serving.gateway.ledger import SWEEP_S, Ledger
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
-from serving.gateway.state import (
-    EPOCH,
-    GATEWAYS,
-    GRACE_MS,
-    GRACE_UNTIL,
-    LIFETIME_MS,
-    SILENCE_MS,
-    State,
-    StateUnavailable,
-    script,
-)
+from serving.gateway.settling import Settling
+from serving.gateway.state import GATEWAYS, State, StateUnavailable
+from serving.policy import seats
 
 logger = logging.getLogger(__name__)
 
-_SCRIPT = script("grants")
 _PERIOD_S = 0.1
 _SETTLE_WITHIN_S = 0.005
 _TIMEOUT_S = 0.5
@@ -45,6 +36,7 @@ _LEASE_LIFE_S = 1.5  # from the sending on; less than LIFETIME_MS, by a margin f
 _RETRY_LEASED_S = 0.025
 _RETRY_LEASED_FOR_S = 0.25
 _RETRY_GRACE_S = 0.05
+_IN_LINE_S = 0.05  # several times in seats.ALIVE_MS
 _TELL_WITHIN_S = 0.25  # what was admitted alone is told within this: a period, and an exchange that takes its time
 
 
@@ -60,6 +52,7 @@ class Grants:
         self._limits = self._ledger.limits
         self._dirty, self._urgent = self._ledger.dirty, self._ledger.urgent
         self._asks: list[Ask] = []
+        self._asked = 0
         self._gateways: list[str] = [gateway_id]
         self._state_now_ms = 0.0
         self._answered_at = float("-inf")
@@ -68,6 +61,8 @@ class Grants:
         self._exchange_task: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
+        self._settling = Settling(self._ledger, lambda: self._alone, lambda: len(self._gateways), self._tell_soon)
+        self.settle, self.overrun = self._settling.settle, self._settling.overrun
 
     @property
     def mode(self) -> Literal["shared", "alone"]:
@@ -86,6 +81,11 @@ class Grants:
         alone_s = None if alone is None else now - alone.since
         left_s = None if alone_s is None else max(0.0, self._alone_max_s - alone_s)
         return Standing(phase, len(self._gateways) if self._started_shared else self._installed, alone_s, left_s)
+
+    @property
+    def alone(self) -> int:
+        """While no state answers: how many gateways share the limits, as far as is known; else 0."""
+        return 0 if self._alone is None else max(1, self._alone.place.gateways)
 
     async def start(self) -> None:
         """Begin the exchange with the state."""
@@ -130,7 +130,8 @@ class Grants:
         """All or nothing. Cancellation gives everything back. When refused, ``who`` (a key) is promised a time: what it
         asked for is set aside for it then. Without a name nothing is.
 
-        Raises StateUnavailable when the state has not answered yet and this gateway does not know its share.
+        Raises StateUnavailable when the state has not answered yet and this gateway does not know its share, or has not
+        for so long that the share holds no more.
         """
         if not demands:
             return Granted(())
@@ -156,8 +157,10 @@ class Grants:
             self._ledger.note(limit)
         if not remote:
             return Granted(wanted, charged_at_ms=self._state_now_ms)
-        ask = Ask(wanted, local, remote, who)
+        self._asked += 1
+        ask = Ask(wanted, local, remote, who, name=f"{self._id}.{self._asked}")
         ask.give_up_at = now + _RETRY_LEASED_FOR_S
+        ask.in_line_until = now + seats.LINE_S
         self._asks.append(ask)
         self._kick()
         try:
@@ -174,55 +177,19 @@ class Grants:
         now_ms = time.monotonic() * 1000
         return limit.left(now_ms) if alone is None else alone.left(limit, now_ms)
 
-    def settle(self, granted: Granted, actual: Mapping[str, float]) -> None:
-        """End of the request: ``actual`` amounts by limit id (absent: as estimated). Idempotent, never awaits."""
-        if granted.settled:
-            return
-        granted.settled = True
-        for demand in granted.demands:
-            limit = self._ledger.known(demand.limit)
-            if demand.limit.kind == "concurrency":
-                self._put_back(limit, demand.amount)
-                continue
-            if isinstance(limit, Budget):
-                limit.spend(demand.amount, actual.get(demand.limit.id, demand.amount), time.time())
-                self._ledger.note(limit)
-                continue
-            if limit.record.kind != demand.limit.kind:
-                # The bucket of the charge is gone, and this one counts something else.
-                continue
-            difference = actual.get(demand.limit.id, demand.amount) - demand.amount
-            if difference == 0.0:
-                continue
-            alone, charged_at_ms = self._alone, granted.alone_at_ms
-            if alone is not None and alone.settle(limit, difference, charged_at_ms, _monotonic_ms()):
-                continue
-            limit.settlements.append((difference, granted.charged_at_ms))
-            (self._urgent if limit.is_central(len(self._gateways)) else self._dirty).add(limit)
-        if self._urgent and self.mode == "shared" and self._settle_timer is None:
-            self._settle_timer = asyncio.get_running_loop().call_later(_SETTLE_WITHIN_S, self._kick)
-
-    def _put_back(self, limit: Limit, amount: float) -> None:
-        is_leased = self.mode == "shared" and limit.is_concurrency and not limit.is_central(len(self._gateways))
-        limit.put_back(amount, is_leased=is_leased)
-        (self._dirty if is_leased else self._urgent).add(limit)
-
     def _abandon(self, ask: Ask) -> None:
         """The caller has gone: what was or will be granted goes back."""
         if ask in self._asks:
             self._asks.remove(ask)
-            self._give_back(ask.local)
+            self._settling.give_back(ask.local, self._state_now_ms)
         elif ask.answer.done() and not ask.answer.cancelled() and ask.answer.exception() is None:
             answer = ask.answer.result()
             if isinstance(answer, Granted):
-                self._void(answer)
+                self._settling.void(answer)
 
-    def _void(self, granted: Granted) -> None:
-        self.settle(granted, dict.fromkeys((demand.limit.id for demand in granted.demands), 0.0))
-
-    def _give_back(self, demands: Sequence[Demand]) -> None:
-        """What was taken from leases for a request that was not admitted. As a refund: the lease may have moved on."""
-        self._void(Granted(tuple(demands), charged_at_ms=self._state_now_ms))
+    def _tell_soon(self) -> None:
+        if self.mode == "shared" and self._settle_timer is None:
+            self._settle_timer = asyncio.get_running_loop().call_later(_SETTLE_WITHIN_S, self._kick)
 
     def _kick(self) -> None:
         if self._settle_timer is not None:
@@ -263,23 +230,11 @@ class Grants:
         order, asked = self._ledger.next(asks)
         gateways = len(self._gateways)
         sent = [limit.report(index < asked, gateways) for index, limit in enumerate(order)]
-        request = {
-            "g": self._id,
-            "e": f"{time.time_ns():x}",
-            "life": LIFETIME_MS,
-            "grace": GRACE_MS,
-            "silence": SILENCE_MS,
-            "l": sent,
-            "a": [
-                [ask.who, ask.is_last, [[order[self._limits[d.limit.id]], d.amount] for d in ask.remote]]
-                for ask in asks
-            ],
-        }
-        keys = [EPOCH, GATEWAYS, GRACE_UNTIL, *(limit.key for limit in order)]
+        call = exchange_of(self._id, order, sent, asks, self._limits, now)
         sent_at = time.monotonic()
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                raw = await self._state.run(_SCRIPT, keys, [msgspec.msgpack.encode(request)])
+                raw = await self._state.run(GRANTS, call.keys, [call.body])
         except (StateUnavailable, ResponseError, TimeoutError) as error:
             self._ledger.lost(order)
             self._is_in_grace = False
@@ -328,16 +283,19 @@ class Grants:
                 self._ledger.note(limit)
         granted = Granted(ask.demands, charged_at_ms=self._state_now_ms)
         if ask.answer.done():
-            self._void(granted)
+            self._settling.void(granted)
         else:
             ask.answer.set_result(granted)
 
     def _refuse(self, ask: Ask, limit: Limit, wait_s: float, remaining: float, leased: float) -> None:
+        if leased < 0.0 and not ask.answer.done():
+            self._later(_IN_LINE_S, ask)
+            return
         if leased > 0.0 and not ask.is_last and not ask.answer.done():
             # Other gateways hold leases; idle ones come back within two exchanges.
             self._later(_RETRY_LEASED_S, ask)
             return
-        self._give_back(ask.local)
+        self._settling.give_back(ask.local, self._state_now_ms)
         if not ask.answer.done():
             wait_s = limit.record.ends_at - time.time() if limit.is_budget else wait_s
             ask.answer.set_result(Refused(limit.record, wait_s, remaining))
@@ -346,14 +304,14 @@ class Grants:
         if self._alone is not None and time.monotonic() < self._alone.closes_at:
             self._answer_alone(ask)
         elif ask.answer.done():
-            self._give_back(ask.local)
+            self._settling.give_back(ask.local, self._state_now_ms)
         else:
             self._later(_RETRY_GRACE_S, ask)
 
     def _later(self, delay_s: float, ask: Ask) -> None:
         def again() -> None:
             if ask.answer.done():
-                self._give_back(ask.local)
+                self._settling.give_back(ask.local, self._state_now_ms)
             else:
                 self._asks.append(ask)
                 self._kick()
@@ -402,7 +360,7 @@ class Grants:
             self._urgent.add(limit)
 
     def _answer_alone(self, ask: Ask) -> None:
-        self._give_back(ask.local)
+        self._settling.give_back(ask.local, self._state_now_ms)
         if self._alone is None or ask.answer.done():
             return
         try:
@@ -417,7 +375,11 @@ class Grants:
                 "the gateway does not know its share of the limits: start the state"
             )
         if now - alone.since > self._alone_max_s:
-            return Refused(demands[0].limit, 5.0, 0.0)
+            # No limit stands in the way: nobody knows any more what is left of it.
+            raise StateUnavailable(
+                f"the shared state has not answered for {self._alone_max_s:g} s, and no gateway goes on with its share "
+                "of the limits for longer: start the state"
+            )
         limits = [self._ledger.known(demand.limit) for demand in demands]
         amounts = [demand.amount for demand in demands]
         obstacle = alone.decide(list(zip(limits, amounts, strict=True)), now * 1000, who)

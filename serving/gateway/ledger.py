@@ -82,14 +82,17 @@ class Ledger:
         return order, asked
 
     def answered(self, order: Iterable[Limit], reports: Iterable[Sequence[Any]], at_ms: float) -> None:
-        """What the state said of each limit it was told of, at ``at_ms``: (level, _, leased, this gateway's own), and
-        of a budget what the books have, up to which minute.
+        """What the state said of each limit it was told of, at ``at_ms``: (level, _, leased, this gateway's own), of a
+        budget what the books have, up to which minute, and of seats how many wait for one.
         """
-        for limit, (level, _, given, own, *books) in zip(order, reports, strict=True):
+        for limit, (level, _, given, own, *more) in zip(order, reports, strict=True):
             limit.reported(level, given, at_ms, own=own)
-            if isinstance(limit, Budget) and books:
-                limit.booked(*books)
-            if limit.lease > 0.0:
+            had = limit.lease
+            if isinstance(limit, Budget) and more:
+                limit.booked(*more)
+            elif limit.is_concurrency and more:
+                limit.awaited(*more)
+            if had > 0.0:
                 self.dirty.add(limit)
 
     def lost(self, order: Iterable[Limit]) -> None:

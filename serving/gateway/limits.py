@@ -25,12 +25,17 @@ _SEATS_AHEAD = 4.0
 
 
 class Limit:
-    """Local record of one limit. Amounts in its unit; ``known_*``: the state's last word, on the monotonic clock."""
+    """Local record of one limit. Amounts in its unit; ``known_*``: the state's last word, on the monotonic clock.
+
+    ``vacated``: seats that were left since the last report. ``is_awaited``: others wait for seats.
+    """
 
     __slots__ = (
         "_is_under_way",
+        "_is_whole",
         "_lost",
         "held",
+        "is_awaited",
         "is_budget",
         "is_concurrency",
         "is_counted",
@@ -46,6 +51,7 @@ class Limit:
         "taken",
         "typical",
         "used_at",
+        "vacated",
     )
 
     def __init__(self, record: LimitRecord) -> None:
@@ -61,6 +67,8 @@ class Limit:
         self.is_budget = record.is_budget
         # What is held of it is told in absolute numbers, and nothing drains: seats, and budgets.
         self.is_counted = self.is_concurrency or self.is_budget
+        self.is_awaited = False
+        self.vacated = 0
         self.lease = 0.0
         self.taken = 0.0
         self.typical = 0.0
@@ -81,6 +89,8 @@ class Limit:
     def _take_over(self, record: LimitRecord) -> None:
         self.record = record
         self.rate_per_ms = bucket.rate_per_ms(record.value, record.window_ms)
+        # Nothing counts less than 1 but MU and money: of these nothing is known before the first request.
+        self._is_whole = record.kind in ("requests_per_min", "tokens_per_min", "concurrency")
 
     @property
     def is_holding(self) -> bool:
@@ -93,9 +103,7 @@ class Limit:
 
     def is_central(self, gateways: int) -> bool:
         """Whether every request is decided in the state: too small for leases."""
-        # Nothing counts less than 1 but MU and money: of these nothing is known before the first request.
-        is_whole = self.record.kind in ("requests_per_min", "tokens_per_min", "concurrency")
-        typical = max(1.0, self.typical) if is_whole else self.typical or self.record.value
+        typical = max(1.0, self.typical) if self._is_whole else self.typical or self.record.value
         return self.record.value < _CENTRAL_REQUESTS * gateways * typical
 
     def take(self, amount: float) -> None:
@@ -110,9 +118,22 @@ class Limit:
             self.held += int(amount)
         self.typical = amount if self.typical == 0.0 else self.typical + 0.1 * (amount - self.typical)
 
+    def settled(self, difference: float, charged_at_ms: float) -> None:
+        """A request that was charged then really took ``difference`` more. Those of one time and sign are told as one:
+        to the bucket it is the same.
+        """
+        found = self.settlements
+        if found:
+            so_far, at_ms = found[-1]
+            if at_ms == charged_at_ms and (so_far > 0.0) == (difference > 0.0):
+                found[-1] = (so_far + difference, at_ms)
+                return
+        found.append((difference, charged_at_ms))
+
     def put_back(self, amount: float, *, is_leased: bool) -> None:
         """Seats that a request has left: free ones of this gateway when ``is_leased``, else the state's."""
         self.held = max(0, self.held - int(amount))
+        self.vacated += int(amount)
         if is_leased:
             self.lease += amount
 
@@ -125,6 +146,12 @@ class Limit:
             level -= self.rate_per_ms * (now_ms - self.known_at_ms)
         left = value + self.lease - (level if level > 0.0 else 0.0)
         return left if 0.0 < left < value else 0.0 if left <= 0.0 else value
+
+    def awaited(self, places: int) -> None:
+        """So many wait for a seat of the limit, or were told when one comes: seats go to the state, none is leased."""
+        self.is_awaited = places > 0
+        if self.is_awaited and not self._is_under_way:
+            self.lease = 0.0
 
     def is_due(self, now: float) -> bool:
         """Whether requests are held and the state must be reminded of them."""
@@ -159,7 +186,8 @@ class Limit:
 
     def _report_seats(self, is_asked: bool, gateways: int) -> list[Any]:
         wanted = 0.0
-        if is_asked or self.is_idle or self.taken == 0.0 or self.is_central(gateways):
+        vacated, self.vacated = self.vacated, 0
+        if is_asked or self.is_idle or self.taken == 0.0 or self.is_awaited or self.is_central(gateways):
             self.lease = 0.0
         else:
             # Seats come back, so that the fluctuation of one period is enough; what is beyond it goes back.
@@ -168,7 +196,7 @@ class Limit:
             self.lease = min(self.lease, target)
             wanted = target - self.lease
         self.taken = 0.0
-        return ["c", self.record.value, self.held, self.lease, wanted]
+        return ["c", self.record.value, self.held, self.lease, wanted, vacated]
 
     def report_lost(self) -> None:
         """It is unknown whether the state heard: debts are told again, refunds are not. Both err to the safe side."""

@@ -19,7 +19,7 @@ def models_of(view: Snapshot, principal: Principal) -> Iterator[tuple[Deployment
     allowed = principal.key.models
     for deployment in sorted(view.deployments.values(), key=lambda d: d.name):
         pool = view.pools.get(deployment.pool)
-        if pool is None or not is_visible(pool, principal):
+        if deployment.is_stopped or pool is None or not is_visible(pool, principal):
             continue
         for name in (deployment.name, *deployment.adapters):
             if view.deployments_by_name.get(name) is deployment and (not allowed or name in allowed):

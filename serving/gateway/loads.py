@@ -8,9 +8,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 import redis
@@ -25,14 +25,16 @@ from serving.gateway.state import (
     LIFETIME_MS,
     SILENCE_MS,
     Argument,
-    State,
+    Script,
     StateUnavailable,
     script,
 )
 from serving.gateway.tickets import ReplicaBeat as ReplicaBeat
 from serving.gateway.tickets import ReplicaLoad as ReplicaLoad
 from serving.gateway.tickets import Ticket as Ticket
+from serving.policy.fairness import Told
 from serving.policy.pace import Pace
+from serving.policy.returns import Word
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,10 @@ class DeploymentBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     claw_backs: int = 0
     owned_mu_per_s: float = 0.0
     """Prefill inside reservations that was sent to replicas of late."""
+    order: Told | None = None
+    """Who waits of best effort, and what was served to whom."""
+    returns: Word | None = None
+    """Whom of best effort this gateway has told to come again."""
 
 
 class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -75,21 +81,41 @@ class GatewayBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     snapshot_age_s: float = 0.0
     replicas: dict[str, ReplicaBeat] = msgspec.field(default_factory=dict)
     deployments: dict[str, DeploymentBeat] = msgspec.field(default_factory=dict)
+    held: dict[str, float] = msgspec.field(default_factory=dict)
+    """MU that requests under way may take beyond what they were charged, by reservation."""
+
+
+class Exchanging(Protocol):
+    """``serving.gateway.state.State``, as far as beats need it."""
+
+    async def run(self, lua: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any: ...
+
+    async def call(self, *command: Argument) -> Any: ...
+
+    def note_epoch(self, epoch: bytes | str) -> None: ...
 
 
 class Loads:
-    """``snapshot`` tells the version and age (s) of the gateway's view, for its beats."""
+    """``snapshot`` tells the version and age (s) of the gateway's view, for its beats; ``clock`` monotonic seconds."""
 
     def __init__(
-        self, state: State, gateway_id: str, *, snapshot: Callable[[], tuple[int, float]] | None = None
+        self,
+        state: Exchanging,
+        gateway_id: str,
+        *,
+        snapshot: Callable[[], tuple[int, float]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
         self._id = gateway_id
         self._snapshot = snapshot or (lambda: (0, 0.0))
+        self._clock = clock
         self._started_at = time.time()
         self._sequence = 0
         self.generation = 0
         """Counts how often replicas were forgotten: a load that was kept since may be nobody's any more."""
+        self.place = (0, 1)
+        """This gateway's place among those that live, and how many these are, as of the last answered exchange."""
         self._replicas: dict[str, ReplicaLoad] = {}
         self._deployments: dict[str, DeploymentBeat] = {}
         self._others: list[GatewayBeat] = []
@@ -100,6 +126,20 @@ class Loads:
         self._claw_backs: dict[str, int] = {}
         self.on_cut: Callable[[str], None] = lambda replica_id: None
         """Hears of a replica at which an owner at another gateway waits for what is lent here."""
+        self.on_way: Callable[[str], None] = lambda replica_id: None
+        """Hears of a replica at which long prompts from here are to make way for an owner at another gateway."""
+        self.order: Callable[[], Mapping[str, Told]] = dict
+        """Asked with each beat what the others are to know of best effort, by deployment."""
+        self.on_order: Callable[[Mapping[str, Mapping[str, Told]], str], None] = lambda told, name: None
+        """Hears what all others have said of it last, by deployment and gateway, and this gateway's own name."""
+        self.returns: Callable[[], Mapping[str, Word]] = dict
+        """Asked with each beat whom of best effort this gateway has told to come again, by deployment."""
+        self.on_returns: Callable[[Mapping[str, Mapping[str, Word]], str], None] = lambda words, name: None
+        """Hears what all others have said of that last, by deployment and gateway, and this gateway's own name."""
+        self.held: Callable[[], dict[str, float]] = dict
+        """Asked with each beat what is held of reservations' allowances here."""
+        self.on_held: Callable[[Mapping[str, float], int], None] = lambda held, gateways: None
+        """Hears what all others hold together, and how many gateways there are."""
         self._owned: dict[str, Pace] = {}
         self._others_owned: dict[str, float] = {}
 
@@ -168,12 +208,12 @@ class Loads:
         pace = self._owned.get(deployment_id)
         if pace is None:
             pace = self._owned[deployment_id] = Pace(OWNED_OVER_S)
-        pace.add(prefill_mu, time.monotonic())
+        pace.add(prefill_mu, self._clock())
 
     def owned_mu_per_s(self, deployment_id: str) -> float:
         """Prefill inside reservations that gateways have sent to replicas of late."""
         pace = self._owned.get(deployment_id)
-        own = pace.now(time.monotonic()) if pace is not None else 0.0
+        own = pace.now(self._clock()) if pace is not None else 0.0
         return own + self._others_owned.get(deployment_id, 0.0)
 
     def clawed_back(self, deployment_id: str) -> None:
@@ -183,6 +223,10 @@ class Loads:
     def wants_cut(self, replica_id: str) -> None:
         """An owner waits here for what other gateways have lent at the replica: by the next beat they end one each."""
         self.replica(replica_id).own.cuts += 1
+
+    def wants_way(self, replica_id: str) -> None:
+        """An owner is read here beside long prompts of other gateways: by the next beat they put these back."""
+        self.replica(replica_id).own.ways += 1
 
     def claw_backs(self, deployment_id: str) -> int:
         """How often other gateways' owners have found no room; it never falls."""
@@ -197,7 +241,12 @@ class Loads:
         version, age_s = self._snapshot()
         self._sequence += 1
         for deployment_id, pace in self._owned.items():
-            self._deployment(deployment_id).owned_mu_per_s = pace.now(time.monotonic())
+            self._deployment(deployment_id).owned_mu_per_s = pace.now(self._clock())
+        told, returns = self.order(), self.returns()
+        for deployment_id in (*told, *returns):
+            self._deployment(deployment_id)
+        for deployment_id, beat in self._deployments.items():
+            beat.order, beat.returns = told.get(deployment_id), returns.get(deployment_id)
         return GatewayBeat(
             gateway=self._id,
             pid=os.getpid(),
@@ -209,6 +258,7 @@ class Loads:
             snapshot_age_s=min(age_s, 1e9),
             replicas={key: load.own for key, load in self._replicas.items() if _was_used(load.own)},
             deployments=self._deployments,
+            held=self.held(),
         )
 
     def _deployment(self, deployment_id: str) -> DeploymentBeat:
@@ -218,13 +268,17 @@ class Loads:
         return beat
 
     async def _tick(self) -> None:
-        next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
+        next_sweep = self._clock() + _FORGET_AFTER_S / 10
         while True:
             await asyncio.sleep(_PERIOD_S)
-            self.note_presumed(time.monotonic())
-            await self._exchange()
-            if time.monotonic() > next_sweep:
-                next_sweep = time.monotonic() + _FORGET_AFTER_S / 10
+            self.note_presumed(self._clock())
+            try:
+                await self._exchange()
+            except Exception:
+                # A gateway that falls silent is dead for all others: whatever it is, the next beat must come.
+                logger.exception("loads: the exchange failed; it is tried again")
+            if self._clock() > next_sweep:
+                next_sweep = self._clock() + _FORGET_AFTER_S / 10
                 self._forget()
 
     async def _exchange(self) -> None:
@@ -234,15 +288,17 @@ class Loads:
             epoch, beats = await self._state.run(_BEAT, [EPOCH, GATEWAYS, GRACE_UNTIL], arguments)
         except StateUnavailable:
             # A view older than a beat's life says nothing any more: own numbers alone.
-            if self._others and time.monotonic() - self._heard_at > _LIFETIME_S:
+            if self._others and self._clock() - self._heard_at > _LIFETIME_S:
                 self._merge([])
             return
         except ResponseError as error:
             logger.error("loads: the state refused the heartbeat: %s", error)
             return
         self._state.note_epoch(epoch)
-        self._heard_at = time.monotonic()
+        self._heard_at = self._clock()
         self._merge(_decode(beats))
+        names = [self._id, *(beat.gateway for beat in self._others)]
+        self.place = (sum(name < self._id for name in names), len(names))
 
     def _merge(self, others: list[GatewayBeat]) -> None:
         """Take over the other gateways' beats, in one go between two awaits."""
@@ -269,6 +325,21 @@ class Loads:
                 changed.append(load)
         for load in changed:
             load.merge()
+        order: dict[str, dict[str, Told]] = {}
+        returns: dict[str, dict[str, Word]] = {}
+        for beat in others:
+            for deployment_id, counts in beat.deployments.items():
+                if counts.order is not None:
+                    order.setdefault(deployment_id, {})[beat.gateway] = counts.order
+                if counts.returns is not None:
+                    returns.setdefault(deployment_id, {})[beat.gateway] = counts.returns
+        self.on_returns(returns, self._id)
+        self.on_order(order, self._id)
+        held: dict[str, float] = {}
+        for beat in others:
+            for name, mu in beat.held.items():
+                held[name] = held.get(name, 0.0) + mu
+        self.on_held(held, self.gateways())
 
     def _note_claw_backs(self, before: GatewayBeat | None, beat: GatewayBeat) -> None:
         """Count what is new in ``beat``; what a gateway that was not known before has counted is old."""
@@ -283,6 +354,8 @@ class Loads:
             earlier = before.replicas.get(replica_id)
             if load.cuts > (earlier.cuts if earlier is not None else 0):
                 self.on_cut(replica_id)
+            if load.ways > (earlier.ways if earlier is not None else 0):
+                self.on_way(replica_id)
 
     def _forget(self) -> None:
         """Drop replicas that nobody has used for long: they are gone."""
@@ -314,7 +387,7 @@ def _decode(beats: list[Any]) -> list[GatewayBeat]:
 
 
 def _was_used(own: ReplicaBeat) -> bool:
-    return own.n > 0 or own.last_success_at > 0.0 or own.last_error_at > 0.0 or own.cuts > 0
+    return own.n > 0 or own.last_success_at > 0.0 or own.last_error_at > 0.0 or own.cuts > 0 or own.ways > 0
 
 
 def _key(gateway_id: str) -> str:

@@ -62,6 +62,7 @@ class ModelMetrics:
         "duration",
         "first_byte",
         "input_tokens",
+        "made_way",
         "mu",
         "output_tokens",
         "requests",
@@ -79,6 +80,8 @@ class ModelMetrics:
         """How long owners of reservations had found no room."""
         self.claw_backs_late = 0
         """How often that was longer than the pool says."""
+        self.made_way = 0
+        """How often a best-effort prompt that was being read was put back for an owner."""
 
 
 class Metrics:
@@ -179,6 +182,12 @@ class Metrics:
             "How often that was longer than the pool's deadline.",
             "model",
             {(name,): m.claw_backs_late for name, m in self.models.items() if m.claw_back.total},
+        )
+        yield _counter(
+            "penstock_gateway_made_way",
+            "How often a long best-effort prompt was put back in the queue for an owner, before its first token.",
+            "model",
+            {(name,): m.made_way for name, m in self.models.items() if m.made_way},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from serving.gateway.records import ReplicaRecord
@@ -9,6 +10,12 @@ from serving.policy.routing import Decision, ReplicaLoad
 
 
 class TicketLike(Protocol):
+    @property
+    def is_reading(self) -> bool: ...
+
+    @property
+    def w_mu(self) -> float: ...
+
     def first_token(self) -> None: ...
 
     def token(self) -> None: ...
@@ -23,6 +30,8 @@ class LoadBook(Protocol):
 
     generation: int
     """Another number when loads have been forgotten, so that those which somebody keeps must be asked for again."""
+    place: tuple[int, int]
+    """This gateway's place among those that live, from 0, and how many these are."""
 
     def replica(self, replica_id: str) -> ReplicaLoad: ...
 
@@ -42,7 +51,13 @@ class LoadBook(Protocol):
 
     def wants_cut(self, replica_id: str) -> None: ...
 
+    def wants_way(self, replica_id: str) -> None: ...
+
     def claw_backs(self, deployment_id: str) -> int: ...
+
+
+OnWay = Callable[[str, str], None]
+"""Hears, of a request whose prompt is being read, that it must leave its replica, and why."""
 
 
 class Placement(NamedTuple):
@@ -57,16 +72,30 @@ class NoReplica(Exception):
     """Nothing ready can take the request, now or after a wait. The message is the policy's reason."""
 
 
+class Expected(NamedTuple):
+    """When a refused best-effort request has its turn, and why then: behind ``ahead_mu`` of its tenant's line, which
+    moves by ``mu_per_s``. ``has_place``: whether that was set aside for it."""
+
+    retry_after_s: float
+    ahead_mu: float
+    mu_per_s: float
+    has_place: bool
+
+
 class Busy(Exception):
     """The queue is full, or the request has waited as long as it may.
 
-    ``retry_after_s``: when there may be room; ``reason``: a word to count it by.
+    ``retry_after_s``: when there may be room; ``reason``: a word to count it by. ``expected``: of best effort, what the
+    time follows from.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0, reason: str) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, reason: str, expected: Expected | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.reason = reason
+        self.expected = expected
 
 
 class Reclaimed(Busy):
@@ -77,7 +106,9 @@ class Lent(NamedTuple):
     """What is to be known of a best-effort request: who sends it, and for how long it may wait.
 
     ``mu`` is what it is expected to cost. ``largest_prefill_mu``: see ``gate.look``. ``is_reserved``: whether somebody
-    has reserved a part of the pool.
+    has reserved a part of the pool. ``home``: the replica at which it has made way for an owner, if it has: a part of
+    its prompt was read there. ``key`` sends it; ``mark`` tells a digest of what it asks, the same when it is sent
+    again.
     """
 
     tenant: str
@@ -85,6 +116,9 @@ class Lent(NamedTuple):
     wait_s: float
     largest_prefill_mu: float = 0.0
     is_reserved: bool = False
+    home: str = ""
+    key: str = ""
+    mark: Callable[[], str] = str
 
 
 class Owned(NamedTuple):
@@ -92,3 +126,4 @@ class Owned(NamedTuple):
 
     ttft_objective_ms: float
     claw_back_s: float
+    tenant: str = ""

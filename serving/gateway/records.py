@@ -5,6 +5,7 @@ Data and their JSON form only. ``docs/protocols.md`` explains how they travel.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -12,8 +13,10 @@ import msgspec
 # Defined below this app: the usage writer in `capacity` reads them too.
 from capacity.usage.lines import AdmitLine as AdmitLine
 from capacity.usage.lines import Attempt as Attempt
+from capacity.usage.lines import Charge as Charge
 from capacity.usage.lines import EndLine as EndLine
 from capacity.usage.lines import Outcome as Outcome
+from capacity.usage.lines import Refusal as Refusal
 from capacity.usage.lines import Usage as Usage
 from capacity.usage.lines import UsageBatch as UsageBatch
 from serving.policy import budgets
@@ -30,6 +33,15 @@ LimitKind = Literal[
     "money_per_month",
 ]
 
+LimitHolder = Literal["tenant", "member", "key", "reservation"]
+
+
+LATER_KINDS: frozenset[LimitKind] = frozenset(
+    {"mu_per_min", "mu_per_day", "mu_per_month", "money_per_day", "money_per_month"}
+)
+"""Kinds that a gateway of the version before does not know. Of a record that names one among its ``limits`` it would
+read nothing, and refuse the tenant or the key: they are told apart, where it passes them over."""
+
 
 class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One plain limit. ``value`` is in requests/min, tokens/min, MU/min, requests, MU or money, by ``kind``.
@@ -43,6 +55,8 @@ class LimitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     value: float
     model: str = ""
     """Served model name this limit speaks of; empty means every model."""
+    holder: LimitHolder = "tenant"
+    """Whose it is."""
     window_s: float = 60.0
     """In how much time ``value`` drains: a minute, unless it is what a reservation's bucket holds."""
 
@@ -76,6 +90,8 @@ class TenantRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     best_effort: bool = True
     """Whether it may use pools beyond what it has reserved of them."""
     limits: tuple[LimitRecord, ...] = ()
+    more_limits: tuple[LimitRecord, ...] = ()
+    """Those of ``LATER_KINDS``."""
     members: dict[str, tuple[LimitRecord, ...]] = msgspec.field(default_factory=dict)
     """Limits of single members, by user id: they hold for their playground. Those of their keys stand at the keys."""
 
@@ -96,6 +112,8 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revoked: bool = False
     limits: tuple[LimitRecord, ...] = ()
     """Its own, and those of the member who made it."""
+    more_limits: tuple[LimitRecord, ...] = ()
+    """The same of ``LATER_KINDS``."""
 
 
 class ProfileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -151,6 +169,8 @@ class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Where its engines answer what clients ask at ``/invocations``."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters that its engines serve beside the model; clients send an adapter's name as ``model``."""
+    is_stopped: bool = False
+    """Its operator has stopped it: whoever asks for it is refused by its class, so that owners' minutes count."""
 
 
 class ReplicaRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -214,6 +234,42 @@ def encode(record: msgspec.Struct) -> bytes:
     return msgspec.json.encode(record)
 
 
-def decode_record(kind: str, data: bytes) -> Any:
-    """Decode one snapshot record. Raises KeyError for an unknown kind, msgspec.ValidationError for a bad shape."""
-    return msgspec.json.decode(data, type=RECORD_TYPES[kind])
+def shape() -> str:
+    """A name for what snapshot records can say: another version, which says more, has another."""
+    told = msgspec.json.schema_components(RECORD_TYPES.values())
+    return hashlib.blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=8).hexdigest()
+
+
+def decode_record(kind: str, data: bytes) -> tuple[Any, int]:
+    """One snapshot record, and how many of its limits are left out because this version does not know what they are.
+
+    A gateway that a newer publisher tells of another kind of limit goes on with the rest. Raises KeyError for an
+    unknown kind of record, msgspec.DecodeError for a bad shape.
+    """
+    try:
+        return msgspec.json.decode(data, type=RECORD_TYPES[kind]), 0
+    except msgspec.ValidationError:
+        told = msgspec.json.decode(data)
+        if not isinstance(told, dict):
+            raise
+        left_out = 0
+        for (of, name), limits in _limits_in(told):
+            of[name] = [limit for limit in limits if _is_known(limit)]
+            left_out += len(limits) - len(of[name])
+        return msgspec.convert(told, RECORD_TYPES[kind]), left_out
+
+
+def _limits_in(told: dict[str, Any]) -> list[tuple[tuple[dict[str, Any], str], list[Any]]]:
+    """Each list of limits in a record, with where it stands."""
+    members = told.get("members")
+    places = [(told, "limits"), (told, "more_limits")]
+    places += [(members, member) for member in members] if isinstance(members, dict) else []
+    return [((of, name), of[name]) for of, name in places if isinstance(of.get(name), list)]
+
+
+def _is_known(limit: Any) -> bool:
+    try:
+        msgspec.convert(limit, LimitRecord)
+    except msgspec.ValidationError:
+        return False
+    return True

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from serving.gateway.auth import Principal
 from serving.gateway.errors import ANTHROPIC, OPENAI, ApiError, ErrorShape, Header
 from serving.gateway.ids import client_request_id, new_request_id
 
@@ -21,6 +22,11 @@ DIRECT = "penstock.direct"
 """ASGI extension of our server: what writes parts of an answer's body outside of a task, see ``Direct``."""
 _FORWARDED = b"x-forwarded-for"
 JSON: Header = (b"content-type", b"application/json")
+EVENT_STREAM = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class Direct(Protocol):
@@ -52,6 +58,8 @@ class Request:
         "method",
         "path",
         "peer",
+        "pool",
+        "principal",
         "receive",
         "scope",
         "send",
@@ -73,6 +81,10 @@ class Request:
         self.arrived = arrived
         self.id = new_request_id()
         self.shape: ErrorShape = OPENAI
+        self.principal: Principal | None = None
+        """Who sent it, once that is known."""
+        self.pool = ""
+        """Id of the pool that it asks for, once that is known."""
         named = self.headers.get(b"x-request-id")
         self.client_id = client_request_id(named) if named else ""
         own = self.id.encode()
@@ -131,6 +143,38 @@ class Request:
         finally:
             task.cancel()
             watcher.cancel()
+
+    async def while_here(self, work: Coroutine[Any, Any, T], *, after_s: float = 0.5) -> T:
+        """``work`` in this task, cancelled when the client leaves: raises ClientGone then. The body must be read.
+
+        Nobody looks for the client before ``after_s``: what is quick costs no task.
+        """
+        task, watchers = asyncio.current_task(), list[asyncio.Task[Message]]()
+        is_gone = is_over = False
+
+        def left(watcher: asyncio.Task[Message]) -> None:
+            nonlocal is_gone
+            if not is_over and not watcher.cancelled() and watcher.exception() is None and task is not None:
+                is_gone = True
+                task.cancel()
+
+        def look() -> None:
+            watchers.append(asyncio.ensure_future(self._next_message()))
+            watchers[0].add_done_callback(left)
+
+        timer = asyncio.get_running_loop().call_later(after_s, look)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not is_gone or task is None or task.uncancel():
+                raise
+            raise ClientGone from None
+        finally:
+            # ``left`` may be about to be called: what follows is not its to cancel.
+            is_over = True
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
 
     async def _next_message(self) -> Message:
         return await self.receive()

@@ -11,9 +11,12 @@ import time
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from capacity.policy.cost import CostProfile, request_cost
 from serving.gateway.calibration import Calibration
 from serving.gateway.config import Config
+from serving.gateway.dialects import Parsed
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.grants import Grants
 from serving.gateway.journal import Journal
@@ -21,19 +24,24 @@ from serving.gateway.loads import Loads
 from serving.gateway.logs import RequestLog, Sink
 from serving.gateway.metrics import Metrics
 from serving.gateway.records import AdmitLine, PoolRecord, ProfileRecord, ReplicaRecord, Usage
+from serving.gateway.refused import RefusalNotes
 from serving.gateway.shipper import Shipper
 from serving.gateway.snapshot import SnapshotStore
 from serving.gateway.state import State
 from serving.gateway.upstream import Connection, UpstreamPool
 from serving.gateway.watches import Watches
 from serving.policy.admission import Learned
-from serving.policy.routing import RoutingPolicy, least_mu
+from serving.policy.allowance import Unsettled
+from serving.policy.routing import RoutingPolicy, least_wait
+
+_MARK_BYTES = 16 * 1024
+"""Of both ends of a long request, in its mark: to digest one of 20 MiB would keep all streams waiting for 0.1 s."""
 
 
 class Services:
     """Owner of the process's parts; ``start`` and ``stop`` bracket their lives. Made inside a running loop."""
 
-    def __init__(self, config: Config, log: Any, sink: Sink, *, policy: RoutingPolicy = least_mu) -> None:
+    def __init__(self, config: Config, log: Any, sink: Sink, *, policy: RoutingPolicy = least_wait) -> None:
         self.config = config
         self.log = log
         self.request_log = RequestLog(sink, config.name)
@@ -45,6 +53,7 @@ class Services:
         self.loads = Loads(self.state, identity, snapshot=self._snapshot_age)
         self.journal = Journal(config.data / "journal", config.name, time.time)
         self.shipper = Shipper(self.state, self.journal, price=self.price)
+        self.refusals = RefusalNotes(self.state)
         self.upstream = UpstreamPool(connect_s=config.connect_s, keep_alive_s=config.upstream_keep_alive_s)
         self.dispatcher = Dispatcher(
             self._replicas,
@@ -54,7 +63,13 @@ class Services:
             queue_max=config.queue_max,
             on_claw_back=self._clawed_back,
         )
-        self.loads.on_cut = self.dispatcher.best_effort.cut_at
+        best_effort = self.dispatcher.best_effort
+        self.loads.on_cut = best_effort.cut_at
+        self.loads.on_way = best_effort.make_way_at
+        self.loads.order, self.loads.on_order = best_effort.tell, best_effort.hear
+        self.loads.returns, self.loads.on_returns = best_effort.tell_places, best_effort.hear_places
+        self.unsettled = Unsettled()
+        self.loads.held, self.loads.on_held = self.unsettled.tell, self.unsettled.hear
         self.learned = Learned()
         self.calibration = Calibration(self)
         self.metrics = Metrics(self._gauges, lambda: self.grants.standing.phase)
@@ -72,6 +87,7 @@ class Services:
         await self.loads.start()
         await self.journal.start()
         await self.shipper.start()
+        await self.refusals.start()
         await self.calibration.start()
 
     async def stop(self) -> None:
@@ -81,6 +97,7 @@ class Services:
         self.upstream.close()
         await self.grants.stop()
         await self.loads.stop()
+        await self.refusals.stop()
         await self.journal.close()
         await self.shipper.stop()
         await self.store.stop()
@@ -144,6 +161,14 @@ class Services:
         digest = hmac.digest(self._salt_key, b"prefix cache salt of " + tenant.encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode()
 
+    def mark(self, parsed: Parsed) -> str:
+        """A digest of what a request asks, the same at all gateways when it is sent again: of no use to whoever sees
+        it. Of a long one its length, beginning and end: when owners come back, all that wait are told times at once."""
+        asked = parsed.raw or msgspec.json.encode([parsed.model, parsed.members])
+        if len(asked) > 2 * _MARK_BYTES:
+            asked = b"%d %b %b" % (len(asked), asked[:_MARK_BYTES], asked[-_MARK_BYTES:])
+        return hashlib.blake2b(asked, key=self._salt_key[:64], digest_size=8).hexdigest()
+
     async def call_replica(
         self, replica: ReplicaRecord, path: bytes, body: bytes, request_id: str, *, once: bool = False
     ) -> Connection:
@@ -189,6 +214,7 @@ class Services:
             "upstream_connections": self.upstream.open_connections,
             "snapshot_version": self.store.view.version,
             "snapshot_age_seconds": self.store.age_s(),
+            "limits_left_out": sum(self.store.view.limits_left_out.values()),
             "journal_writable": float(self.journal.writable),
             "grants_shared": float(self.grants.mode == "shared"),
         }

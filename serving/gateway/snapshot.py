@@ -78,6 +78,8 @@ class Snapshot:
         self.deployments_by_name: dict[str, DeploymentRecord] = {}
         self.replicas_by_deployment: dict[str, tuple[ReplicaRecord, ...]] = {}
         self.reservations_by_pool: dict[str, tuple[ReservationRecord, ...]] = {}
+        self.limits_left_out: dict[tuple[str, str], int] = {}
+        """Limits of a newer publisher that are not held here, by record."""
         self.raw: dict[str, dict[str, bytes]] = {kind: {} for kind in RECORD_TYPES}
         self._tables: dict[str, dict[str, Any]] = {
             "tenant": self.tenants,
@@ -96,14 +98,26 @@ class Snapshot:
             if before is not None:
                 self.digest = add_digest(self.digest, -record_digest(kind, record_id, before))
             record = None
+            self.limits_left_out.pop((kind, record_id), None)
             if raw is not None:
                 stored[record_id] = raw
                 self.digest = add_digest(self.digest, record_digest(kind, record_id, raw))
                 try:
-                    record = decode_record(kind, raw)
+                    record, left_out = decode_record(kind, raw)
+                    if left_out:
+                        self._note_left_out(kind, record_id, left_out)
                 except (KeyError, msgspec.DecodeError) as error:
                     logger.warning("snapshot: %s %s cannot be read: %s", kind, record_id, error)
             self._replace(kind, record_id, record)
+
+    def _note_left_out(self, kind: str, record_id: str, count: int) -> None:
+        self.limits_left_out[kind, record_id] = count
+        logger.warning(
+            "snapshot: %s %s has %d limits that this version does not know and does not hold: upgrade this gateway",
+            kind,
+            record_id,
+            count,
+        )
 
     def _replace(self, kind: str, record_id: str, record: Any) -> None:
         table = self._tables.get(kind)

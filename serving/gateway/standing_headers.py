@@ -48,8 +48,9 @@ def _shown(limit: LimitRecord) -> Shown:
 def told(book: Book, shown: Iterable[Shown]) -> list[Header]:
     """``x-ratelimit-remaining-*`` and ``-reset-*``: what is left, this request taken, and seconds until all is."""
     headers: list[Header] = []
+    left_of = book.left
     for limit, remaining, reset, is_fine, refill_s in shown:
-        left = book.left(limit)
+        left = left_of(limit)
         if left is not None:
             headers.append((remaining, b"%.10g" % (int(left * 1000) / 1000) if is_fine else b"%d" % left))
             if reset:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -82,7 +82,6 @@ class State:
         self._back_off_s = 0.0
         self._retry_at = 0.0
         self._epoch = ""
-        self._on_epoch: list[Callable[[str], None]] = []
 
     @property
     def epoch(self) -> str:
@@ -94,17 +93,9 @@ class State:
         """Whether the last call was answered."""
         return self._connection is not None
 
-    def on_epoch(self, listener: Callable[[str], None]) -> None:
-        """Call ``listener(epoch)`` when the epoch is first seen and whenever it changes."""
-        self._on_epoch.append(listener)
-
     def note_epoch(self, epoch: bytes | str) -> None:
-        """An answer named the epoch: tell the listeners when it is a new one."""
-        name = epoch.decode() if isinstance(epoch, bytes) else epoch
-        if name and name != self._epoch:
-            self._epoch = name
-            for listener in self._on_epoch:
-                listener(name)
+        """An answer named the epoch."""
+        self._epoch = (epoch.decode() if isinstance(epoch, bytes) else epoch) or self._epoch
 
     async def call(self, *command: Argument) -> Any:
         """One command. Raises StateUnavailable, or redis.ResponseError for a refused command."""
@@ -226,12 +217,6 @@ def run_script(client: redis.Redis, lua: Script, keys: Sequence[str], args: Sequ
 def ensure_epoch(client: redis.Redis) -> str:
     """Make ``penstock:epoch`` if it is absent and return it."""
     return cast(bytes, run_script(client, _EPOCH_SCRIPT, _EPOCH_KEYS, [secrets.token_hex(6), GRACE_MS])).decode()
-
-
-def epoch_made_at(epoch: str) -> float:
-    """When the contents named ``epoch`` began, in UNIX seconds of the state's clock; 0 when the name says nothing."""
-    _, _, made_ms = epoch.rpartition(".")
-    return float(made_ms) / 1000 if made_ms.isdigit() else 0.0
 
 
 def deployment_ring(deployment_id: str) -> str:

@@ -24,11 +24,13 @@ class ReplicaBeat(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Requests that have left the replica since the gateway's start, however they ended."""
     cuts: int = 0
     """How often an owner here has waited in vain for what other gateways have lent at the replica."""
+    ways: int = 0
+    """How often an owner here was sent beside long prompts that other gateways have placed at the replica."""
 
 
 class ReplicaLoad:
     """Own live numbers plus the other gateways' newest beats: ``n`` requests, ``w`` and ``d`` in MU, and what of these
-    is best effort."""
+    is best effort; ``owed``: what of ``w`` owners have sent through this gateway."""
 
     __slots__ = (
         "_in_flight",
@@ -41,6 +43,7 @@ class ReplicaLoad:
         "others_lent_w",
         "others_n",
         "others_w",
+        "owed",
         "own",
         "w",
     )
@@ -49,7 +52,7 @@ class ReplicaLoad:
         self.own = ReplicaBeat()
         self.forget_others()
         self.n = 0
-        self.w = self.d = self.lent_w = self.lent_d = 0.0
+        self.w = self.d = self.lent_w = self.lent_d = self.owed = 0.0
         self._in_flight: dict[Ticket, float] = {}
 
     def forget_others(self) -> None:
@@ -71,6 +74,7 @@ class ReplicaLoad:
         self.d = own.d + self.others_d
         self.lent_w = own.lent_w + self.others_lent_w
         self.lent_d = own.lent_d + self.others_lent_d
+        self.owed = own.w - own.lent_w
 
     def _enter(self, ticket: Ticket, now: float) -> None:
         self._in_flight[ticket] = now
@@ -115,6 +119,11 @@ class Ticket:
         self._waits_for_token = True
         self._is_over = False
         load._enter(self, time.time())
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether its prompt is still being read, as far as anybody knows."""
+        return self._waits_for_token
 
     def first_token(self) -> None:
         """The prefill is over: its MU leave ``w``."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from capacity.policy.cost import MEDIA
+from capacity.usage.lines import MOST_TOKENS
 from serving.gateway.records import Usage
+from serving.policy.admission import Estimate
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises for bytes that are not what was expected. Bytes that are no UTF-8 get an error of their own,
 which holds them: it must never reach a log."""
-MAX_TOKENS = 2**53
-"""What the books and a float hold exactly; an engine that says more is broken, and its price must not overflow."""
 
 
 class PromptDetails(msgspec.Struct):
@@ -27,17 +27,19 @@ class EngineUsage(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
 
     def record(self) -> Usage:
-        """As the journal keeps it. Neither cached nor media tokens exceed input tokens, whatever the engine says."""
+        """As the journal keeps it. Neither cached nor media tokens exceed input tokens, and none what the books take:
+        an engine that says more is broken.
+        """
         details = self.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details is not None else 0
-        prompt = min(max(0, self.prompt_tokens), MAX_TOKENS)
+        prompt = min(max(0, self.prompt_tokens), MOST_TOKENS)
         media = (details.multimodal_tokens or {}) if details is not None else {}
         units = {MEDIA[word]: float(min(max(0, count), prompt)) for word, count in media.items() if word in MEDIA}
         return Usage(
             units=units,
             input_tokens=prompt,
             cached_tokens=min(max(0, cached), prompt),
-            output_tokens=min(max(0, self.completion_tokens or 0), MAX_TOKENS),
+            output_tokens=min(max(0, self.completion_tokens or 0), MOST_TOKENS),
         )
 
 
@@ -55,3 +57,13 @@ class Answer(msgspec.Struct):
 
 decode_usage = msgspec.json.Decoder(EngineUsage | None).decode
 decode_answer = msgspec.json.Decoder(Answer).decode
+
+
+def expected_usage(estimate: Estimate) -> Usage:
+    """What a request is expected to use, as its receipt tells it."""
+    return Usage(
+        input_tokens=estimate.input_tokens,
+        cached_tokens=estimate.cached_tokens,
+        output_tokens=estimate.output_tokens,
+        units=dict(estimate.units),
+    )

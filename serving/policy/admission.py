@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from capacity.policy.cost import IMAGE_TOKEN, CostProfile, token_costs, units_cost
 from serving.gateway.records import LimitKind, LimitRecord
@@ -163,17 +163,11 @@ def estimate(
     """Return what the request is expected to use. ``max_model_len`` is the context of one sequence, in tokens."""
     habit = learned.habit(key, deployment)
     ratio = (habit.bytes_per_token if habit is not None else 0.0) or learned.ratio(deployment)
-    text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
     image_tokens = learned.image_tokens(deployment, ask.images)
-    others = math.ceil(text) + MEDIA_TOKENS * (ask.media - len(ask.images))
-    input_tokens = max(ask.prompts, others + image_tokens)
-    if ask.cut_to is not None and ask.cut_to >= 0:
-        input_tokens = min(input_tokens, max(1, ask.cut_to) * max(1, ask.prompts))
+    others = _other_tokens(ask, ratio)
+    input_tokens = _cut(ask, others + image_tokens, max_model_len)
     most = ask.max_output
-    ceiling: float = math.inf if most is None else most
-    if max_model_len is not None:
-        input_tokens = min(input_tokens, max_model_len * ask.prompts)
-        ceiling = min(ceiling, max(1, max_model_len - input_tokens // max(1, ask.prompts)))
+    ceiling = output_ceiling(ask, input_tokens, max_model_len)
     if habit is not None and habit.output_tokens:
         expected = min(ceiling, habit.output_tokens)
     else:
@@ -194,6 +188,33 @@ def estimate(
     )
 
 
+def _other_tokens(ask: Ask, ratio: float) -> int:
+    """Input tokens of all but images, at ``ratio`` bytes a token."""
+    text = ask.token_ids + ask.text_bytes / ratio + MESSAGE_TOKENS * ask.messages
+    return math.ceil(text) + MEDIA_TOKENS * (ask.media - len(ask.images))
+
+
+def _cut(ask: Ask, tokens: int, max_model_len: int | None) -> int:
+    """What the engine reads of an input of ``tokens``."""
+    tokens = max(ask.prompts, tokens)
+    if ask.cut_to is not None and ask.cut_to >= 0:
+        tokens = min(tokens, max(1, ask.cut_to) * max(1, ask.prompts))
+    return tokens if max_model_len is None else min(tokens, max_model_len * ask.prompts)
+
+
+def input_tokens(ask: Ask, ratio: float, *, image_tokens: int, max_model_len: int | None) -> int:
+    """Input tokens where ``ratio`` bytes are one, and images are ``image_tokens``."""
+    return _cut(ask, _other_tokens(ask, ratio) + image_tokens, max_model_len)
+
+
+def output_ceiling(ask: Ask, input_tokens: int, max_model_len: int | None) -> float:
+    """Tokens that each sequence can have at most: as asked, and as the context has room; infinite: nobody says."""
+    ceiling: float = math.inf if ask.max_output is None else ask.max_output
+    if max_model_len is None:
+        return ceiling
+    return min(ceiling, max(1, max_model_len - input_tokens // max(1, ask.prompts)))
+
+
 def untold_units(expected: Estimate, *, input_tokens: int) -> Mapping[str, float]:
     """Modality units of a request of whose input the engine counted ``input_tokens``, and did not say of what.
 
@@ -210,17 +231,31 @@ def applicable(limits: Iterable[LimitRecord], *models: str) -> tuple[LimitRecord
     return tuple(limit for limit in limits if not limit.model or limit.model in models)
 
 
+Meter = Literal[0, 1, 2]
+"""What of a request a limit counts: its place in what ``metered`` returns."""
+TOKENS: Meter = 0
+MU: Meter = 1
+MONEY: Meter = 2
+METER: dict[LimitKind, Meter] = {
+    "tokens_per_min": TOKENS,
+    "mu_per_min": MU,
+    "mu_per_day": MU,
+    "mu_per_month": MU,
+    "money_per_day": MONEY,
+    "money_per_month": MONEY,
+}
+"""Other kinds count requests."""
+
+
+def metered(*, tokens: int, mu: float, money: float) -> tuple[float, float, float]:
+    """What a request takes of limits in tokens, MU and money."""
+    return float(tokens), mu, money
+
+
 def actual_amounts(limits: Iterable[LimitRecord], *, tokens: int, mu: float, money: float) -> Mapping[str, float]:
     """What the request really took of each limit of tokens, MU or money, by limit id. Other kinds are as estimated."""
-    taken: dict[LimitKind, float] = {
-        "tokens_per_min": float(tokens),
-        "mu_per_min": mu,
-        "mu_per_day": mu,
-        "mu_per_month": mu,
-        "money_per_day": money,
-        "money_per_month": money,
-    }
-    return {limit.id: taken[limit.kind] for limit in limits if limit.kind in taken}
+    amounts = metered(tokens=tokens, mu=mu, money=money)
+    return {limit.id: amounts[METER[limit.kind]] for limit in limits if limit.kind in METER}
 
 
 class Refusal(NamedTuple):
@@ -252,7 +287,7 @@ def refusal(limit: LimitRecord, *, asked: float, remaining: float, retry_after_s
     scope = f" for model '{limit.model}'" if limit.model else ""
     left = amount_left(limit, remaining)
     if limit.kind == "concurrency":
-        text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Wait for one of yours to finish."
+        text = f"Limit of {limit.value:g} concurrent requests{scope} reached. Try again in {wait_s:.3g} s."
         return Refusal(text, "requests", wait_s)
     unit = f"{currency} {_UNITS[limit.kind]}".strip() if limit.kind.startswith("money_") else _UNITS[limit.kind]
     state = f"of {limit.value:g} {unit}{scope} reached: {left} left, {asked:.6g} asked for."
@@ -285,7 +320,12 @@ def limit_headers(limits: Iterable[LimitRecord]) -> dict[str, str]:
     tightest: dict[LimitKind, float] = {}
     for limit in limits:
         tightest[limit.kind] = min(limit.value, tightest.get(limit.kind, math.inf))
-    return {f"x-ratelimit-limit-{_HEADER[kind]}": f"{value:.0f}" for kind, value in tightest.items()}
+    return {f"x-ratelimit-limit-{_HEADER[kind]}": _stated(value) for kind, value in tightest.items()}
+
+
+def _stated(value: float) -> str:
+    """A limit as it was set: half an MU, or a budget of 1.5, is not rounded to what nobody may use."""
+    return f"{value:.0f}" if value % 1.0 == 0.0 else f"{value:.10g}"
 
 
 def header_names(limit: LimitRecord) -> tuple[str, str]:

@@ -73,14 +73,6 @@ def refunded(bucket: Bucket, amount: float, *, charged_at_ms: float) -> Bucket:
     return replace(bucket, level=bucket.level - given, refunded=bucket.refunded + given)
 
 
-def wait_ms(committed: float, amount: float, *, capacity: float, window_ms: float = WINDOW_MS) -> float:
-    """Milliseconds until ``amount`` fits when nothing else is charged; the window for a limit of 0."""
-    if capacity <= 0.0:
-        return window_ms
-    excess = committed if amount > capacity else committed + amount - capacity
-    return max(0.0, excess) / rate_per_ms(capacity, window_ms)
-
-
 def _with_valley(bucket: Bucket) -> tuple[tuple[float, float], ...]:
     """``valleys`` with the moment before a charge added.
 

@@ -71,6 +71,7 @@ class Facts:
     """What is known of a calibration under way. Ages in seconds; ``held`` None: the replica does not exist any more.
 
     ``told_age_s`` counts from the last word of the agent on it, or from the begin of the state where there was none.
+    ``others_ready``: replicas of the deployment that serve meanwhile; none must, where ``allow_outage``.
     """
 
     state: State
@@ -82,6 +83,8 @@ class Facts:
     told_reason: str = ""
     told_age_s: float = 0.0
     waiting_s: float = 0.0
+    others_ready: int = 1
+    allow_outage: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ def decide(facts: Facts, limits: Limits | None = None) -> Step:
     lost = _lost(facts.held)
     if lost:
         return Step("fail", lost)
+    if facts.others_ready <= 0 and not facts.allow_outage and facts.told != "done":
+        return Step("fail", "no other replica serves any more, so this one must: calibrate when two are ready")
     assert facts.held is not None  # noqa: S101 (for the type checker: `_lost` tells of None)
     if facts.state == "draining":
         return _draining(facts, facts.held, limits)

@@ -49,7 +49,11 @@ def bucket_of(reservation: ReservationRecord, *, largest_mu: float) -> LimitReco
     is more."""
     capacity = max(reservation.burst_mu, largest_mu)
     return LimitRecord(
-        id=reservation.id, kind="mu_per_min", value=capacity, window_s=60.0 * capacity / reservation.mu_per_min
+        id=reservation.id,
+        kind="mu_per_min",
+        value=capacity,
+        holder="reservation",
+        window_s=60.0 * capacity / reservation.mu_per_min,
     )
 
 

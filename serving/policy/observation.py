@@ -96,3 +96,27 @@ def differences(
 def _add_rise(rise: Counts, counts: Mapping[str, float], base: Mapping[str, float]) -> None:
     for name in COUNTERS:
         rise[name] += max(0.0, counts.get(name, 0.0) - base.get(name, 0.0))
+
+
+def minute_means(samples: Iterable[Mapping[str, float]], *, starts_at: float) -> tuple[float, float] | None:
+    """What a deployment had and was offered in the minute from ``starts_at`` (UNIX s), as means in MU/min.
+
+    ``samples`` as ``Sample.as_json``, in any order. None where nobody looked. A sample counts what came since the one
+    before it, so offered is divided by the time that the samples tell of; capacity is the mean of the looks.
+    """
+    ordered = sorted(samples, key=lambda sample: sample["at"])
+    have: list[float] = []
+    offered_mu = covered_s = 0.0
+    before: float | None = None
+    for sample in ordered:
+        gap_s = 0.0 if before is None else sample["at"] - before
+        before = sample["at"]
+        if not starts_at <= sample["at"] < starts_at + 60.0:
+            continue
+        have.append(sample.get("capacity_mu_per_min", 0.0))
+        if gap_s > 0.0:
+            offered_mu += sample.get("offered_mu", 0.0)
+            covered_s += gap_s
+    if not have:
+        return None
+    return sum(have) / len(have), offered_mu / covered_s * 60.0 if covered_s else 0.0

@@ -1,6 +1,7 @@
 """Calibrations: asked for, moved from state to state by compare-and-swap, cancelled, and adopted as a price."""
 
 import datetime
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,13 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from capacity.models import CostProfile, HardwareType, Host, Pool
+from capacity.models import CostProfile, HardwareType, Host, Pool, ReplicaSupply
+from capacity.policy.adoption import Evidence, doubts
+from capacity.policy.knee import mix_cost
 from capacity.selectors import profile_in_force
 from capacity.services import profile_add, replica_supply_set
-from serving.measuring import Unmeasured, knee_of, order_of, price_of, stored_order, supply_of
+from capacity.usage.reads import terms_of
+from serving.measuring import Unmeasured, knee_of, order_of, price_of, stored_order, supply_in_force, supply_of
 from serving.models import Calibration, Deployment, Replica, Revision
 from serving.options import spoken
 from serving.policy import calibration as policy
@@ -20,6 +24,9 @@ from serving.services.replicas import LOOPS, replica_transition
 from serving.services.supplies import supplies_refresh
 from tenants.audit import Actor, audit
 from tenants.models.base import uuid7
+
+NOT_ADOPTED = "not adopted by itself: "
+"""How the reason of a fitted calibration begins that waits for a person, though it might have been adopted."""
 
 
 @transaction.atomic
@@ -261,16 +268,53 @@ def _adopt_supply(
     return {"adopted_supply": supply_of(row, current), "effective_from": now}
 
 
-def may_adopt_itself(calibration: Calibration, pool: Pool) -> str:
-    """Why a fitted calibration is adopted without a person looking at it; empty where it is not."""
-    error = calibration.fit.get("mean_error", 1.0)
-    if calibration.knee.get("is_lower_bound"):
-        return ""
+def doubts_of(calibration: Calibration, pool: Pool, *, now: datetime.datetime) -> tuple[str, ...]:
+    """Why a person must look at a fitted calibration before it is adopted; none where it may adopt itself, because it
+    was asked for when it was begun (then only a knee that was not found stands in the way), or because the pool allows
+    it and ``capacity.policy.adoption`` sees no doubt. Raises Unmeasured."""
+    evidence = _evidence(calibration, now=now)
     if calibration.adopt_when_fitted:
-        return f"as {calibration.requested_by} asked for"
-    if pool.adopts_calibrations and error <= pool.adoption_error_limit:
-        return f"the pool allows it up to a mean error of {pool.adoption_error_limit:.0%}"
-    return ""
+        return doubts(evidence, error_limit=math.inf)[:1] if evidence.is_lower_bound else ()
+    return doubts(evidence, error_limit=pool.adoption_error_limit)
+
+
+def _evidence(row: Calibration, *, now: datetime.datetime) -> Evidence:
+    fit, knee = row.fit, knee_of(row)
+    change, changes = _change(row, now=now)
+    host = Host.everything.filter(name=row.host_name).order_by("-created_at").first()
+    return Evidence(
+        mean_error=fit.get("mean_error", 1.0),
+        max_error=fit.get("max_error", 1.0),
+        r2=fit.get("r2", 0.0),
+        warnings=[(one["code"], one["text"]) for one in fit.get("warnings", ())],
+        # Of a lower bound the knee speaks itself, too.
+        notes=() if knee.is_lower_bound else knee.warnings,
+        is_lower_bound=knee.is_lower_bound,
+        mix_ms=knee.mix_ms,
+        knee_per_s=knee.rate_per_s,
+        saturation_per_s=knee.saturation_per_s,
+        cores=int(host.report.get("cores") or 1) if host and row.method == "engine_cpu" else None,
+        change=change,
+        changes=changes,
+    )
+
+
+def _change(row: Calibration, *, now: datetime.datetime) -> tuple[float | None, str]:
+    """What it changes of what was measured before, as a factor, and what that is; None where nothing was measured."""
+    current = profile_in_force(pool_id=row.pool_id, at=now)
+    if current is None:
+        return None, ""
+    mix = stored_order(row).mix
+    if is_reference(row, current):
+        what, before = "the requests that were offered would cost", mix_cost(terms_of(current), mix)
+        after, is_measured = mix_cost(price_of(row, version=1, previous=current), mix), current.calibrated
+    else:
+        supply = ReplicaSupply.objects.filter(pool=row.pool_id, hardware_type=row.hardware_type_id).first()
+        what, before = "a replica would supply", supply_in_force(current, supply)
+        after, is_measured = supply_of(row, current), supply is not None
+    if not is_measured:
+        return None, ""
+    return after / before if before > 0.0 else math.inf, what
 
 
 def _move(row: Calibration, to: str, reason: str, *, actor: Actor, now: datetime.datetime, **fields: Any) -> bool:

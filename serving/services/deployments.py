@@ -8,7 +8,7 @@ from django.db import connection, transaction
 from django.db.models import F, Max
 from django.utils import timezone
 
-from capacity.models import Pool
+from capacity.models import Pool, Reservation
 from capacity.policy.removal import may_remove_deployment
 from capacity.selectors import HOLDING
 from capacity.services.pools import bump
@@ -118,17 +118,21 @@ def deployment_remove(*, deployment: Deployment, actor: Actor, confirm: str = ""
     """Take the deployment away: clients find it no more, its name is free, its history stays.
 
     Keys and limits that name it stay as they are: they speak of whatever has that name, now nothing. Replicas that have
-    not ended drain and stop by themselves, if ``confirm`` is its name; else raises StillNeeded. Returns False if
-    somebody removed it before.
+    not ended drain and stop by themselves, if ``confirm`` is its name; else raises StillNeeded, as for the last that
+    serves what is sold. Returns False if somebody removed it before.
     """
     try:
         stored = deployment.take_turn()
     except Deployment.DoesNotExist:
         return False
+    # Of two that are removed at once, the second must see that the first serves the pool no more; so must a sale.
+    stored.pool.take_turn()
     there = list(stored.replicas.filter(state__in=HOLDING).select_related("host").order_by("created_at"))
-    verdict = may_remove_deployment(holding=len(there), is_confirmed=confirm == stored.name)
+    sold = _sold_by(stored)
+    verdict = may_remove_deployment(holding=len(there), is_confirmed=confirm == stored.name, reservations=len(sold))
     if not verdict.is_allowed:
-        named = [Reference("replica", str(one.pk), f"{one.state} on {one.host or 'no host'}") for one in there]
+        named = [Reference("reservation", str(one.pk), f"of {one.tenant.slug}, {one.state}") for one in sold]
+        named += [Reference("replica", str(one.pk), f"{one.state} on {one.host or 'no host'}") for one in there]
         raise StillNeeded(f"{stored} cannot be removed: {verdict.reason}", hint=verdict.hint, references=named)
     before = state_of(stored)
     stored.removed_at, stored.is_enabled = timezone.now(), False
@@ -139,6 +143,15 @@ def deployment_remove(*, deployment: Deployment, actor: Actor, confirm: str = ""
     bump(stored.pool, is_published=False)
     deployment.removed_at, deployment.is_enabled = stored.removed_at, False
     return True
+
+
+def _sold_by(deployment: Deployment) -> list[Reservation]:
+    """The reservations of its pool that are not over, where nothing else serves it."""
+    others = Deployment.objects.filter(pool=deployment.pool_id, is_enabled=True).exclude(pk=deployment.pk)
+    if others.exists():
+        return []
+    rows = Reservation.objects.filter(pool=deployment.pool_id, state__in=Reservation.PROMISED)
+    return list(rows.select_related("tenant").order_by("starts_at", "pk"))
 
 
 @transaction.atomic

@@ -1,17 +1,34 @@
-/* Time charts with uPlot in the colours of the tokens. An element with data-chart="capacity" or "usage" gets its lines
-   from data-src every data-poll seconds. Arrow keys move the read-out; Escape ends it. */
+/* Time charts with uPlot in the colours of the tokens. An element with data-chart gets its lines from data-src every
+   data-poll seconds; what stands beside it in [data-figure] is brought up to date with it. A line `on` another is drawn
+   on top of it; `mark` draws a triangle at the foot of each bucket in which something was counted. Arrow keys move the
+   read-out; Escape ends it. */
 (() => {
   const LINES = {
     capacity: [
       { key: "could", name: "could have", token: "could", dash: [5, 4], step: true, swatch: "dash" },
       { key: "have", name: "have", token: "have", step: true, width: 1.8, swatch: "line" },
       { key: "sold", name: "sold", token: "sold", step: true, width: 1.8, swatch: "line" },
-      { key: "used", name: "used", token: "used", fill: true, swatch: "" },
+      { key: "reserved", name: "used, reserved", short: "reserved", token: "used", fill: true, swatch: "" },
+      { key: "best", name: "used, best-effort", short: "best-effort", token: "best", fill: true, on: "reserved", swatch: "" },
+      { key: "lent", name: "lent", token: "lent", hatch: true, on: "reserved", quiet: true, swatch: "hatch" },
       { key: "offered", name: "offered", token: "used", dash: [2, 3], swatch: "dots" },
+      { key: "breached", name: "breached", unit: "min", token: "breached", mark: true, swatch: "tri" },
+    ],
+    accelerators: [
+      { key: "have", name: "have", token: "have", step: true, width: 1.8, swatch: "line" },
+      { key: "sold", name: "sold", token: "sold", step: true, width: 1.8, swatch: "line" },
+      { key: "used", name: "used", token: "used", step: true, fill: true, swatch: "" },
     ],
     usage: [
       { key: "sold", name: "reserved", token: "sold", step: true, width: 1.8, swatch: "line" },
-      { key: "used", name: "used", token: "used", fill: true, swatch: "" },
+      { key: "reserved", name: "used, reserved", short: "used", token: "used", fill: true, swatch: "" },
+      { key: "best", name: "used, best-effort", short: "best-effort", token: "best", fill: true, on: "reserved", swatch: "" },
+      { key: "breached", name: "breached", unit: "min", token: "breached", mark: true, swatch: "tri" },
+    ],
+    refusals: [
+      { key: "limit", name: "limits", token: "warn", fill: true, swatch: "" },
+      { key: "room", name: "no room", token: "bad", fill: true, on: "limit", swatch: "" },
+      { key: "other", name: "other", token: "ink-3", fill: true, on: "room", swatch: "" },
     ],
     "usage-mu": [{ key: "mu", name: "used", token: "used", fill: true, swatch: "" }],
     "usage-tokens": [
@@ -39,15 +56,35 @@
     const form = { hour: "2-digit", minute: "2-digit", ...(withDay ? { weekday: "short", day: "numeric", month: "short" } : {}) };
     return at.toLocaleString("en-GB", { ...form, hour12: false });
   };
+  /* A tick of an axis that spans days: the day, with its hour only where that is not midnight. */
+  const day = (seconds) => {
+    const at = new Date(seconds * 1000), isMidnight = at.getHours() === 0 && at.getMinutes() === 0;
+    return at.toLocaleString("en-GB", { day: "numeric", month: "short", ...(isMidnight ? {} : { hour: "2-digit", minute: "2-digit", hour12: false }) });
+  };
   const translucent = (color, share) => {
     const [r, g, b] = [1, 3, 5].map((from) => parseInt(color.slice(from, from + 2), 16));
     return `rgb(${r} ${g} ${b} / ${share})`;
+  };
+
+  const hatched = (color) => {
+    const size = 6 * devicePixelRatio, tile = make("canvas");
+    tile.width = tile.height = size;
+    const context = tile.getContext("2d");
+    context.strokeStyle = color;
+    context.lineWidth = 1.2 * devicePixelRatio;
+    for (const from of [-size, 0, size]) {
+      context.moveTo(from, size);
+      context.lineTo(from + size, 0);
+    }
+    context.stroke();
+    return context.createPattern(tile, "repeat");
   };
 
   class Chart {
     constructor(box) {
       this.box = box;
       this.lines = LINES[box.dataset.chart];
+      this.places = new Map(this.lines.map((line, index) => [line.key, index + 1]));
       this.legend = make("ul", "legend");
       this.values = this.lines.map((line) => {
         const item = make("li");
@@ -60,6 +97,7 @@
       this.plot = make("div", "plot");
       this.plot.tabIndex = 0;
       this.plot.setAttribute("role", "img");
+      this.plot.setAttribute("aria-label", `${box.dataset.title}: loading`);
       this.note = make("p", "plot-note", "Loading");
       this.plot.append(this.note);
       box.replaceChildren(this.legend, this.plot);
@@ -83,21 +121,37 @@
     take(answer) {
       this.unit = answer.unit;
       this.data = [answer.t, ...this.lines.map((line) => answer[line.key])];
+      this.drawn = this.stacked();
+      for (const cell of this.box.parentElement.querySelectorAll("[data-figure]")) {
+        const text = answer.figures?.[cell.dataset.figure];
+        if (text != null && cell.textContent !== text) cell.textContent = text;
+      }
       this.isEmpty = this.data.slice(1).every((line) => line.every((value) => value == null));
-      if (this.isEmpty) { this.drop(); this.say("No samples in this range yet. The observe loop writes one each second."); return; }
-      if (this.chart) { this.chart.setData(this.data); this.readOut(this.chart.cursor.idx); } else this.draw();
+      if (this.isEmpty) { this.drop(); this.say("Nothing is known of this range yet. The loops write it down as they look."); return; }
+      if (this.chart) { this.chart.setData(this.drawn); this.readOut(this.chart.cursor.idx); } else this.draw();
       this.describe();
     }
+    stacked() {
+      const drawn = [...this.data];
+      for (const line of this.lines) {
+        if (!line.on) continue;
+        const index = this.places.get(line.key), base = drawn[this.places.get(line.on)];
+        drawn[index] = this.data[index].map((value, at) => value == null ? null : value + (base[at] ?? 0));
+      }
+      return drawn;
+    }
     describe() {
-      const last = this.lines.map((line, index) => `${line.name} ${shown(this.last(index + 1))}`).join(", ");
+      const last = this.lines.map((line, index) => line.mark ? `${line.name} ${shown(this.sum(index + 1))} ${line.unit} in all` : `${line.name} ${shown(this.last(index + 1))}`).join(", ");
       this.plot.setAttribute("aria-label", `${this.box.dataset.title}, in ${this.unit}. Now: ${last}.`);
     }
-    last(index) {
-      const line = this.data[index];
-      for (let at = line.length - 1; at >= 0; at--) if (line[at] != null) return line[at];
-      return null;
+    last(index) { return this.data[index].findLast((value) => value != null) ?? null; }
+    lastDrawn(index) { return this.drawn[index].findLast((value) => value != null) ?? null; }
+    sum(index) { return this.data[index].reduce((sum, value) => sum + (value ?? 0), 0); }
+    say(text) {
+      this.note.textContent = text;
+      this.note.hidden = false;
+      this.plot.setAttribute("aria-label", `${this.box.dataset.title}: ${text}`);
     }
-    say(text) { this.note.textContent = text; this.note.hidden = false; }
     drop() { this.chart?.destroy(); this.chart = null; }
     width() { return this.plot.clientWidth - 32; }
     fit() {
@@ -112,24 +166,45 @@
       const span = this.data[0].at(-1) - this.data[0][0];
       this.chart = new uPlot({
         width: this.width(), height: HEIGHT, padding: [8, isNarrow ? 8 : 104, 0, 0],
-        legend: { show: false }, scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(1e-6, high) * 1.08] } },
+        legend: { show: false }, scales: { x: { time: true }, marks: { auto: false, range: () => [0, 1] }, y: { range: (_, low, high) => [0, Math.max(1e-6, high) * 1.08] } },
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
         axes: [
-          { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 24, space: isNarrow ? 80 : 90, values: (_, ticks) => ticks.map((tick) => clock(tick, span > 2 * 86400)) },
+          { stroke: ink, font, grid: { show: false }, ticks: { show: false }, size: 24, space: isNarrow ? 80 : 90, values: (_, ticks) => ticks.map((tick) => span > 2 * 86400 ? day(tick) : clock(tick, false)) },
           { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 44, space: 44, values: (_, ticks) => ticks.map(short) },
         ],
+        bands: this.lines.filter((line) => line.on).map((line) => ({ series: [this.places.get(line.key), this.places.get(line.on)] })),
         series: [{}, ...this.lines.map((line) => {
           const color = token(line.token);
-          return { stroke: color, width: line.width ?? 1.6, dash: line.dash, points: { show: false }, fill: line.fill ? translucent(color, .2) : undefined, paths: line.step ? stepped : undefined };
+          if (line.mark) return { scale: "marks", points: { show: false }, paths: () => null };
+          const fill = line.hatch ? hatched(color) : line.fill ? translucent(color, .2) : undefined;
+          return { stroke: color, width: line.hatch ? 0 : line.width ?? 1.6, dash: line.dash, points: { show: false }, fill, paths: line.step ? stepped : undefined };
         })],
-        hooks: { setCursor: [(chart) => this.readOut(chart.cursor.idx)], draw: [(chart) => { if (!isNarrow) this.label(chart, font); }] },
-      }, this.data, this.plot);
+        hooks: { setCursor: [(chart) => this.readOut(chart.cursor.idx)], draw: [(chart) => { this.marks(chart); if (!isNarrow) this.label(chart, font); }] },
+      }, this.drawn, this.plot);
       this.readOut(null);
+    }
+    marks(chart) {
+      const context = chart.ctx, ratio = devicePixelRatio, foot = chart.bbox.top + chart.bbox.height;
+      const half = (this.data[0][1] - this.data[0][0]) / 2;
+      for (const line of this.lines.filter((one) => one.mark)) {
+        context.save();
+        context.fillStyle = token(line.token);
+        this.data[this.places.get(line.key)].forEach((value, at) => {
+          if (!value) return;
+          const x = chart.valToPos(this.data[0][at] + half, "x", true);
+          context.beginPath();
+          context.moveTo(x - 5 * ratio, foot);
+          context.lineTo(x, foot - 9 * ratio);
+          context.lineTo(x + 5 * ratio, foot);
+          context.fill();
+        });
+        context.restore();
+      }
     }
     label(chart, font) {
       const context = chart.ctx, ratio = devicePixelRatio;
-      const ends = this.lines.map((line, index) => [this.last(index + 1), line]).filter(([value]) => value != null)
-        .map(([value, line]) => [chart.valToPos(value, "y", true), value, line]).sort((a, b) => b[0] - a[0]);
+      const ends = this.lines.map((line, index) => [this.last(index + 1), line, index + 1]).filter(([value, line]) => value != null && !line.mark && !(line.quiet && !value))
+        .map(([value, line, index]) => [chart.valToPos(this.lastDrawn(index), "y", true), value, line]).sort((a, b) => b[0] - a[0]);
       context.save();
       context.font = font.replace("11px", `500 ${11 * ratio}px`);
       context.textBaseline = "middle";
@@ -138,13 +213,16 @@
       for (const [y, value, line] of ends) {
         floor = Math.min(y, floor - 14 * ratio);
         context.fillStyle = token(line.token);
-        context.fillText(`${line.name} ${shown(value)}`, chart.bbox.left + chart.bbox.width + 8 * ratio, floor);
+        context.fillText(`${line.short ?? line.name} ${shown(value)}`, chart.bbox.left + chart.bbox.width + 8 * ratio, floor);
       }
       context.restore();
     }
     readOut(index) {
       const times = this.data[0], isOver = index != null;
-      this.values.forEach((element, at) => { element.textContent = isOver ? shown(this.data[at + 1][index]) : ""; });
+      this.values.forEach((element, at) => {
+        const { unit } = this.lines[at], value = this.data[at + 1][isOver ? index : 0];
+        element.textContent = isOver ? shown(value) + (unit && value != null ? ` ${unit}` : "") : "";
+      });
       const zone = window.penstock.zoneName(new Date());
       this.when.textContent = isOver ? `${clock(times[index], true)} ${zone}` : `${clock(times[0], true)} – ${clock(2 * times.at(-1) - times.at(-2), false)} ${zone}`;
     }

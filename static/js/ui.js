@@ -90,6 +90,7 @@
     const button = event.target.closest("button");
     if (button?.hasAttribute("data-theme-toggle")) toggleTheme();
     else if (button?.hasAttribute("data-menu")) setMenu(!nav.classList.contains("open"));
+    else if (button?.hasAttribute("data-print")) window.print();
     else if (button?.hasAttribute("data-copy")) copy(button, document.getElementById(button.dataset.copy).textContent);
     else if (button?.hasAttribute("data-copy-text")) copy(button, button.dataset.copyText);
     else if (button?.hasAttribute("data-copy-link")) copy(button, location.href);

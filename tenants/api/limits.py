@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 from django.db.models import QuerySet
 from django.http import Http404
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import exceptions, serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from tenants.api.base import TenantViewSet
+from tenants.budgets import BudgetState, budgets_of
 from tenants.models import ApiKey, Limit, Membership
 from tenants.policy.limits import ASK_OPERATOR, limit_refusal, set_by_whom
 from tenants.policy.roles import Action
@@ -61,6 +62,24 @@ class LimitFields(serializers.Serializer[Any]):
     )
 
 
+class BudgetPartSerializer(serializers.Serializer[Any]):
+    """What is used of a budget, of one pool where each has it by itself."""
+
+    pool = serializers.CharField(allow_blank=True, help_text="Slug; empty: the budget is one for all pools.")
+    used = serializers.FloatField(help_text="In MU, or in money.")
+    remaining = serializers.FloatField()
+
+
+class BudgetSerializer(serializers.Serializer[Any]):
+    """How a budget stands in the present day or month (UTC)."""
+
+    resets_at = serializers.DateTimeField(help_text="When it begins anew.")
+    until = serializers.DateTimeField(
+        allow_null=True, help_text="What ended before is counted: the books come a minute or two behind. Null: nothing."
+    )
+    parts = BudgetPartSerializer(many=True, help_text="Of a budget that each pool has by itself: those that were used.")
+
+
 class LimitSerializer(serializers.ModelSerializer[Limit]):
     is_in_force = serializers.BooleanField(
         read_only=True, help_text="False: the other one of this kind and model holds."
@@ -69,6 +88,9 @@ class LimitSerializer(serializers.ModelSerializer[Limit]):
         read_only=True,
         source="holding.in_force.value",
         help_text="What holds: the smaller of the operator's limit and the tenant's own.",
+    )
+    budget = serializers.SerializerMethodField(
+        help_text="Of a budget: what is used and remains of what holds, and when it begins anew. Null for other kinds."
     )
 
     class Meta:
@@ -81,10 +103,16 @@ class LimitSerializer(serializers.ModelSerializer[Limit]):
             "set_by",
             "is_in_force",
             "value_in_force",
+            "budget",
             "created_at",
             "updated_at",
         )
         read_only_fields = fields
+
+    @extend_schema_field(BudgetSerializer(allow_null=True))
+    def get_budget(self, limit: Limit) -> Any:
+        found = limit.budget if isinstance(limit.budget, BudgetState) else budgets_of([limit]).get(limit.pk)
+        return None if found is None else BudgetSerializer(found).data
 
 
 class SetByOperator(exceptions.PermissionDenied):
@@ -122,7 +150,11 @@ class LimitsViewSet(TenantViewSet[Limit]):
         return rows.select_related("tenant").order_by("kind", "model", "set_by")
 
     def paginate_queryset(self, queryset: Any) -> Any:
-        return limits_held(super().paginate_queryset(queryset) or ())
+        rows = limits_held(super().paginate_queryset(queryset) or ())
+        states = budgets_of(rows)
+        for row in rows:
+            row.budget = states.get(row.pk)
+        return rows
 
     def list(self, request: Request, **_: str) -> Response:
         """The limits that are set, by operator and tenant: of two of one kind and model the smaller holds."""

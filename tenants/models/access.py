@@ -220,6 +220,10 @@ class Limit(Identified):
 
     used: Sequence[object] = ()
     """What is used of a budget, by pool, where a page has asked for it."""
+    budget: object = None
+    """How it stands (``tenants.budgets.BudgetState``), where a list has asked for all of its own at once."""
+    unit: str = ""
+    """The currency of a budget of money, where a page has asked for it."""
 
     def __str__(self) -> str:
         return f"{self.value} {self.get_kind_display()}"

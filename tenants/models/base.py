@@ -1,12 +1,12 @@
 """Shared by all apps' models: time-ordered identifiers, explicit times, and rows that are written once."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import uuid_utils.compat
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
-from django.db import IntegrityError, models
+from django.core.exceptions import NON_FIELD_ERRORS, FieldError, ValidationError
+from django.db import IntegrityError, models, router
 from django.db.models.manager import Manager
 from django.utils import timezone
 
@@ -76,10 +76,39 @@ class Identified(models.Model):
 
     def validate_constraints(self, exclude: Iterable[str] | None = None) -> None:
         """As Django's, with each error at the field its code names. Raises ValidationError."""
+        excluded = set(exclude or ())
+        self._checks_hold = self._all_checks_hold(excluded)
         try:
-            super().validate_constraints(exclude=set(exclude or ()))
+            super().validate_constraints(exclude=excluded)
         except ValidationError as error:
-            raise ValidationError(self._at_fields(error, set(exclude or ()))) from error
+            raise ValidationError(self._at_fields(error, excluded)) from error
+        finally:
+            self._checks_hold = False
+
+    _checks_hold = False
+
+    def get_constraints(self) -> list[tuple[type[models.Model], Sequence[models.BaseConstraint]]]:
+        """As Django's, without the checks that are known to hold while the constraints are validated."""
+        found = super().get_constraints()
+        if not self._checks_hold:
+            return found
+        return [(model, [one for one in some if not isinstance(one, models.CheckConstraint)]) for model, some in found]
+
+    def _all_checks_hold(self, exclude: set[str]) -> bool:
+        """All checks in one query, where Django asks the database once for each; False: ask again, one by one.
+
+        A check that is neither true nor false, for want of a value, holds, alone as together with others.
+        """
+        using = router.db_for_write(type(self), instance=self)
+        for model, constraints in super().get_constraints():
+            checks = [one.condition for one in constraints if isinstance(one, models.CheckConstraint)]
+            against = self._get_field_expression_map(meta=model._meta, exclude=exclude)  # type: ignore[attr-defined]
+            try:
+                if checks and not models.Q(*checks).check(against, using=using):
+                    return False
+            except FieldError:
+                return False
+        return True
 
     def _at_fields(self, error: ValidationError, exclude: set[str]) -> dict[str, list[ValidationError]]:
         fields = {field.name for field in self._meta.get_fields()} - exclude

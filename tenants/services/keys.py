@@ -29,14 +29,18 @@ def api_key_create(
     models_allowed: Sequence[str] = (),
     allowed_ips: Sequence[str] = (),
     expires_at: datetime.datetime | None = None,
+    made_by: User | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its text, which is not kept: show it once. Raises ValidationError by field."""
+    """A new key and its text, which is not kept: show it once. ``made_by``: whose key it is, if not ``actor``'s.
+
+    Raises ValidationError by field.
+    """
     text = key_make()
     number, pepper = current_pepper(settings.PENSTOCK_KEY_PEPPERS)
     key = ApiKey(
         tenant=tenant,
         name=name.strip(),
-        created_by=actor if isinstance(actor, User) else None,
+        created_by=made_by or (actor if isinstance(actor, User) else None),
         public_id=text.public_id,
         digest=key_digest(text.secret, pepper),
         pepper=number,
@@ -99,7 +103,7 @@ def api_key_revoke(*, key: ApiKey, actor: Actor, now: datetime.datetime | None =
 def api_key_rotate(
     *, key: ApiKey, actor: Actor, overlap: datetime.timedelta = datetime.timedelta(days=1)
 ) -> tuple[ApiKey, str]:
-    """A new key with the scopes, networks and limits of ``key``, which expires after ``overlap``.
+    """A new key with the maker, scopes, networks and limits of ``key``, which expires after ``overlap``.
 
     With no overlap ``key`` is revoked. Raises ValidationError if ``key`` is revoked, expired or rotated already.
     """
@@ -114,7 +118,7 @@ def api_key_rotate(
             f"{key} is revoked, expired or rotated already: rotate the key that replaced it, or make a new one."
         )
     # Read after the swap: the new key gets what holds now, not what held when the caller looked.
-    stored = ApiKey.objects.select_related("tenant").get(pk=key.pk)
+    stored = ApiKey.objects.select_related("tenant", "created_by").get(pk=key.pk)
     new, text = api_key_create(
         tenant=stored.tenant,
         name=stored.name,
@@ -123,6 +127,8 @@ def api_key_rotate(
         models_allowed=stored.models_allowed,
         allowed_ips=stored.allowed_ips,
         expires_at=stored.expires_at,
+        # Whoever rotates it: what the maker is held to holds for the new one, too.
+        made_by=stored.created_by,
     )
     for limit in stored.limits.all():
         Limit.objects.create(

@@ -10,13 +10,14 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from capacity.models import EnrolmentToken, Host, Pool, QuarantinedUsage, UsageRecord
+from capacity.models import EnrolmentToken, Host, Pool, QuarantinedUsage, Reservation, UsageRecord
+from capacity.services import reservation_request
 from capacity.usage.writer import write_batch
 from serving.models import Deployment, ProviderCredential
 from tenants.crypto import decrypt
 from tenants.models import ApiKey, AuditEntry, Invitation, Limit, Membership, SignInLink, User
 from tenants.services import limit_set
-from tests import factories
+from tests import factories, selling
 from tests.admin.addresses import change_form, change_list
 
 
@@ -230,3 +231,50 @@ def test_an_operator_sets_the_operators_limit_and_sees_what_holds(client: Client
         ("operator", 5, True),
         ("tenant", 10, False),
     }
+
+
+def test_reservations_are_decided_about_by_the_services_and_never_oversold(client: Client, operator: User) -> None:
+    selling.host("node-1")
+    pool = selling.pool("Chat")
+    selling.serve(pool, name="chat")
+    tenant = factories.tenant()
+    small, large, unwanted = (
+        reservation_request(tenant=tenant, pool=pool, mu_per_min=mu, actor="t") for mu in (200.0, 500.0, 1.0)
+    )
+    page = client.get(act(client, small, "approve", large, confirmed=True).headers["Location"])
+    assert re.search(rb"Short by [24]00 MU/min", page.content), "with how much is missing"
+    assert {row.state for row in Reservation.objects.all()} == {"requested"}, "none of them, where one does not fit"
+    assert act(client, small, "approve", confirmed=True).status_code == 302
+    small.refresh_from_db()
+    assert (small.state, small.verdict, small.decided_by) == ("active", "fits", operator.email)
+    assert AuditEntry.objects.get(action="reservation.approve").actor == operator.email
+    act(client, unwanted, "refuse", confirmed=True)
+    unwanted.refresh_from_db()
+    assert (unwanted.state, unwanted.reason) == ("refused", "An operator declined it.")
+    act(client, unwanted, "restore", confirmed=True)
+    act(client, unwanted, "cancel", confirmed=True)
+    unwanted.refresh_from_db()
+    assert unwanted.state == "cancelled"
+    page = client.get(act(client, small, "restore", confirmed=True).headers["Location"])
+    assert b"can" in page.content
+    small.refresh_from_db()
+    assert small.state == "active"
+
+
+def test_nothing_of_a_reservation_can_be_typed(client: Client) -> None:
+    tenant, deployment = factories.tenant(), factories.deployment()
+    row = tenant.reservations.create(
+        pool=deployment.pool,
+        profile=deployment.pool.profiles.get(),
+        mu_per_min=5,
+        burst_mu=1,
+        starts_at=timezone.now(),
+        note="for the shop",
+    )
+    client.post(change_form(row), {"mu_per_min": 500, "state": "active", "verdict": "fits"})
+    assert client.post(reverse("admin:capacity_reservation_add"), {"mu_per_min": 500}).status_code == 403
+    row.refresh_from_db()
+    assert (row.mu_per_min, row.state) == (5.0, "draft")
+    page = client.get(f"{change_list(Reservation)}?q=shop&state__exact=draft")
+    assert b"for the shop" in page.content
+    assert b"for the shop" not in client.get(f"{change_list(Reservation)}?q=nothing").content

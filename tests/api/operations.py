@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from django.db.models import QuerySet
 from django.utils import timezone
 from drf_spectacular.generators import SchemaGenerator
 
 from capacity.models import CostProfile, Pool, Reservation
-from capacity.services import enrolment_token_create, reservation_request
+from capacity.services import enrolment_token_create, invoice_issue, reservation_request
+from capacity.usage.billing import begins, month_in
 from capacity.usage.books import finalise_minutes
 from capacity.usage.chain import anchors_take
 from capacity.usage.guarantees import guarantees_judge
@@ -34,7 +37,7 @@ from tests.api.conftest import Api, World
 
 METHODS = ("get", "post", "put", "patch", "delete")
 PREFIX = "/api/v1"
-_NAMES = ("kind", "name")
+_NAMES = ("kind", "name", "version")
 """Parameters that name what an id names elsewhere."""
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
@@ -54,9 +57,15 @@ class Operation:
 
 
 def document() -> dict[str, Any]:
-    """What ``/api/schema`` serves."""
-    made: dict[str, Any] = json.loads(json.dumps(SchemaGenerator().get_schema(request=None, public=True)))
+    """What ``/api/schema`` serves, for the caller alone."""
+    made: dict[str, Any] = json.loads(_text())
     return made
+
+
+@functools.cache
+def _text() -> str:
+    """Made once: it takes seconds, and nothing that a test does changes it."""
+    return json.dumps(SchemaGenerator().get_schema(request=None, public=True))
 
 
 def operations(of: dict[str, Any]) -> list[Operation]:
@@ -93,9 +102,19 @@ def furnish(world: World) -> None:
         traffic = factories.Traffic(str(tenant.pk), str(key.pk), str(deployment.pool_id), str(deployment.pk))
         write_batch(factories.batch(traffic.pair(time.time() - 60), segment=tenant.slug, closed=True))
         promised(tenant, deployment.pool)
+        last_month(traffic)
     anchors_take(now=timezone.now())
     finalise_minutes(timezone.now() + datetime.timedelta(minutes=5))
     guarantees_judge()
+    for tenant in (world.acme, world.other):
+        invoice_issue(tenant=tenant, month=month_in(now.replace(day=1) - datetime.timedelta(days=1)), actor="test")
+
+
+def last_month(traffic: factories.Traffic) -> None:
+    """A request that is to be invoiced."""
+    QuerySet(CostProfile).filter(pool=traffic.pool).update(price_per_1000_mu=2.0)
+    ended = begins(month_in(timezone.now())) - datetime.timedelta(days=2)
+    write_batch(factories.batch(traffic.pair(ended.timestamp()), segment=f"last-{traffic.tenant}", closed=True))
 
 
 def promised(tenant: Tenant, pool: Pool) -> Reservation:

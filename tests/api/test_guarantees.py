@@ -20,6 +20,7 @@ from tests import factories
 from tests.api.callers import NOWHERE, TENANTS_OWN, codes, operators_only
 from tests.api.conftest import World
 from tests.factories import Traffic, batch
+from tests.replay import replayed
 
 NOON = datetime.datetime(2026, 11, 20, 12, 0, tzinfo=datetime.UTC)
 T = NOON.timestamp()
@@ -38,6 +39,10 @@ def sold(tenant: Tenant, pool: Any, **fields: Any) -> Reservation:
 
 @pytest.fixture
 def kept(world: World) -> dict[str, Reservation]:
+    return replayed("guarantees of the API", lambda: make_kept(world))
+
+
+def make_kept(world: World) -> dict[str, Reservation]:
     """A hundred minutes of acme's reservation, of which two are in breach, and as many of other's that were kept."""
     pool = factories.pool(slug="chat")
     rows = {
@@ -85,9 +90,15 @@ def test_a_month_has_its_attainment_and_its_credit(world: World, kept: dict[str,
     assert {row["tenant"]: row["credit_amount"] for row in rows} == {"acme": row["credit_amount"], "other": None}
 
 
+def test_a_month_is_credited_as_it_was_sold(world: World, kept: dict[str, Reservation]) -> None:
+    Reservation.objects.filter(pk=kept["acme"].pk).update(credit_tiers=[[0.99, 0.5], [0.9, 1.0]])
+    (row,) = world.by("viewer").get("/tenants/acme/guarantees?month=2026-11").json()["results"]
+    assert (row["credit_share"], row["credit_tiers"]) == (0.5, [[0.99, 0.5], [0.9, 1.0]])
+
+
 def test_a_month_without_a_promise_is_empty_and_a_wrong_one_is_told(world: World, kept: dict[str, Reservation]) -> None:
     assert world.by("viewer").get("/tenants/acme/guarantees?month=2026-12").json()["results"] == []
-    for month in ("2026-13", "november", "0001-01"):
+    for month in ("2026-13", "november", "0001-01", "9999-12"):
         answer = world.by("viewer").get(f"/tenants/acme/guarantees?month={month}")
         assert answer.status_code == 400
         assert answer.json()["errors"][0]["field"] == "month"

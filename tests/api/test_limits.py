@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import uuid
+from datetime import datetime, timedelta
 
+import pytest
+from django.utils import timezone
+
+from capacity.models import BooksState, UsageRollup
 from tenants.models import AuditEntry, Limit, Membership
 from tenants.services import api_key_create, limit_set
+from tests import factories
 from tests.api.callers import NOWHERE, codes
 from tests.api.conftest import World
 from tests.api.test_foundation import problem
@@ -145,3 +151,36 @@ def test_a_change_can_insist_on_the_version_it_knows(world: World) -> None:
     problem(admin.put(path, {"value": 3}, format="json", headers={"if-match": etag}), 412, "changed")
     problem(admin.delete(path, headers={"if-match": etag}), 412, "changed")
     assert admin.delete(path, headers={"if-match": changed.headers["ETag"]}).status_code == 204
+
+
+def test_a_budget_tells_what_is_used_what_remains_and_when_it_resets(world: World) -> None:
+    now = timezone.now()
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    chat, other = factories.pool(), factories.pool()
+    for tenant, pool, mu in ((world.acme, chat, 30.0), (world.acme, other, 12.5), (world.other, chat, 900.0)):
+        UsageRollup.objects.create(
+            period="minute", starts_at=midnight, tenant_id=tenant.pk, key_id=world.keys["inference"][0].pk,
+            pool_id=pool.pk, deployment_id=uuid.uuid4(), service_class="best_effort", mu=mu, money=mu / 10,
+            is_final=True,
+        )  # fmt: skip
+    BooksState.objects.update_or_create(pk=1, defaults={"final_until": midnight + timedelta(minutes=1)})
+    for kind, value, set_by in (
+        ("mu_per_day", 100, "tenant"),
+        ("mu_per_day", 40, "operator"),
+        ("money_per_month", 9, "tenant"),
+        ("concurrency", 2, "tenant"),
+    ):
+        limit_set(tenant=world.acme, kind=kind, value=value, set_by=set_by, actor="test")
+    viewer = world.by("viewer")
+    rows = viewer.get(PATH).json()["results"]
+    found = {(row["kind"], row["set_by"]): row["budget"] for row in rows}
+    assert found["concurrency", "tenant"] is None
+    for set_by in ("operator", "tenant"):
+        day = found["mu_per_day", set_by]
+        assert datetime.fromisoformat(day["resets_at"]) == midnight + timedelta(days=1)
+        parts = {part["pool"]: (part["used"], part["remaining"]) for part in day["parts"]}
+        assert parts == {chat.slug: (30.0, 10.0), other.slug: (12.5, 27.5)}, "of what holds, each pool by itself"
+    month = found["money_per_month", "tenant"]
+    assert month["parts"] == [{"pool": "", "used": 4.25, "remaining": 4.75}]
+    assert datetime.fromisoformat(month["resets_at"]).day == 1
+    assert viewer.get(f"{PATH}/mu_per_day?set_by=tenant").json()["budget"] == found["mu_per_day", "tenant"]

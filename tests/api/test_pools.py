@@ -78,6 +78,7 @@ def test_a_tenant_is_told_objectives_and_price_and_nothing_of_others(world: Worl
         "tolerable_wait_s": 5.0,
         "slo_share": 0.01,
         "best_effort": True,
+        "credit_tiers": [[0.999, 0.1], [0.99, 0.25], [0.95, 1.0]],
         "claw_back_s": 10.0,
         "price": {
             "version": 1,
@@ -167,6 +168,8 @@ def test_a_pool_is_made_once(world: World, pool: Pool) -> None:
         ({"oversell_factor": 0.5}, "oversell_factor"),
         ({"slo_share": "inf"}, "slo_share"),
         ({"ttft_objective_ms": 0}, "ttft_objective_ms"),
+        ({"credit_tiers": [[0.9, 0.1], [0.99, 0.2]]}, "credit_tiers"),
+        ({"credit_tiers": None}, "credit_tiers"),
         ({"price": {"alpha": -1, "beta": 1}}, "price.alpha"),
         ({"price": {"alpha": 0, "beta": 0}}, "alpha"),
     ],
@@ -190,6 +193,16 @@ def test_a_pool_says_whether_it_lends_and_how_fast_that_comes_back(world: World,
     operator.patch(f"/models/{pool.model.slug}", {"context_tokens": 2000}, format="json")
     # 2,000 tokens of 0.01 MU are 20 MU, of 372 ms each, and 0.35 s come on top.
     assert operator.get("/pools/shared").json()["claw_back_s"] == 7.8
+
+
+def test_a_pools_credits_change_for_what_is_sold_from_then_on(world: World, pool: Pool) -> None:
+    operator = world.by("operator")
+    changed = operator.patch("/pools/shared", {"credit_tiers": [[0.99, 0.5]]}, format="json")
+    assert changed.json()["credit_tiers"] == [[0.99, 0.5]]
+    assert world.by("owner").get("/tenants/acme/pools/shared").json()["credit_tiers"] == [[0.99, 0.5]]
+    entry = AuditEntry.objects.get(action="pool.update")
+    assert entry.after == {"credit_tiers": [[0.99, 0.5]]}
+    assert operator.patch("/pools/shared", {"credit_tiers": []}, format="json").json()["credit_tiers"] == []
 
 
 def test_a_pool_changes_at_the_version_known(world: World, pool: Pool) -> None:
@@ -222,6 +235,22 @@ def test_a_new_price_is_a_new_version(world: World, pool: Pool) -> None:
     operator.post("/pools/shared/profiles", {**new, "effective_from": later.isoformat()}, format="json")
     assert operator.get("/pools/shared").json()["price"]["version"] == 2
     assert operator.get("/pools/none/profiles").status_code == 404
+
+
+def test_a_price_to_come_is_withdrawn_and_brought_back(world: World, pool: Pool) -> None:
+    later = (timezone.now() + datetime.timedelta(days=1)).isoformat()
+    new = {**PRICE, "hardware_type": "cpu", "effective_from": later}
+    assert world.by("operator").post("/pools/shared/profiles", new, format="json").status_code == 201
+    path = "/pools/shared/profiles/2"
+    assert codes(world, "post", f"{path}/withdraw") == operators_only(200)
+    operator = world.by("operator")
+    row = operator.get("/pools/shared/profiles").json()["results"][0]
+    assert (row["version"], row["withdrawn_at"] is None) == (2, False)
+    assert codes(world, "post", f"{path}/restore") == operators_only(200)
+    assert operator.get("/pools/shared/profiles").json()["results"][0]["withdrawn_at"] is None
+    body = problem(operator.post("/pools/shared/profiles/1/withdraw", format="json"), 400, "invalid")
+    assert "is in force since" in str(body)
+    assert operator.post("/pools/shared/profiles/9/withdraw", format="json").status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import pytest
 from capacity.models import Model, Pool, Reservation
 from capacity.services import model_remove, pool_create, pool_remove
 from serving.models import Deployment, Replica, Revision
-from serving.services import deployment_create, deployment_remove, revision_create
+from serving.services import (
+    deployment_create,
+    deployment_disable,
+    deployment_enable,
+    deployment_remove,
+    revision_create,
+)
 from tenants.models import AuditEntry
 from tenants.services import api_key_update
 from tests import factories
@@ -116,6 +122,29 @@ def test_pools_and_models_are_removed_from_the_top_down(world: World, chat: Depl
     problem(world.by("owner").get(f"/pools/{pool.pk}/profiles"), 403, "permission_denied")
     again = factories.model(slug=model.slug)
     assert pool_create(model=again, slug=pool.slug, hardware_type=factories.hardware(), actor="t").pk != pool.pk
+
+
+def test_the_last_that_serves_what_is_sold_stays(world: World, chat: Deployment) -> None:
+    """Requests for a model that is not there are in no books: nobody would be told of the broken promise."""
+    operator, path = world.by("operator"), f"/deployments/{chat.pk}"
+    sold = Reservation.objects.create(
+        tenant=world.acme,
+        pool=chat.pool,
+        profile=chat.pool.profiles.get(),
+        mu_per_min=5.0,
+        starts_at=chat.created_at,
+        state=Reservation.State.ACTIVE,
+    )
+    other = deployment_create(pool=chat.pool, name="other", runtime="simulated", actor="t")
+    deployment_disable(deployment=other, actor="t")
+    body = problem(operator.delete(path, {"confirm": "chat"}), 409, "in_use")
+    assert body["references"] == [{"kind": "reservation", "name": str(sold.pk), "detail": "of acme, active"}]
+    assert "let another deployment serve the pool" in body["hint"]
+    deployment_enable(deployment=other, actor="t")
+    assert operator.delete(path).status_code == 204
+    problem(operator.delete(f"/deployments/{other.pk}"), 409, "in_use")
+    Reservation.objects.update(state=Reservation.State.ENDED)
+    assert operator.delete(f"/deployments/{other.pk}").status_code == 204
 
 
 @pytest.mark.parametrize("state", ["starting", "ready", "draining", "stopping"])

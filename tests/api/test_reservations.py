@@ -128,6 +128,7 @@ def test_terms_are_kept(world: World, pool: Pool) -> None:
     row = sell(world, 60, price="0.25", currency="EUR", ends_at=ends, burst_mu=99, note="n").json()
     assert (row["price"], row["currency"], row["burst_mu"], row["note"]) == ("0.250000", "EUR", 99.0, "n")
     assert row["state"] == "active"
+    assert row["credit_tiers"] == pool.credit_tiers
 
 
 @pytest.mark.parametrize(

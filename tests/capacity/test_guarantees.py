@@ -6,18 +6,32 @@ import datetime
 import random
 import uuid
 from collections import defaultdict
+from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 import pytest
+from django.apps import apps
 
-from capacity.models import BooksState, CostProfile, GuaranteeDay, GuaranteeMinute, Pool, Reservation
+from capacity.models import (
+    BooksState,
+    CostProfile,
+    GuaranteeDay,
+    GuaranteeHour,
+    GuaranteeMinute,
+    Pool,
+    Reservation,
+    ReservationGap,
+)
 from capacity.usage.books import finalise_minutes
 from capacity.usage.guarantees import guarantee_minutes_delete_old, guarantees_judge
 from capacity.usage.lines import AdmitLine, EndLine, Usage
+from capacity.usage.refusals import Kind, refusal_minutes_delete_old, refusals_write
 from capacity.usage.writer import write_batch
 from tenants.models import Tenant
 from tests import factories
 from tests.factories import Traffic, batch, race
+from tests.faults.definition import Rule, Seen, Sold, ledger
 
 NOON = datetime.datetime(2026, 11, 20, 12, 0, tzinfo=datetime.UTC)
 T = NOON.timestamp()
@@ -96,7 +110,65 @@ def test_a_record_that_comes_late_is_judged_into_its_minute() -> None:
     book(late, segment="found again", until_s=125, closed=True)
     assert minutes_of(mine)["12:00"] == (60.0, 3.0, 0.0, True)
     day = GuaranteeDay.objects.get(reservation=mine)
-    assert (day.minutes, day.breach_minutes, day.used_mu, day.throttled, day.requests) == (2, 1, 3.0, 1, 2)
+    hour = GuaranteeHour.objects.get(reservation=mine)
+    assert hour.starts_at == at(0)
+    for sums in (day, hour):
+        assert (sums.minutes, sums.breach_minutes, sums.used_mu, sums.throttled, sums.requests) == (2, 1, 3.0, 1, 2)
+
+
+@pytest.mark.django_db
+def test_what_is_judged_anew_is_held_to_the_objectives_of_its_time() -> None:
+    """Else a record that comes late would give credits for objectives that nobody had been promised, or take them."""
+    pool, tenant, other = factories.pool(), factories.tenant(), factories.tenant()
+    mine, theirs = (reservation(pool, one, 60.0, 0.0) for one in (tenant, other))
+
+    def asked(by: Tenant, ended_s: float, duration_s: float) -> Pair:
+        return traffic(pool, by).pair(T + ended_s, service_class="reserved", mu=1.0, duration_s=duration_s)
+
+    book(asked(tenant, 5, 0.2), asked(other, 5, 4.5), until_s=65)
+    assert (minutes_of(mine)["12:00"][3], minutes_of(theirs)["12:00"][3]) == (False, True)
+    Pool.objects.filter(pk=pool.pk).update(ttft_objective_ms=9000, tpot_objective_ms=9000)
+    book(asked(tenant, 6, 4.5), segment="late", until_s=65, closed=True)
+    assert (minutes_of(mine)["12:00"], minutes_of(theirs)["12:00"][3]) == ((60.0, 2.0, 0.0, True), True)
+    # What is judged for the first time is held to those of now.
+    book(asked(tenant, 65, 4.5), sequence=2, until_s=125)
+    assert not minutes_of(mine)["12:01"][3]
+
+
+@pytest.mark.django_db
+def test_what_was_refused_since_nobody_could_tell_what_it_was_entitled_to_breaks_the_promise() -> None:
+    pool, tenant, other = factories.pool(), factories.tenant(), factories.tenant()
+    mine, theirs = reservation(pool, tenant, 60.0, 0.0), reservation(pool, other, 60.0, 0.0)
+
+    def refuse(minute: int, reason: str, count: int, of: Pool | None = pool) -> None:
+        kind = Kind(tenant.pk, uuid.UUID(int=count), of.pk if of else None, reason, 503)
+        refusals_write({(at(60 * minute), kind): count})
+
+    refuse(0, "limits_unavailable", 3)
+    refuse(0, "requests_per_min", 7)
+    refuse(0, "limits_unavailable", 9, factories.pool(name="another"))
+    own = traffic(pool, tenant)
+    seen = [Seen(str(tenant.pk), str(pool.pk), True, 503, False, T + 1, None, T + 2, 0, 0.0, 0.0) for _ in range(3)]
+    seen.append(Seen(str(tenant.pk), str(pool.pk), True, 200, True, T + 4, T + 4.2, T + 5, 1, 2.0, 2.0))
+    book(own.pair(T + 5, service_class="reserved", mu=2.0, duration_s=1.0, first_byte_at=T + 4.2), until_s=185)
+    sold = [Sold(str(row.pk), str(row.tenant_id), str(pool.pk), 60.0, T) for row in (mine, theirs)]
+    rules = {str(pool.pk): Rule(float(pool.ttft_objective_ms), float(pool.tpot_objective_ms), pool.slo_share)}
+    for (pk, minute), expected in ledger(seen, sold, rules, [int(T)]).items():
+        row = GuaranteeMinute.objects.get(reservation_id=pk, starts_at=at(minute - T))
+        assert {name: getattr(row, name) for name in asdict(expected)} == asdict(expected)
+    told = GuaranteeMinute.objects.get(reservation=mine, starts_at=at(0))
+    assert (told.requests, told.throttled, told.is_breach) == (4, 3, True)
+    assert told.reason.startswith("3 throttled of 4 requests")
+    # What gateways tell only when the state is back opens the minute again.
+    refuse(1, "journal_unavailable", 2)
+    assert guarantees_judge() == 1
+    assert {minute for minute, (*_, breach) in minutes_of(mine).items() if breach} == {"12:00", "12:01"}
+    assert not GuaranteeMinute.objects.filter(reservation=theirs, is_breach=True).exists()
+    assert GuaranteeDay.objects.get(reservation=mine).breach_minutes == 2
+    # And stays as long as a late record may have the minute judged anew.
+    assert refusal_minutes_delete_old(before=at(86_400), untold_before=at(0)) == 1
+    book(own.pair(T + 6, service_class="reserved", mu=1.0, duration_s=1.0), segment="late", until_s=185, closed=True)
+    assert {minute for minute, (*_, breach) in minutes_of(mine).items() if breach} == {"12:00", "12:01"}
 
 
 @pytest.mark.django_db
@@ -122,13 +194,67 @@ def test_a_promise_counts_from_its_start_though_its_state_was_moved_late() -> No
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("is_judged_before", [True, False])
+def test_while_it_was_cancelled_nothing_was_promised(is_judged_before: bool) -> None:
+    """Minutes are the same whether they were judged before it was restored or after, and when one is judged anew."""
+    pool, tenant = factories.pool(), factories.tenant()
+    mine = reservation(pool, tenant, 60.0, 0.0, 90.0)
+    of = traffic(pool, tenant)
+    if is_judged_before:
+        book(until_s=245)
+    ReservationGap.objects.create(reservation=mine, since=at(90), until=at(270))
+    Reservation.objects.filter(pk=mine.pk).update(state=Reservation.State.ACTIVE, ends_at=None)
+    sequence = 2 if is_judged_before else 1
+    book(of.pair(T + 280, service_class="reserved", mu=5.0, duration_s=1.0), sequence=sequence, until_s=365)
+    book(of.pair(T + 70, service_class="reserved", mu=2.0, duration_s=1.0), segment="late", until_s=365, closed=True)
+    assert minutes_of(mine) == {
+        "12:00": (60.0, 0.0, 0.0, False),
+        "12:01": (30.0, 2.0, 0.0, False),
+        "12:04": (30.0, 5.0, 0.0, False),
+        "12:05": (60.0, 0.0, 0.0, False),
+    }
+    assert GuaranteeDay.objects.get(reservation=mine).minutes == 4
+
+
+@pytest.mark.django_db
+def test_a_long_gap_is_passed_over() -> None:
+    mine = reservation(factories.pool(), factories.tenant(), 60.0, 0.0, None)
+    ReservationGap.objects.create(reservation=mine, since=at(30), until=at(86_400 * 30 + 15))
+    book(until_s=86_400 * 30 + 125)
+    assert GuaranteeDay.objects.filter(reservation=mine).count() == 2
+    assert [one.entitled_mu for one in GuaranteeMinute.objects.order_by("starts_at")] == [30.0, 45.0, 60.0]
+
+
+@pytest.mark.django_db
 def test_retention_takes_minutes_and_leaves_days() -> None:
     pool, tenant = factories.pool(), factories.tenant()
     mine = reservation(pool, tenant, 10.0, 0.0)
     book(until_s=605)
     assert guarantee_minutes_delete_old(before=at(300)) == 5
     assert GuaranteeDay.objects.get(reservation=mine).minutes == 10
+    assert GuaranteeHour.objects.get(reservation=mine).minutes == 10
     assert guarantees_judge() == 0
+
+
+@pytest.mark.django_db
+def test_hours_of_an_older_ledger_are_made_of_its_minutes() -> None:
+    pool, tenant = factories.pool(), factories.tenant()
+    reservation(pool, tenant, 60.0, 0.0)
+    reservation(pool, factories.tenant(), 30.0, 1800.0)
+    of = traffic(pool, tenant)
+    pairs = [of.pair(T + 400 * number, service_class="reserved", mu=3.0, status=429) for number in range(1, 20)]
+    book(*pairs, until_s=2.5 * 3600)
+    while guarantees_judge():
+        pass
+    kept = list(GuaranteeHour.objects.order_by("reservation", "starts_at").values())
+    assert len(kept) == 6
+    GuaranteeHour.objects.all().delete()
+    import_module("capacity.migrations.0014_guarantee_hours").fill_hours(apps, None)
+    made = list(GuaranteeHour.objects.order_by("reservation", "starts_at").values())
+    for row in (*kept, *made):
+        del row["id"]
+        row |= {name: pytest.approx(value, abs=1e-6) for name, value in row.items() if isinstance(value, float)}
+    assert made == kept
 
 
 @pytest.mark.django_db(transaction=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from django.core.exceptions import ValidationError
+from django.db import models
 from django.utils import timezone
 
 from capacity.models import CostProfile, HardwareType, Host, Model, Pool, Reservation
@@ -26,6 +27,8 @@ from capacity.services import (
     pool_tenants_set,
     pool_update,
     profile_add,
+    profile_restore,
+    profile_withdraw,
     reservations_end,
 )
 from penstock.crypto import rotate_field_keys
@@ -194,6 +197,35 @@ def test_prices_are_versions_from_a_date() -> None:
     assert Change.objects.filter(kind="pool", object_id=pool.pk).count() == 2
 
 
+def test_a_price_is_withdrawn_until_it_is_in_force() -> None:
+    pool = factories.pool()
+    first, hour = pool.profiles.get(), datetime.timedelta(hours=1)
+    soon, hardware = timezone.now() + hour, factories.hardware()
+    added = profile_add(
+        pool=pool, hardware_type=hardware, profile=PRICE, effective_from=soon, price_per_1000_mu=7.0, actor="t"
+    )
+    with pytest.raises(ValidationError, match="Version 1 is in force since"):
+        profile_withdraw(profile=first, actor="t")
+    with pytest.raises(ValidationError, match="Version 2 is not withdrawn"):
+        profile_restore(profile=added, actor="t")
+    profile_withdraw(profile=added, actor="t")
+    assert profile_in_force(pool_id=pool.pk, at=soon + hour) == first
+    assert profiles_in_force(at=soon + hour) == {pool.pk: first}
+    with pytest.raises(ValidationError, match="Version 2 is withdrawn already"):
+        profile_withdraw(profile=added, actor="t")
+    profile_restore(profile=added, actor="t")
+    assert profile_in_force(pool_id=pool.pk, at=soon + hour) == added
+    profile_withdraw(profile=added, actor="t")
+    third = profile_add(pool=pool, hardware_type=hardware, profile=PRICE, effective_from=soon, actor="t")
+    assert (third.version, third.price_per_1000_mu) == (3, first.price_per_1000_mu), "what was withdrawn is no model"
+    CostProfile.objects.filter(pk=added.pk).update(withdrawn_at=timezone.now() - 3 * hour)
+    models.QuerySet(CostProfile).filter(pk=added.pk).update(effective_from=timezone.now() - hour)
+    with pytest.raises(ValidationError, match="which has passed"):
+        profile_restore(profile=CostProfile.objects.get(pk=added.pk), actor="t")
+    acts = AuditEntry.objects.filter(object_id=str(added.pk)).order_by("at", "id")
+    assert [row.action.split(".")[1] for row in acts] == ["add", "withdraw", "restore", "withdraw"]
+
+
 def test_a_price_that_would_never_count_is_refused() -> None:
     pool = factories.pool()
     first = pool.profiles.get()
@@ -256,6 +288,22 @@ def test_who_may_use_a_pool_is_audited_and_told() -> None:
     assert AuditEntry.objects.get(action="pool.set_tenants").after == {"is_public": False, "tenants": [str(tenant.pk)]}
     pool_update(pool=pool, actor="t", oversell_factor=1.5)
     assert pool.version == version + 2
+
+
+def test_nobody_is_locked_out_of_what_they_have_reserved() -> None:
+    pool, owner, other = factories.pool(), factories.tenant(), factories.tenant()
+    row = Reservation.objects.create(
+        tenant=owner, pool=pool, profile=pool.profiles.get(), mu_per_min=5.0, starts_at=pool.created_at, state="active"
+    )
+    with pytest.raises(ValidationError, match=f"Reservations of {owner.slug} are not over"):
+        pool_tenants_set(pool=pool, tenants=[other], is_public=False, actor="t")
+    assert (pool.is_public, pool.tenants.count()) == (True, 0)
+    pool_tenants_set(pool=pool, tenants=[other, owner], is_public=False, actor="t")
+    with pytest.raises(ValidationError, match="list them too"):
+        pool_tenants_set(pool=pool, tenants=[], actor="t")
+    Reservation.objects.filter(pk=row.pk).update(state="ended")
+    pool_tenants_set(pool=pool, tenants=[], actor="t")
+    assert pool.tenants.count() == 0
 
 
 def test_who_may_use_a_new_pool_is_audited() -> None:

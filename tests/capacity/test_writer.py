@@ -18,6 +18,7 @@ from capacity.usage.books import finalise_minutes, usage_delete_old
 from capacity.usage.chain import anchors_take
 from capacity.usage.lines import Usage, UsageBatch
 from capacity.usage.writer import write_batch
+from serving.gateway.usage import EngineUsage
 from tenants.models import AuditEntry
 from tests.factories import Traffic, api_key, batch
 
@@ -93,12 +94,23 @@ def test_two_requests_under_one_id_are_not_both_believed() -> None:
     assert rollups() == {"20 12:00": (1, 1.25)}
 
 
+def test_the_most_that_an_engine_can_tell_does_not_overflow_the_sums() -> None:
+    most = EngineUsage(prompt_tokens=2**62, completion_tokens=2**62).record()
+    traffic = Traffic()
+    result = write_batch(batch(*(traffic.pair(T + second, usage=most) for second in range(4))))
+    assert (result.written, result.quarantined) == (4, 0)
+    day = UsageRollup.objects.get(period="day")
+    assert (day.input_tokens, day.output_tokens) == (4 * most.input_tokens, 4 * most.output_tokens)
+    assert 1_000_000 * most.input_tokens < 2**63
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
         ({"mu": -1.0}, "actual_mu"),
         ({"usage": Usage(input_tokens=1, cached_tokens=5)}, "cached"),
         ({"usage": Usage(output_tokens=2**70)}, "output_tokens"),
+        ({"usage": Usage(input_tokens=2**40 + 1)}, "input_tokens"),
         ({"status": 70000}, "status"),
         ({"id": "not-a-uuid"}, "UUID"),
         ({"service_class": ""}, "service class"),

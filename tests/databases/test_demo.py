@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from capacity.models import Host
+from capacity.models import Host, Reservation
+from penstock import demo
 from penstock.demo import OPERATOR, artifact_of, is_seeded, local_host_enrol, operator_link, seed_demo
 from serving.agents.envelopes import host_secret
 from serving.models import Deployment
@@ -17,6 +18,7 @@ from tenants.keys import key_digest
 from tenants.models import ApiKey, Limit, Membership, User
 from tenants.services import sign_in_link_redeem, user_set_password
 from worker.config import load_config
+from worker.spec import AcceleratorReport
 
 pytestmark = pytest.mark.django_db
 
@@ -34,6 +36,8 @@ def test_the_demo_is_whole(settings: Any) -> None:
         assert Membership.objects.filter(tenant__slug=tenant.slug).count() == 2
     assert set(Limit.objects.values_list("api_key__tenant__slug", flat=True)) == {"alder-health"}
     assert sign_in_link_redeem(result.sign_in_token).email == OPERATOR
+    asked = Reservation.objects.get()
+    assert (asked.tenant.slug, asked.pool.slug, asked.state) == ("alder-health", "demo-sim", "requested")
     runtimes = {row.name: row.revisions.get().runtime for row in Deployment.objects.all()}
     assert runtimes == {"demo-sim": "simulated", "demo-tiny": "vllm"}
     simulated = Deployment.objects.get(name="demo-sim")
@@ -91,6 +95,14 @@ def test_this_host_is_enrolled_once(tmp_path: Path, settings: Any) -> None:
     Host.objects.filter(pk=host.pk).update(name=host.name)
     assert local_host_enrol(tmp_path).pk == host.pk
     assert Host.objects.count() == 1
+
+
+def test_a_host_with_accelerators_is_of_their_kind_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = AcceleratorReport(index=0, name="NVIDIA H100 80GB HBM3", uuid="GPU-5f0c1e7a", memory_bytes=85_520_809_984)
+    monkeypatch.setattr(demo, "accelerators_here", lambda: ((one,), ()))
+    kind = local_host_enrol(tmp_path).hardware_type
+    assert (kind.slug, kind.name) == ("nvidia-h100-80gb-hbm3", "NVIDIA H100 80GB HBM3")
+    assert (kind.is_cpu, kind.memory_bytes) == (False, 85_520_809_984)
 
 
 def test_a_given_redis_is_used_as_it_is(tmp_path: Path, settings: Any) -> None:

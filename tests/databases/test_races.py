@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
-from capacity.models import Host, Pool, UsageRecord, UsageRollup, Watermark
+from capacity.models import Host, Pool, Reservation, UsageRecord, UsageRollup, Watermark
 from capacity.policy.profiles import default_profile
 from capacity.services import (
     host_cordon,
@@ -23,8 +24,9 @@ from capacity.services import (
 from capacity.usage.writer import WriteResult, write_batch
 from penstock.demo import seed_demo
 from serving.models import Deployment, Incident, Replica
-from serving.services import deployment_create, incident_open, replica_transition, revision_create
+from serving.services import deployment_create, deployment_remove, incident_open, replica_transition, revision_create
 from tenants.models import ApiKey, AuditEntry, Limit, Membership, TakenError, Tenant, User
+from tenants.needed import StillNeeded
 from tenants.services import (
     SignInLinkError,
     api_key_revoke,
@@ -238,3 +240,22 @@ def test_nothing_is_made_of_what_is_being_removed() -> None:
         is_removed = not Pool.objects.filter(pk=pool.pk).exists()
         is_served = Deployment.objects.filter(pool=pool.pk).exists()
         assert is_removed != is_served, outcomes
+
+
+def test_of_two_that_serve_what_is_sold_one_stays_when_both_are_removed_at_once() -> None:
+    for index in range(4):
+        pool = factories.pool()
+        Reservation.objects.create(
+            tenant=factories.tenant(),
+            pool=pool,
+            profile=pool.profiles.get(),
+            mu_per_min=1.0,
+            burst_mu=1.0,
+            starts_at=timezone.now(),
+            state="active",
+        )
+        both = [factories.deployment(pool=pool, name=f"served-{index}-{which}") for which in "ab"]
+        outcomes = race(*[lambda one=one: deployment_remove(deployment=one, actor="t") for one in both])  # type: ignore[misc]
+        assert outcomes.count(True) == 1, outcomes
+        assert [type(one) for one in outcomes if one is not True] == [StillNeeded]
+        assert Deployment.objects.filter(pool=pool, is_enabled=True).count() == 1

@@ -15,8 +15,13 @@ class StreamLog:
 
     client_id: str
     max_tokens: int
+    tenant: int = 0
+    """Whose key it came with, by its number."""
     sent_at: float = 0.0
+    ended_at: float = 0.0
     status: int = 0
+    service_class: str = ""
+    estimated_mu: float = 0.0
     request_id: str = ""
     tokens: list[tuple[float, int]] = field(default_factory=list)
     """When the client had been told of how many output tokens."""
@@ -24,6 +29,8 @@ class StreamLog:
     done: bool = False
     error: str = ""
     refused: str = ""
+    left_at: float = 0.0
+    """When the client went away, in the middle of it; 0: it stayed to the end."""
 
     @property
     def output_tokens(self) -> int:
@@ -34,9 +41,20 @@ class StreamLog:
 
 
 async def stream(
-    session: aiohttp.ClientSession, base_url: str, key: str, *, model: str, client_id: str, max_tokens: int, prompt: str
+    session: aiohttp.ClientSession,
+    base_url: str,
+    key: str,
+    *,
+    model: str,
+    client_id: str,
+    max_tokens: int,
+    prompt: str,
+    leave_after: int | None = None,
 ) -> StreamLog:
-    """Stream one completion and note every token count the server states. Never raises for what the server does."""
+    """Stream one completion and note every token count the server states. Never raises for what the server does.
+
+    After ``leave_after`` output tokens the client closes its connection, whatever is still to come.
+    """
     log = StreamLog(client_id=client_id, max_tokens=max_tokens, sent_at=time.time())
     body = {
         "model": model,
@@ -51,14 +69,22 @@ async def stream(
         async with session.post(f"{base_url}/completions", json=body, headers=headers) as answer:
             log.status = answer.status
             log.request_id = answer.headers.get("x-penstock-request-id", "")
+            log.service_class = answer.headers.get("x-penstock-class", "")
+            log.estimated_mu = float(answer.headers.get("x-penstock-mu-estimated", 0.0))
             if answer.status != 200:
                 log.refused = await answer.text()
                 return log
             async for raw in answer.content:
                 if raw.startswith(b"data: "):
                     note(log, raw[6:].strip())
+                    if leave_after is not None and log.output_tokens >= leave_after:
+                        log.left_at = time.time()
+                        answer.close()
+                        return log
     except (aiohttp.ClientError, TimeoutError, ConnectionError, OSError) as error:
         log.error = f"{type(error).__name__}: {error}"
+    finally:
+        log.ended_at = time.time()
     return log
 
 

@@ -19,6 +19,7 @@ import httpx
 import psutil
 
 from penstock.testing import SECRETS
+from tests.migrated import NAME, migrated
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -65,6 +66,8 @@ class Stack:
         return kept
 
     def start(self, *, seconds: float = 60.0) -> Stack:
+        if not self.data.exists():
+            migrated(self.data / NAME)
         command = [sys.executable, "-m", "penstock", "up", "--data", str(self.data)]
         command += ["--port", str(self.port), "--api-port", str(self.api_port)]
         command += ["--gateways", str(self.gateways), "--engine", self.engine, *self.extra]

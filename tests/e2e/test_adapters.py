@@ -14,7 +14,13 @@ import pytest
 from tests.e2e.conformance import address_of
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("stack"),
+]
 
 RANK, HIDDEN, LAYERS = 8, 64, 2
 DEPLOY = """

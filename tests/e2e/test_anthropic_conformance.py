@@ -11,7 +11,13 @@ import pytest
 from tests.e2e.conformance import address_of, body_of, require_alike, streamed
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("stack"),
+]
 
 MODEL = "demo-tiny"
 HELLO: Any = {"role": "user", "content": "Say hello."}

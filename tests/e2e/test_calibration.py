@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.stack import Stack, wait_for
 from tests.e2e.test_command_line import MAKE_TOKEN
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.timed, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TERMS = {"base": "base_ms", "alpha": "alpha_ms", "beta": "beta_ms", "gamma": "gamma_ms"}
 LARGEST_MISS = 0.25
@@ -47,6 +47,8 @@ class Shell:
         self("login", house.console_url, stdin=token + "\n")
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        # A shell that runs the tests in the background has them ignore it, and what they start inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         command = [sys.executable, "-P", "-m", "penstock", *words]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, text=True, env=self.environment, **pipes)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.together("stack")]
 
 MAKE_TOKEN = """
 from tenants.models import User

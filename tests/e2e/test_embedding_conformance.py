@@ -16,7 +16,13 @@ from tests.e2e.operate import deploy
 from tests.e2e.pages import usage_pages
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("stack"),
+]
 
 MODEL = "demo-embed"
 DOCUMENTS = ["The quick brown fox", "Health checks go first", "A model unit"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -12,7 +12,13 @@ from tests.e2e.conformance import address_of, body_of, require_alike, streamed
 from tests.e2e.stack import Stack, wait_for
 from tests.pictures import PIXEL_URL
 
-pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("stack"),
+]
 
 MODEL = "demo-tiny"
 MESSAGES: list[Any] = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Say hello."}]
@@ -180,12 +186,15 @@ RARE = frozenset({r".*\.cached_tokens$", r".*\.system_fingerprint$"})
 
 
 @pytest.fixture(scope="module")
-def tiny(stack: Stack) -> tuple[openai.OpenAI, openai.OpenAI]:
+def tiny(stack: Stack) -> Iterator[tuple[openai.OpenAI, openai.OpenAI]]:
     """The client that talks to the engine itself, and the one that talks to Penstock."""
     address = address_of(stack, MODEL)
     wait_for("demo-tiny at the gateways", lambda: stack.is_serving(MODEL), seconds=30)
-    direct = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-    return direct, openai.OpenAI(base_url=stack.base_url, api_key=stack.key(), max_retries=0)
+    with (
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as direct,
+        openai.OpenAI(base_url=stack.base_url, api_key=stack.key(), max_retries=0) as through,
+    ):
+        yield direct, through
 
 
 def test_bodies_are_equal_but_for_justified_differences(tiny: tuple[openai.OpenAI, openai.OpenAI]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from penstock.testing import CANARY
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.together("stack")]
 
 
 def test_every_role_is_its_own_process(stack: Stack) -> None:
@@ -45,16 +45,18 @@ def test_quickstart_file_is_private_and_complete(stack: Stack) -> None:
 
 
 def test_openai_client_streams_and_its_usage_row_has_the_same_tokens(stack: Stack) -> None:
-    client = openai.OpenAI(base_url=stack.base_url, api_key=stack.key(), max_retries=0)
     mark = f"e2e-{uuid.uuid4().hex}"
-    with client.chat.completions.create(
-        model="demo-sim",
-        messages=[{"role": "user", "content": f"Count to ten. {CANARY}"}],
-        max_tokens=12,
-        stream=True,
-        stream_options={"include_usage": True},
-        extra_headers={"X-Request-Id": mark},
-    ) as events:
+    with (
+        openai.OpenAI(base_url=stack.base_url, api_key=stack.key(), max_retries=0) as client,
+        client.chat.completions.create(
+            model="demo-sim",
+            messages=[{"role": "user", "content": f"Count to ten. {CANARY}"}],
+            max_tokens=12,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_headers={"X-Request-Id": mark},
+        ) as events,
+    ):
         seen = [event.usage for event in events]
     usage = seen[-1]
     assert usage is not None

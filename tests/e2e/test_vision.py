@@ -20,7 +20,13 @@ from tests.e2e.operate import answered, deploy, operator_of
 from tests.e2e.stack import Stack, wait_for
 from tests.pictures import claimed, png, png_url
 
-pytestmark = [pytest.mark.e2e, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("stack"),
+]
 
 MODEL = "tiny-sight"
 SIZES = {(56, 56): 4, (224, 224): 64, (1024, 768): 234}

@@ -19,7 +19,13 @@ import pytest
 from tests.e2e.clients import stream
 from tests.e2e.stack import Stack, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.together("own engines"),
+]
 
 
 @pytest.fixture(scope="module")

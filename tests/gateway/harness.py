@@ -88,8 +88,9 @@ class Engine:
     def control(self, **script: Any) -> None:
         httpx.post(f"{self.url}/control", json=script).raise_for_status()
 
-    def log(self) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.url}/log").json()["requests"]  # type: ignore[no-any-return]
+    def log(self, since: int = 0) -> list[dict[str, Any]]:
+        """Its requests, but for the first ``since``."""
+        return httpx.get(f"{self.url}/log?since={since}").json()["requests"]  # type: ignore[no-any-return]
 
     def connections(self) -> int:
         return int(httpx.get(f"{self.url}/log").json()["connections"])
@@ -149,10 +150,23 @@ class Cluster:
         self._digest = 0
         self._records: dict[tuple[str, str], bytes] = {}
         (self.data / "secrets.json").write_text(json.dumps({"key_peppers": {"1": PEPPER}}))
-        self._run(Process(bundled_state.command(self.data)))
-        bundled_state.wait_ready(self.state_url, 10)
+        self.start_state()
         self.client = connect(self.state_url)
         self.client.set(EPOCH, "test.1000")
+
+    def start_state(self) -> None:
+        """Start the state, with whatever data it finds, and publish everything again if it finds none."""
+        self._state = self._run(Process(bundled_state.command(self.data)))
+        bundled_state.wait_ready(self.state_url, 10)
+        if self._records and not self.client.exists(META):
+            records = [(kind, json.loads(raw)) for (kind, _), raw in self._records.items()]
+            self.publish(*records, anew=True)
+
+    def kill_state(self, *, empty: bool = False) -> None:
+        """SIGKILL. ``empty``: and all that it kept is gone."""
+        self._state.stop(signal.SIGKILL)
+        if empty:
+            shutil.rmtree(self.data / "state" / "appendonlydir")
 
     def _run(self, process: Process) -> Process:
         self._running.append(process)
@@ -182,8 +196,10 @@ class Cluster:
         shutil.copy(self.data / "secrets.json", made)
         return made
 
-    def publish(self, *records: tuple[str, dict[str, Any]], remove: tuple[tuple[str, str], ...] = ()) -> int:
-        """Publish a delta and return the new version."""
+    def publish(
+        self, *records: tuple[str, dict[str, Any]], remove: tuple[tuple[str, str], ...] = (), anew: bool = False
+    ) -> int:
+        """Publish a delta and return the new version. ``anew``: the state has no snapshot any more."""
         delta: list[tuple[str, str, dict[str, Any] | None]] = [(kind, record["id"], record) for kind, record in records]
         delta += [(kind, record_id, None) for kind, record_id in remove]
         rows: list[str | bytes] = []
@@ -196,7 +212,7 @@ class Cluster:
                 self._records[(kind, record_id)] = raw
                 self._digest = add_digest(self._digest, record_digest(kind, record_id, raw))
             rows += [kind, record_id, raw, ""]
-        expected, self._version = str(self._version or ""), self._version + 1
+        expected, self._version = str(self._version or "") if not anew else "", self._version + 1
         answer = run_script(
             self.client,
             script("publish"),

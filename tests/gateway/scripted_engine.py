@@ -1,10 +1,13 @@
 """An engine that does what the request tells it to: OpenAI's shapes as vLLM sends them, and its ways to fail.
 
 Started as a process: ``python scripted_engine.py PORT``. A request's ``user`` field may hold a JSON script
-``{"delay_ms", "first_ms", "fail", "at", "pad", "say", "finish", "stop_reason", "cached", "bytes"}``; ``POST /control``
-sets the default for all. ``say`` is a chat's message (whole) or the list of its pieces (stream). ``GET /log`` tells
-every request it got and what became of it. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4 per
-message, and ``IMAGE_TOKENS`` per image, told apart at the end alone. ``scripted_tasks`` has the routes of other tasks.
+``{"delay_ms", "first_ms", "fail", "at", "port", "pad", "say", "finish", "stop_reason", "cached", "bytes"}``; ``POST
+/control`` sets the default for all. ``fail`` holds at the engine of that ``port`` alone, if one is named. ``say`` is a
+chat's message (whole) or the list of its pieces (stream). ``GET /log?since=N`` tells every request it got, from the
+N-th on, and what became of it: what it ``read`` of prompts, how much of that was ``cached``, what it ``generated``, and
+``times``, when each token of a stream was made. Prompt tokens: UTF-8 bytes / ``bytes_per_token`` (4) rounded up, and 4
+per message, and ``IMAGE_TOKENS`` per image, told apart at the end alone. ``scripted_tasks`` has the routes of other
+tasks.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from aiohttp import web
 
 CONTEXT = 4096
 IMAGE_TOKENS = 20
+WHOLE_CACHED = 1
+"""Input tokens that an answer in one piece says were cached."""
 LOG: list[dict[str, Any]] = []
 CONTROL: dict[str, Any] = {}
 CONNECTIONS: set[int] = set()
+PORT = 0
 
 
 def tokens_of(text: str) -> int:
@@ -79,12 +85,17 @@ async def generate(request: web.Request) -> web.StreamResponse:
 async def logged(request: web.Request, answerer: Answerer) -> web.StreamResponse:
     body = await request.json()
     script = {**CONTROL, **(json.loads(body["user"]) if body.get("user") else {})}
+    if script.get("port", PORT) != PORT:
+        script.pop("fail", None)
     entry: dict[str, Any] = {
         "id": request.headers.get("x-request-id"),
         "path": request.path,
         "body": body,
         "at": time.time(),
+        "read": 0,
+        "cached": 0,
         "generated": 0,
+        "times": [],
         "end": "",
     }
     LOG.append(entry)
@@ -130,15 +141,27 @@ async def answer_to(
     count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
     if (instead := await misfortune(request, script, prompts)) is not None:
         return instead
+    entry["read"] = sum(prompts)
+    entry["cached"] = int(script.get("cached") or 0) if body.get("stream") else WHOLE_CACHED
     choices = len(prompts) * int(body.get("n") or 1)
     if not body.get("stream"):
         entry["generated"] = count * choices
         await asyncio.sleep(count * float(script.get("delay_ms", 0)) / 1000)
+        if fails_late(request, script):
+            return web.Response()
         answer = whole(body, prompts, count, choices, is_chat)
         if "say" in script:
             answer["choices"][0] |= {"message": {"role": "assistant", **script["say"]}, **ended(script)}
         return web.json_response(answer)
     return await stream(request, body, script, entry, is_chat, prompts, count, choices)
+
+
+def fails_late(request: web.Request, script: dict[str, Any]) -> bool:
+    """Whether the connection breaks when all the work for a whole answer is done."""
+    if script.get("fail") == "drop":
+        request.transport.abort()  # type: ignore[union-attr]
+        return True
+    return False
 
 
 def ended(script: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +180,7 @@ def whole(body: dict[str, Any], prompts: list[int], count: int, choices: int, is
         "created": 1700000000,
         "model": body["model"],
         "choices": made,
-        "usage": usage(sum(prompts), count * choices, 1, images_of(body)),
+        "usage": usage(sum(prompts), count * choices, WHOLE_CACHED, images_of(body)),
     }
 
 
@@ -220,6 +243,7 @@ async def stream(
         for index in range(choices):
             last = number == count - 1
             entry["generated"] += 1
+            entry["times"].append(time.time())
             await chunk(index, number + 1, " tok" + "x" * int(script.get("pad", 0)), "length" if last else None)
     if options.get("include_usage"):
         last_word = usage(sum(prompts), count * choices, script.get("cached"), images_of(body))
@@ -239,8 +263,9 @@ async def tokenize(request: web.Request) -> web.Response:
     return web.json_response({"count": count, "max_model_len": CONTEXT, "tokens": list(range(count))})
 
 
-async def log(_: web.Request) -> web.Response:
-    return web.json_response({"requests": LOG, "connections": len(CONNECTIONS), "control": CONTROL})
+async def log(request: web.Request) -> web.Response:
+    since = int(request.query.get("since", 0))
+    return web.json_response({"requests": LOG[since:], "connections": len(CONNECTIONS), "control": CONTROL})
 
 
 async def control(request: web.Request) -> web.Response:
@@ -250,6 +275,8 @@ async def control(request: web.Request) -> web.Response:
 
 
 def main(port: int) -> None:
+    global PORT
+    PORT = port
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app.add_routes(scripted_tasks.routes(logged, misfortune))
     app.add_routes(

@@ -119,7 +119,7 @@ def test_mu_of_two_pools_do_not_add_up_and_those_of_one_model_do() -> None:
     other = DeploymentRecord(id="e", name="n", pool="q", revision="r", runtime="simulated")
     view.deployments_by_name["n"] = other
     book = AccessBook(Prices())
-    asked = {name: book.find(view, principal, name).mu_limits for name in ("m", "n")}
+    asked = {name: [limit for limit, _ in book.find(view, principal, name).metered] for name in ("m", "n")}
     assert {name: [limit.id for limit in limits] for name, limits in asked.items()} == {
         "m": ["every.p", "one"],
         "n": ["every.q"],
@@ -127,7 +127,8 @@ def test_mu_of_two_pools_do_not_add_up_and_those_of_one_model_do() -> None:
     # Another key of the tenant holds to the same objects, also where it was told of its own copy.
     copy = TenantRecord(id="t", slug="t", limits=(LimitRecord(id="every", kind="mu_per_min", value=10.0), one))
     second = Principal(KeyRecord(id="k2", uuid="u2", tenant="t", digest="", pepper=1), copy)
-    assert all(a is b for a, b in zip(book.find(view, second, "m").mu_limits, asked["m"], strict=True))
+    again = [limit for limit, _ in book.find(view, second, "m").metered]
+    assert all(a is b for a, b in zip(again, asked["m"], strict=True))
 
 
 def test_the_book_is_bounded_and_answers_from_what_it_knows() -> None:

@@ -3,123 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from capacity.policy import claw_back
-from serving.gateway.dispatch import Busy, Dispatcher, Lent, NoReplica, Owned, Placement, Reclaimed
-from serving.gateway.loads import ReplicaLoad, Ticket
-from serving.gateway.records import ReplicaRecord
+from serving.gateway.dispatch import Busy, NoReplica, Owned, Placement, Reclaimed
 from serving.policy import gate
-from serving.policy.routing import Load, least_mu
-
-MS = claw_back.ms_per_mu(100.0)
-OWNER = Owned(ttft_objective_ms=1_000.0, claw_back_s=2.4)
-
-
-def load(prefill_ms: float, *, stream: bool = True) -> Load:
-    return Load("w", prefill_ms / MS, 0.1, stream)
-
-
-def lent(tenant: str = "t", mu: float = 1.0, wait_s: float = 5.0, **more: Any) -> Lent:
-    return Lent(tenant, mu, wait_s, **more)
-
-
-class LoadBook:
-    """Loads of this gateway; ``others`` is how often owners at other gateways have found no room."""
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self.loads: dict[str, ReplicaLoad] = {}
-        self.presumed: list[tuple[float, Ticket]] = []
-        self.queue_mu = 0.0
-        self.told = 0
-        self.others = 0
-        self.pace = 0.0
-
-    def replica(self, replica_id: str) -> ReplicaLoad:
-        return self.loads.setdefault(replica_id, ReplicaLoad())
-
-    def dispatched(self, replica_id: str, w_mu: float, d_mu: float, *, is_lent: bool = False) -> Ticket:
-        return Ticket(self.replica(replica_id), w_mu, d_mu, is_lent=is_lent)
-
-    def presume(self, ticket: Ticket, at: float) -> None:
-        self.presumed.append((at, ticket))
-
-    def note_presumed(self, now: float) -> None:
-        for at, ticket in self.presumed:
-            if at <= now:
-                ticket.prefilled()
-
-    def queued(self, deployment_id: str, mu: float) -> None:
-        self.queue_mu += mu
-
-    def clawed_back(self, deployment_id: str) -> None:
-        self.told += 1
-
-    def owned(self, deployment_id: str, prefill_mu: float) -> None:
-        pass
-
-    def owned_mu_per_s(self, deployment_id: str) -> float:
-        return self.pace
-
-    def wants_cut(self, replica_id: str) -> None:
-        pass
-
-    def claw_backs(self, deployment_id: str) -> int:
-        return self.others
-
-
-class Field:
-    def __init__(self, replicas: int = 1, target: int = 16, queue_max: int = 8) -> None:
-        self.records: tuple[ReplicaRecord, ...] = tuple(
-            ReplicaRecord(
-                id=f"r{n}",
-                deployment="d",
-                revision="r",
-                host="h",
-                address="http://127.0.0.1:1",
-                state="ready",
-                target_concurrency=target,
-            )
-            for n in range(replicas)
-        )
-        self.loads = LoadBook()
-        self.relief: list[float] = []
-        self.dispatcher = Dispatcher(
-            lambda _: self.records,
-            self.loads,  # type: ignore[arg-type]
-            least_mu,
-            queue_s=5.0,
-            queue_max=queue_max,
-            on_claw_back=lambda _, seconds: self.relief.append(seconds),
-        )
-
-    def ask(
-        self, ms: float, claim: Lent | Owned, *, stream: bool = True, on_reclaim: Callable[[], None] | None = None
-    ) -> asyncio.Task[Placement]:
-        place = self.dispatcher.place("d", load(ms, stream=stream), claim=claim, on_reclaim=on_reclaim)
-        return asyncio.ensure_future(place)
-
-    async def now(self, ms: float, claim: Lent | Owned) -> Placement:
-        """A place without a wait."""
-        asked = self.ask(ms, claim)
-        await turn()
-        assert asked.done()
-        return asked.result()
-
-    def read(self, placement: Placement) -> None:
-        self.dispatcher.started("d", placement.ticket)
-
-    def leave(self, placement: Placement) -> None:
-        self.dispatcher.finish("d", placement.ticket, ok=True)
-
-
-async def turn() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+from serving.policy.fairness import Head, Told
+from tests.gateway.best_effort_field import MS, OWNER, Field, lent, load, turn
 
 
 async def test_an_open_gate_costs_no_wait() -> None:
@@ -197,6 +87,26 @@ async def test_the_queue_is_bounded() -> None:
     await turn()
     assert field.dispatcher.waiting == 0
     assert field.loads.queue_mu == pytest.approx(0.0)
+
+
+async def test_whoever_floods_the_queue_keeps_nobody_out_of_it() -> None:
+    field = Field(queue_max=4)
+    await field.now(200.0, lent())
+    flood = [field.ask(200.0, lent("flood")) for _ in range(4)]
+    await turn()
+    others = [field.ask(200.0, lent("small")) for _ in range(2)]
+    await turn()
+    # Of the flood the newest go, and no more than until both have as much.
+    assert [one.done() for one in flood] == [False, False, True, True]
+    assert all(isinstance(one.exception(), Busy) for one in flood[2:])
+    assert not any(one.done() for one in others)
+    for tenant in ("small", "flood"):
+        with pytest.raises(Busy) as caught:
+            await field.ask(200.0, lent(tenant))
+        assert caught.value.reason == "queue_full"
+    assert field.dispatcher.waiting == 4
+    for one in (*flood[:2], *others):
+        one.cancel()
 
 
 async def test_one_that_leaves_while_it_is_given_a_place_gives_it_back() -> None:
@@ -371,3 +281,59 @@ async def test_an_owners_own_long_prompt_ends_nothing() -> None:
     await field.ask(2_000.0, Owned(1_000.0, 0.2))
     await asyncio.sleep(0.4)
     assert not ended
+
+
+async def test_who_was_served_less_elsewhere_goes_first() -> None:
+    """However open the gate is here; what others tell lets it pass as soon as they are gone, or were served as well."""
+    field = Field(1)
+    await field.now(10.0, lent("rich", 50.0))
+    best_effort = field.dispatcher.best_effort
+    best_effort.hear({"d": {"other": Told(1.0, {"poor": Head(1.0, 2.0)}, {"poor": 1.0})}}, "me")
+    waits = field.ask(10.0, lent("rich", 1.0))
+    assert (await field.now(10.0, lent("poor", 9.0))).decision.verdict == "dispatch"
+    await turn()
+    assert not waits.done()
+    ((tenant, head),) = best_effort.tell()["d"].waiting.items()
+    assert (tenant, head[:3]) == ("rich", (50.0, 1.0, False))
+    best_effort.hear({"d": {"other": Told(60.0, {"poor": Head(60.0, 2.0)}, {"poor": 60.0})}}, "me")
+    await turn()
+    assert waits.done()
+
+
+async def test_a_wait_for_others_says_so() -> None:
+    field = Field(1)
+    await field.now(10.0, lent("rich", 50.0))
+    field.dispatcher.best_effort.hear({"d": {"other": Told(1.0, {"poor": Head(1.0, 2.0)}, {})}}, "me")
+    with pytest.raises(Busy, match="tenants who were served less go first"):
+        await field.ask(10.0, lent("rich", 1.0, wait_s=0.1))
+
+
+async def test_an_owner_who_fills_the_queue_keeps_no_other_out_of_it() -> None:
+    field = Field(target=1, queue_max=4)
+    await field.now(1.0, OWNER)
+    greedy = [field.ask(1.0, OWNER._replace(tenant="greedy")) for _ in range(4)]
+    await turn()
+    others = [field.ask(1.0, OWNER._replace(tenant="other")) for _ in range(2)]
+    await turn()
+    assert [one.done() for one in greedy] == [False, False, True, True]
+    assert not any(one.done() for one in others)
+    for tenant in ("greedy", "other"):
+        with pytest.raises(Busy, match="4 requests are waiting already"):
+            await field.ask(1.0, OWNER._replace(tenant=tenant))
+    for one in greedy[2:]:
+        assert isinstance(one.exception(), Busy)
+    for one in (*greedy[:2], *others):
+        one.cancel()
+    await turn()
+    assert field.dispatcher.waiting == 0
+
+
+async def test_what_is_lent_is_taken_back_also_from_a_second_try() -> None:
+    field = Field(2, target=1)
+    ended: list[str] = []
+    again = field.dispatcher.place(
+        "d", load(1.0), ("r0",), claim=lent(is_reserved=True), on_reclaim=lambda: ended.append("again")
+    )
+    assert (await again).replica.id == "r1"
+    assert field.dispatcher.best_effort.cut("d", "r1")
+    assert ended == ["again"]

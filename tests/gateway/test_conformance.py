@@ -296,10 +296,12 @@ def test_readiness_health_and_metrics(shared: Shared) -> None:
     assert ready["status"] == "ready"
     assert ready["journal"]["writable"]
     assert ready["snapshot"]["version"] >= 1
+    assert (ready["grants"]["phase"], ready["grants"]["alone_s"]) == ("arbiter", None), "by whose word limits hold"
     shared.client().completions.create(model="alpha", prompt="a", max_tokens=1)
     token = {"authorization": "Bearer scrape"}
     text = httpx.get(f"{shared.url}/metrics", headers=token).text
     assert "penstock_gateway_requests_total{" in text or "penstock_gateway_in_flight" in text
+    assert 'penstock_gateway_limits{by="arbiter"} 1.0' in text
     # With a token set, being on the same machine is not enough: a proxy may be there too.
     assert httpx.get(f"{shared.url}/metrics").status_code == 403
     through_proxy = {"x-forwarded-for": "203.0.113.9"}

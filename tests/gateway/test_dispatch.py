@@ -10,7 +10,7 @@ from serving.gateway import dispatch
 from serving.gateway.dispatch import Dispatcher, NoReplica
 from serving.gateway.loads import ReplicaLoad, Ticket
 from serving.gateway.records import ReplicaRecord
-from serving.policy.routing import Load, least_mu
+from serving.policy.routing import Load, least_wait
 
 LOAD = Load("w", 1.0, 1.0)
 
@@ -20,6 +20,7 @@ class LoadBook:
 
     def __init__(self) -> None:
         self.generation = 0
+        self.place = (0, 1)
         self.loads: dict[str, ReplicaLoad] = {}
 
     def replica(self, replica_id: str) -> ReplicaLoad:
@@ -60,7 +61,7 @@ class Field:
     def __init__(self, *records: ReplicaRecord) -> None:
         self.records = records
         self.loads = LoadBook()
-        self.dispatcher = Dispatcher(lambda _: self.records, self.loads, least_mu, queue_s=0.2, queue_max=4)
+        self.dispatcher = Dispatcher(lambda _: self.records, self.loads, least_wait, queue_s=0.2, queue_max=4)
 
     async def place(self, *tried: str) -> str:
         return (await self.dispatcher.place("d", LOAD, tried)).replica.id
@@ -79,6 +80,14 @@ async def test_records_that_change_are_seen_at_once() -> None:
     field.records = ()
     with pytest.raises(NoReplica):
         await field.place()
+
+
+async def test_where_a_gateway_begins_changes_with_their_number() -> None:
+    field = Field(record("a", "draining"), record("b"), record("c"), record("d"), record("e"))
+    field.loads.place = (1, 2)
+    assert [await field.place() for _ in range(3)] == ["d", "e", "b"], "halfway through those that are ready"
+    field.loads.place = (0, 1)
+    assert await field.place() == "c"
 
 
 async def test_a_load_that_was_forgotten_is_asked_for_again() -> None:

@@ -214,6 +214,14 @@ def test_a_client_that_does_not_read_holds_the_engine_back(model: Model) -> None
             part = client.recv(1 << 20)
             assert part
             received += len(part)
+    # What it did not read for is no time of the engine's: the journal tells it apart.
+
+    def end_line() -> dict[str, Any] | None:
+        mine = [one for one in model.cluster.journal().values() if one["a"]["model"] == model.name]
+        return next((one["e"] for one in mine if one.get("e")), None)
+
+    held = wait_for("its end line", end_line)["attempts"][-1]["held_ms"]
+    assert held >= 300
 
 
 # ------------------------------------------------------------------ waiting for a slot
@@ -363,13 +371,15 @@ def test_draining_replicas_get_nothing_new(model: Model) -> None:
     assert {model.post().headers["x-penstock-replica"] for _ in range(3)} == {f"{model.id}-b"}
 
 
-def test_load_spreads_over_replicas_by_mu(model: Model) -> None:
+def test_load_spreads_over_replicas(model: Model) -> None:
     threads = [threading.Thread(target=model.post, args=({"first_ms": 2500},)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [len(engine.log()) - model.before[engine.name] for engine in (model.a, model.b)] == [4, 4]
+    taken = [len(engine.log()) - model.before[engine.name] for engine in (model.a, model.b)]
+    assert sum(taken) == 8
+    assert min(taken) >= 3, "of replicas with as many requests, or one more, a gateway has one that it prefers"
 
 
 def test_progress_is_written_at_most_once_a_second(model: Model) -> None:

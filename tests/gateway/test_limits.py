@@ -74,6 +74,28 @@ def test_100_tokens_a_minute_admit_3_requests_of_30(shared: Shared, how: str, ga
     assert refused.headers["x-ratelimit-reset-tokens"].endswith("s")
 
 
+def test_over_four_gateways_it_is_three_whatever_the_way(shared: Shared) -> None:
+    more = [shared.cluster.start_gateway(f"gateway-of-four-{number}") for number in (3, 4)]
+    try:
+        shared.cluster.settle(*[gateway.wait() for gateway in more])
+        urls = [gateway.url for gateway in (*shared.gateways, *more)]
+        for how, count in (("concurrent", 20), ("sequential", 10), ("streaming", 10)):
+            customer = Customer(shared, [{"id": "l1", "kind": "tokens_per_min", "value": 100}])
+            shared.cluster.settle(*more)
+            sent = SENT | {"stream": how == "streaming"}
+
+            def ask(number: int, headers: Any = customer.headers, sent: Any = sent) -> int:
+                url = f"{urls[number % 4]}/v1/completions"
+                return httpx.post(url, json=sent, headers=headers, timeout=20).status_code
+
+            with ThreadPoolExecutor(20 if how == "concurrent" else 1) as pool:
+                statuses = list(pool.map(ask, range(count)))
+            assert (statuses.count(200), statuses.count(429)) == (3, count - 3), how
+    finally:
+        for gateway in more:
+            gateway.process.stop()
+
+
 def test_what_was_reserved_and_not_used_comes_back(shared: Shared) -> None:
     ask = Customer(shared, [{"id": "l1", "kind": "tokens_per_min", "value": 100}]).ask
     # The engine refuses: nothing was used, so nothing stays taken.
@@ -95,6 +117,31 @@ def test_concurrency_is_released_at_every_end(shared: Shared) -> None:
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda _: ask(user=script), range(2)))
     assert [answer.status_code for answer in answers] == [200, 200]
+
+
+def test_who_is_told_when_a_seat_comes_waits_in_line_and_who_leaves_is_not_waited_for(shared: Shared) -> None:
+    customer = Customer(shared, [{"id": "c1", "kind": "concurrency", "value": 1}])
+    assert customer.ask(user='{"first_ms": 400}').status_code == 200
+    with ThreadPoolExecutor(3) as pool:
+        long = pool.submit(customer.ask, user='{"first_ms": 6000}')
+        time.sleep(0.3)
+        refused = customer.ask(1)
+        assert refused.status_code == 429
+        wait_s = int(refused.headers["retry-after-ms"]) / 1000
+        assert 0.2 < wait_s < 5, "by how long requests have taken"
+        time.sleep(wait_s)
+        url = f"{shared.gateways[0].url}/v1/completions"
+        with pytest.raises(httpx.ReadTimeout):
+            # In line, and gone before its seat comes.
+            httpx.post(url, json=SENT, headers=customer.headers, timeout=httpx.Timeout(5, read=1.2))
+        assert not long.done()
+        again = customer.ask(1)
+        assert again.status_code == 429
+        time.sleep(max(0.0, int(again.headers["retry-after-ms"]) / 1000))
+        began = time.monotonic()
+        assert customer.ask(1).status_code == 200, "it has waited for the seat"
+        print(f"waited in line {time.monotonic() - began:.1f} s")
+        assert long.result().status_code == 200
 
 
 def test_requests_a_minute_of_a_key_and_limits_of_another_model(shared: Shared) -> None:

@@ -192,6 +192,21 @@ def test_plain_limits_hold_inside_a_reservation_too(market: Market) -> None:
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
 
 
+def test_who_comes_when_a_plain_limit_told_it_is_inside_its_reservation(market: Market) -> None:
+    market.sell(600.0, 40 * COST)
+    market.tenant("own", limits=[{"id": f"c-{market.name}", "kind": "concurrency", "value": 1}])
+    assert class_of(market.ask(user='{"first_ms": 300}')) == "reserved"
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(market.ask, user='{"first_ms": 1800}')
+        time.sleep(0.3)
+        refused = market.ask()
+        assert (refused.status_code, refused.headers["x-penstock-reason"]) == (429, "concurrency")
+        time.sleep(int(refused.headers["retry-after-ms"]) / 1000)
+        assert not long.done(), "it waits in line"
+        assert class_of(market.ask()) == "reserved"
+        assert class_of(long.result()) == "reserved"
+
+
 @pytest.mark.parametrize("owners_at", [0, 1])
 def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(
     market: Market, shared: Shared, owners_at: int
@@ -221,3 +236,52 @@ def test_an_owner_without_a_slot_ends_what_is_lent_and_its_client_is_told(
     assert len(cut) == 1, "one of the two: the other goes on"
     end = shared.cluster.ended(cut[0].headers["x-penstock-request-id"])
     assert (end["outcome"], end["status"], end["error"]) == ("refused", 429, "capacity_reclaimed")
+
+
+def test_what_is_stopped_refuses_owners_inside_their_reservation(market: Market, shared: Shared) -> None:
+    """So their minutes count as broken: requests for a model that is not found would be in no books."""
+    market.sell(60.0, 3 * COST)
+    deployment = {"id": f"d-{market.name}", "name": market.name, "pool": market.name}
+    stopped = deployment | {"revision": "r1", "runtime": "simulated", "is_stopped": True}
+    gone = tuple(("replica", f"d-{market.name}-{engine.name}") for engine in shared.engines)
+    shared.cluster.publish(("deployment", stopped), remove=gone)
+    shared.cluster.settle(*shared.gateways)
+    refused = market.ask()
+    assert (refused.status_code, refused.headers["x-penstock-class"]) == (503, "reserved")
+    assert "is stopped until its operator starts it again" in refused.json()["error"]["message"]
+    admitted, end = shared.books(refused)
+    assert (admitted["service_class"], end["outcome"], end["status"]) == ("reserved", "refused", 503)
+    headers = {"authorization": f"Bearer mu_own{market.name}_secret"}
+    listed = httpx.get(f"{shared.url}/v1/models", headers=headers).json()["data"]
+    assert market.name not in [model["id"] for model in listed]
+    assert httpx.get(f"{shared.url}/v1/models/{market.name}", headers=headers).status_code == 404
+
+
+def test_whoever_found_no_room_is_told_its_turn_and_has_it_at_any_gateway(market: Market, shared: Shared) -> None:
+    market.pool(best_effort_wait_s=0.3)
+    narrow = f"narrow{market.name}"
+    deployment = {"id": f"d-{narrow}", "name": narrow, "pool": market.name, "revision": "r1", "runtime": "simulated"}
+    shared.publish(
+        ("deployment", deployment), ("replica", shared.engines[0].replica(f"d-{narrow}", target_concurrency=1))
+    )
+
+    def ask(prompt: str, at: int = 0, **more: Any) -> httpx.Response:
+        return market.ask("else", at=at, model=narrow, prompt=prompt * 10, **more)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask, "long", user='{"first_ms": 2000}')
+        time.sleep(0.3)
+        first = ask("once")
+        told_at = time.monotonic()
+        time.sleep(0.3)
+        second = ask("more", at=1)
+        assert running.result().status_code == 200
+    for refused, ahead in ((first, 0.0), (second, COST)):
+        assert refused.status_code == 429
+        assert refused.headers["x-penstock-reason"] == "capacity_exceeded"
+        assert float(refused.headers["x-penstock-mu-ahead"]) == pytest.approx(ahead, rel=0.05), (
+            "also what another promised"
+        )
+        assert "Its place is kept." in refused.json()["error"]["message"]
+    time.sleep(max(0.0, told_at + int(first.headers["retry-after-ms"]) / 1000 - time.monotonic()))
+    assert class_of(ask("once", at=1)) == "best_effort"

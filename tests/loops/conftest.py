@@ -25,6 +25,7 @@ from serving.gateway.state import policy_state_read
 from serving.models import Deployment, Replica
 from serving.services import deployment_create
 from tests.loops.agent import ScriptedAgent
+from tests.loops.measuring import MeasuredEngine
 from tests.replay import replayed
 
 BOSS = "a test"
@@ -180,3 +181,18 @@ def world(db: None, state: redis.Redis) -> World:
 @pytest.fixture
 def gateway(state: redis.Redis) -> FakeGateway:
     return FakeGateway(state)
+
+
+@pytest.fixture
+def engine() -> MeasuredEngine:
+    return MeasuredEngine()
+
+
+@pytest.fixture
+def serving(world: World, engine: MeasuredEngine) -> World:
+    """Two ready replicas on one host, whose agent can measure."""
+    world.agent.measure = engine
+    world.want(2)
+    world.run(14)
+    assert len(world.replicas("ready")) == 2
+    return world

@@ -18,10 +18,12 @@ from capacity.usage.writer import write_batch
 from penstock.budgets import spent
 from penstock.loops.budgets import tell_budgets
 from serving.gateway.state import EPOCH
+from serving.models import Deployment
 from tenants.models import ApiKey, Limit
 from tenants.services import limit_set, membership_add
 from tests import factories
 from tests.factories import Traffic, batch
+from tests.replay import replayed
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +32,11 @@ PRICES = cost.CostProfile(version=1, base=0.0, alpha=0.01, beta=0.2, gamma=0.0, 
 
 
 @pytest.fixture
-def world() -> dict[str, Any]:
+def world(db: None) -> dict[str, Any]:
+    return replayed("world of the budgets", make_world)
+
+
+def make_world() -> dict[str, Any]:
     """A tenant with two keys, one of them made by a member who also uses the playground, two priced pools, and three
     weeks of usage of it and of another tenant, up to now."""
     key, _ = factories.api_key()
@@ -111,6 +117,17 @@ def test_what_the_books_have_is_the_sum_of_the_requests(world: dict[str, Any], k
         expected = {f"{limit.pk}.{name}": sum(by_pool.values())}
     told = {one.id: one.amount for one in spent(Limit.objects.all(), until, now=NOW.timestamp())}
     assert told == {name: pytest.approx(amount) for name, amount in expected.items()}
+
+
+def test_a_model_that_is_served_anew_gives_no_budget_back(world: dict[str, Any]) -> None:
+    old = world["deployments"][0]
+    limit_set(tenant=world["tenant"], kind="mu_per_month", value=100, set_by="operator", model=old.name, actor="t")
+    until = BooksState.objects.get(pk=1).final_until
+    before = list(spent(Limit.objects.all(), until, now=NOW.timestamp()))
+    assert before
+    Deployment.everything.filter(pk=old.pk).update(removed_at=NOW, is_enabled=False)
+    assert factories.deployment(pool=old.pool, name=old.name).name == old.name
+    assert list(spent(Limit.objects.all(), until, now=NOW.timestamp())) == before
 
 
 def test_the_state_is_told_once_and_again_when_it_has_begun_anew(

@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from capacity.models import CostProfile, Host, ReplicaSupply
-from capacity.services import hardware_type_get_or_create, host_drain, pool_update
+from capacity.services import hardware_type_get_or_create, host_drain
 from penstock.loops.calibrate import calibrate
 from penstock.published import records
 from serving.gateway.loads import ReplicaBeat
@@ -18,57 +18,17 @@ from serving.models import Calibration, Replica
 from serving.services import (
     calibration_adopt,
     calibration_cancel,
-    calibration_start,
     deployment_disable,
     deployment_update,
     revision_create,
     supplies_refresh,
 )
 from tenants.models import AuditEntry
+from tests.loops.calibrating import run, start, tick, until
 from tests.loops.conftest import BOSS, FakeGateway, World
 from tests.loops.measuring import MeasuredEngine
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def engine() -> MeasuredEngine:
-    return MeasuredEngine()
-
-
-@pytest.fixture
-def serving(world: World, engine: MeasuredEngine) -> World:
-    """Two ready replicas on one host, whose agent can measure."""
-    world.agent.measure = engine
-    world.want(2)
-    world.run(14)
-    assert len(world.replicas("ready")) == 2
-    return world
-
-
-def tick(world: World, seconds: float = 2.0) -> None:
-    world.tick(seconds)
-    calibrate(world.client, now=world.now)
-
-
-def run(world: World, seconds: float) -> None:
-    end = world.now + seconds
-    while world.now < end:
-        tick(world)
-
-
-def until(world: World, row: Calibration, *states: str, seconds: float = 60.0) -> Calibration:
-    end = world.now + seconds
-    row.refresh_from_db()
-    while row.state not in states:
-        assert world.now < end, f"it is {row.state}: {row.reason}"
-        tick(world)
-        row.refresh_from_db()
-    return row
-
-
-def start(world: World, **fields: Any) -> Calibration:
-    return calibration_start(deployment=world.deployment, actor=BOSS, now=world.at, **{"grid": "small", **fields})
 
 
 def held(world: World) -> list[Replica]:
@@ -257,6 +217,17 @@ def test_a_crash_ends_it_and_the_replica_is_replaced(serving: World, engine: Mea
     assert len(serving.replicas("ready")) == 2
 
 
+def test_where_no_other_replica_serves_any_more_the_measured_one_does(serving: World, engine: MeasuredEngine) -> None:
+    engine.stop_after = 1
+    row = until(serving, start(serving), "measuring")
+    (other,) = serving.replicas("ready")
+    serving.agent.engines[str(other.pk)].script = ["failed"]
+    row = until(serving, row, "failed")
+    assert "no other replica serves any more" in row.reason
+    tick(serving)
+    assert row.replica_id in {one.pk for one in serving.replicas("ready")}
+
+
 def test_an_agent_that_restarts_goes_on(serving: World, engine: MeasuredEngine) -> None:
     engine.stop_after = 1
     row = until(serving, start(serving), "measuring")
@@ -308,29 +279,6 @@ def test_a_mark_without_a_calibration_is_given_back(serving: World) -> None:
     assert len(serving.replicas("ready")) == 2
 
 
-@pytest.mark.parametrize(
-    ("allowed", "limit", "end"), [(True, 0.1, "adopted"), (True, 1e-3, "fitted"), (False, 0.5, "fitted")]
-)
-def test_adoption_by_itself(serving: World, engine: MeasuredEngine, allowed: bool, limit: float, end: str) -> None:
-    engine.wobble = 0.05
-    pool_update(pool=serving.pool, actor=BOSS, adopts_calibrations=allowed, adoption_error_limit=limit)
-    row = until(serving, start(serving), "fitted", "adopted")
-    assert 1e-3 < row.fit["mean_error"] < 0.1
-    assert row.state == end
-
-
-def test_asked_for_it_is_adopted_when_it_is_fitted(serving: World) -> None:
-    row = until(serving, start(serving, adopt_when_fitted=True), "adopted")
-    assert CostProfile.objects.get(pool=serving.pool, version=row.adopted_version).calibrated
-
-
-def test_a_load_that_never_broke_the_objectives_is_left_for_a_person(serving: World, engine: MeasuredEngine) -> None:
-    whole = engine.levels
-    engine.levels = lambda order: whole(order)[:3]  # type: ignore[method-assign]
-    row = until(serving, start(serving, adopt_when_fitted=True), "fitted")
-    assert row.knee["is_lower_bound"]
-
-
 def test_without_a_knee_it_fails_and_keeps_the_fit(serving: World, engine: MeasuredEngine) -> None:
     engine.levels = lambda order: ()  # type: ignore[method-assign]
     row = until(serving, start(serving), "failed")
@@ -350,3 +298,17 @@ def test_another_calibrations_word_is_passed_over(serving: World, engine: Measur
     assert not calibration_told(replica=replica, told=told, now=serving.at)
     told = CalibrationReport(calibration_id=str(row.pk), state="done")
     assert not calibration_told(replica=replica, told=told, now=serving.at), "it does not measure yet"
+    row = until(serving, row, "measuring")
+    told = CalibrationReport(calibration_id=str(row.pk), state="measuring", share=0.1)
+    assert calibration_told(replica=replica, told=told, kv_tokens=4096, now=serving.at)
+    row.refresh_from_db()
+    assert row.progress["kv_tokens"] == 4096, "what memory holds bounds the target concurrency that is recommended"
+
+
+def test_numbers_that_no_engine_has_end_it_and_the_replica_comes_back(serving: World, engine: MeasuredEngine) -> None:
+    engine.token_ms = 2e307
+    row = until(serving, start(serving), "failed")
+    assert "cannot be fitted (OverflowError)" in row.reason
+    run(serving, 4)
+    assert not held(serving)
+    assert len(serving.replicas("ready")) == 2

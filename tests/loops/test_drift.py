@@ -5,16 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
-from penstock.loops.drift import drift, standing_of
+from capacity.models import CostProfile
+from capacity.services import profile_restore, profile_withdraw
+from penstock.loops.drift import drift, in_force, standing_of
 from serving.gateway.state import replica_ring, ring_push
 from serving.measuring import curve_of
 from serving.models import Calibration, Incident, Replica
 from serving.services import calibration_adopt, calibration_start
+from tests.loops.calibrating import run, start, tick, until
 from tests.loops.conftest import BOSS, World
-from tests.loops.test_calibrations import engine, run, serving, start, tick, until
 
-__all__ = ["engine", "serving"]
 pytestmark = pytest.mark.django_db
 
 
@@ -116,7 +118,7 @@ def test_an_alarm_outlives_the_state_and_ends_with_the_next_calibration(serving:
     calibration_adopt(calibration=again, actor=BOSS, now=serving.at + timedelta(seconds=1))
     drift(serving.client, now=serving.now)
     assert alarms() == []
-    assert Incident.objects.get(kind="cost_drift").timeline[-1]["what"] == "a newer calibration was adopted"
+    assert Incident.objects.get(kind="cost_drift").timeline[-1]["what"] == "another calibration counts now"
     assert standing_of(serving.client, adopted) is None
 
 
@@ -134,6 +136,21 @@ def test_an_engine_that_was_started_anew_and_one_that_is_silent_tell_nothing(
     assert before is not None
     assert after is not None
     assert (before.minutes, after.minutes) == (2, 2)
+
+
+def test_engines_are_not_compared_with_a_calibration_whose_price_was_withdrawn(
+    serving: World, adopted: Calibration
+) -> None:
+    fitted = until(serving, start(serving), "fitted")
+    run(serving, 4)
+    tomorrow = timezone.now() + timedelta(days=1)
+    newer = calibration_adopt(calibration=fitted, actor=BOSS, effective_from=tomorrow, now=serving.at)
+    assert in_force() == {serving.deployment.pk: newer}
+    price = CostProfile.objects.get(pool=serving.pool, version=newer.adopted_version)
+    profile_withdraw(profile=price, actor=BOSS)
+    assert in_force() == {serving.deployment.pk: adopted}
+    profile_restore(profile=price, actor=BOSS)
+    assert in_force() == {serving.deployment.pk: newer}
 
 
 def test_without_an_adopted_calibration_nothing_is_looked_at(serving: World) -> None:

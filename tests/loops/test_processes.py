@@ -29,6 +29,7 @@ from penstock.secrets import ensure_secrets
 from tests.conftest import ValkeyServer
 from tests.loops.agent import ScriptedAgent
 from tests.loops.test_probe import ScriptedEngine
+from tests.migrated import NAME, migrated
 from worker.spec import Address, seal
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(240)]
@@ -115,6 +116,7 @@ def loops(valkey_server: Callable[[], ValkeyServer]) -> Iterator[Loops]:
     server = valkey_server()
     data, engine = server.data, ScriptedEngine()
     ensure_secrets(data)
+    migrated(data / NAME)
     seeded = json.loads(
         subprocess.run(
             [sys.executable, "-P", str(ROOT / "tests/loops/scenario.py")],

@@ -12,9 +12,10 @@ from capacity.models import Reservation
 from capacity.policy import autoscale
 from capacity.policy.cost import CostProfile
 from capacity.services import pool_update, profile_add
+from penstock.loops.promises import Promises
 from penstock.loops.scale import scale
 from serving.models import Deployment, Incident, Replica, ScalingDecision
-from serving.services import deployment_create, deployment_disable, deployment_update, replica_create
+from serving.services import deployment_create, deployment_disable, deployment_enable, deployment_update, replica_create
 from tenants.models import Tenant
 from tests import factories
 from tests.loops.conftest import BOSS, World
@@ -265,7 +266,42 @@ def test_the_incident_of_a_deployment_that_stops_is_closed(world: World, traffic
     traffic.run(10, 0.0)
     deployment_disable(deployment=world.deployment, actor=BOSS)
     traffic.run(5, 0.0)
-    assert Incident.objects.get(kind="promise_short").closed_at is not None
+    short = Incident.objects.get(kind="promise_short", evidence__has_key="most")
+    assert short.closed_at is not None
+
+
+def test_a_sold_pool_that_nothing_serves_is_an_incident_until_something_does(world: World, traffic: Traffic) -> None:
+    traffic.run(10, 0.0)
+    deployment_disable(deployment=world.deployment, actor=BOSS)
+    traffic.run(5, 0.0)
+    assert not Incident.objects.exists(), "nothing is sold"
+    sell(world, 100.0, after_s=60.0)
+    traffic.run(10, 0.0)
+    assert not Incident.objects.exists(), "and later what is sold has not begun"
+    traffic.run(60, 0.0)
+    incident = Incident.objects.get(kind="promise_short", closed_at=None)
+    assert incident.deployment_id == world.deployment.pk
+    assert "100 MU/min" in incident.summary
+    assert "no deployment serves it" in incident.summary
+    traffic.run(10, 0.0)
+    assert Incident.objects.count() == 1, "it is told once"
+    deployment_enable(deployment=world.deployment, actor=BOSS)
+    traffic.run(5, 0.0)
+    incident.refresh_from_db()
+    assert incident.closed_at is not None
+
+
+def test_a_pool_that_cannot_be_told_of_stops_no_scaling(
+    world: World, traffic: Traffic, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("poison")
+
+    monkeypatch.setattr(Promises, "unserved", fail)
+    sell(world, 450.0)
+    traffic.run(10, 0.0)
+    assert desired(world) > 1
+    assert "the look for what is sold and not served failed (ValueError: poison" in caplog.text
 
 
 def test_a_promise_is_parted_between_the_deployments_of_its_pool(world: World, traffic: Traffic) -> None:

@@ -44,6 +44,7 @@ pools:
     hardware_type: HARDWARE
     tenants: [acme]
     slo_share: 0.9
+    credit_tiers: [[0.99, 0.2], [0.9, 1]]
     price: {alpha: 0.001, beta: 0.004, replica_mu_per_min: 250}
 deployments:
   - {name: chat, pool: tiny, min_replicas: 0, max_replicas: 2, target_concurrency: 4, is_enabled: false}

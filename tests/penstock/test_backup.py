@@ -18,6 +18,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.migrated import NAME, migrated
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,6 +38,7 @@ def penstock(*words: str | Path, code: int = 0, **settings: str) -> str:
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("installation") / "data"
+    migrated(data / NAME)
     penstock("setup", "--data", data, "--demo")
     (data / "journal").mkdir()
     (data / "journal" / "segment.jsonl").write_text('{"open": true}\n')

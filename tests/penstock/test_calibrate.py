@@ -97,6 +97,20 @@ def test_from_the_question_to_what_a_request_costs(shell: Shell, people: People,
     assert (code, "adopted" in out, "chat" in out) == (0, True, True)
 
 
+def test_places_that_limit_the_supply_are_said_with_the_command_that_raises_them() -> None:
+    limit = {"by": "concurrency", "recommended": 128, "text": "Supply is limited by the target concurrency."}
+    row = {
+        "id": "1", "deployment_name": "chat", "pool_name": "Llama 8B", "hardware_name": "H100", "state": "fitted",
+        "reason": "measured", "adopted_version": None, "fit": {},
+        "knee": {"rate_per_s": 31.0, "share": 1.0, "target_concurrency": 32, "warnings": [], "supply_limit": limit},
+    }  # fmt: skip
+    lines = calibrate.summary(row)
+    assert "  Supply is limited by the target concurrency." in lines
+    assert "  raise it with: penstock deploy 'Llama 8B' --name chat --target-concurrency 128" in lines
+    full = row | {"knee": row["knee"] | {"supply_limit": limit | {"by": "memory", "recommended": None}}}
+    assert not any("raise it with" in line for line in calibrate.summary(full))
+
+
 def test_one_that_is_under_way_is_found_again(shell: Shell, people: People, served: Deployment) -> None:
     sign_in(shell, people, "operator")
     code, out, _ = shell("calibrate", "chat", "--grid", "small")

@@ -17,6 +17,7 @@ from penstock.doctor import GIB, Facts, PortUse, Service
 from penstock.roles import Options
 from worker.environments import RECIPES
 from worker.gpus import AcceleratorInventory
+from worker.spec import AcceleratorReport
 
 GOOD = Facts(
     python=(3, 11, 7),
@@ -139,6 +140,7 @@ class FakeNvml(ModuleType):
         pass
 
     names: tuple[object, ...] = ("NVIDIA H200", None, b"NVIDIA L4")
+    split: tuple[int, ...] = ()
 
     def nvmlInit(self) -> None:
         if not self.names:
@@ -158,7 +160,13 @@ class FakeNvml(ModuleType):
     def nvmlDeviceGetUUID(self, handle: int) -> str:
         return f"GPU-{handle}"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+    nvmlMemory_v2 = 2
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:
+        return [int(handle in self.split), 0]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int, version: int) -> SimpleNamespace:
         return SimpleNamespace(total=141 * GIB, used=0)
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
@@ -168,10 +176,24 @@ class FakeNvml(ModuleType):
 def test_the_doctor_sees_the_accelerators_that_the_agent_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeNvml("pynvml")
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    assert machine.accelerator_names() == ("NVIDIA H200", "NVIDIA L4")
-    assert machine.accelerator_names() == tuple(each.name for each in AcceleratorInventory().read())
+    found, left_out = machine.accelerators_here()
+    assert [each.name for each in found] == ["NVIDIA H200", "NVIDIA L4"]
+    assert left_out == ("accelerator 1 does not answer (GPU is lost): see the kernel's log",)
+    assert found == AcceleratorInventory().read()
     fake.names = ()
-    assert machine.accelerator_names() == tuple(each.name for each in AcceleratorInventory().read()) == ()
+    assert machine.accelerators_here() == ((), ()) == (AcceleratorInventory().read(), ())
+
+
+def test_accelerators_that_no_engine_is_given_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml("pynvml")
+    fake.names, fake.split = ("NVIDIA H200",), (0,)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    found, left_out = machine.accelerators_here()
+    seen = replace(GOOD, accelerators=tuple(each.name for each in found), left_out_accelerators=left_out)
+    (judged,) = [each for each in doctor.judge(seen) if each.name == "accelerators"]
+    assert judged.status == "warn"
+    assert judged.detail == "none can be used"
+    assert "NVIDIA H200 (0) is split by MIG: 'nvidia-smi -i 0 -mig 0' makes it whole" in judged.advice
 
 
 def test_the_drivers_own_listing_needs_no_library(tmp_path: Path) -> None:
@@ -190,7 +212,8 @@ def test_only_the_environment_that_will_be_used_counts_as_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_ENVIRONMENTS_DIR", str(tmp_path))
-    monkeypatch.setattr(machine, "accelerator_names", lambda: ("NVIDIA H200",))
+    one = AcceleratorReport(index=0, name="NVIDIA H200", uuid="GPU-0", memory_bytes=141 * GIB)
+    monkeypatch.setattr(machine, "accelerators_here", lambda: ((one,), ()))
     options = Options(data=tmp_path / "data", port=0, api_port=0)
     for name, is_built in (("vllm-cpu-0123", False), ("vllm-cuda-0123", True)):
         (tmp_path / name).mkdir()

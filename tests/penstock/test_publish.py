@@ -11,9 +11,10 @@ from django.utils import timezone
 
 from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
 from penstock import publish
+from penstock.loops.lease import acquire
 from serving.models import Deployment, Replica, Revision
 from tenants.changes import record_change
-from tenants.models import ApiKey, Limit, Tenant
+from tenants.models import ApiKey, Lease, Limit, Tenant
 from tests.penstock.publishing import check, make_key, make_tenant, published
 
 
@@ -158,6 +159,10 @@ def test_what_is_gone_is_removed(state, served):
     Deployment.objects.filter(pk=deployment.pk).update(is_enabled=False)
     record_change(kind="deployment", object_id=deployment.pk)
     publish.publish_pending()
+    assert published(state, "deployment")[str(deployment.pk)]["is_stopped"], "owners' requests count while it is"
+    Deployment.objects.filter(pk=deployment.pk).update(removed_at=timezone.now())
+    record_change(kind="deployment", object_id=deployment.pk)
+    publish.publish_pending()
     assert published(state, "deployment") == {}
     check(state)
 
@@ -193,6 +198,29 @@ def test_a_rebuild_removes_strangers_and_heals_the_digest(state, served):
     state.set("penstock:snap:rebuild", "1")
     assert publish.publish_pending() == 1
     assert published(state, "tenant") == {}
+    check(state)
+
+
+def test_what_another_version_has_built_is_built_anew_once(state, served, monkeypatch):
+    """A record says more after an upgrade, though nobody has changed the object."""
+    publish.publish_pending()
+    before = state.hgetall("penstock:snap:tenant") | state.hgetall("penstock:snap:replica")
+    name, raw = next(iter(state.hgetall("penstock:snap:replica").items()))
+    state.hset("penstock:snap:replica", name, raw.replace(b"supply", b"former"))
+    state.hset("penstock:snap:meta", "shape", "of another")
+    assert publish.publish_pending() == 0, "it has asked already"
+    monkeypatch.setattr(publish, "_has_asked", False)
+    # Another publisher, perhaps of the version before, has the turn: it is asked again.
+    holder = acquire(publish.LEASE, now=timezone.now(), limit_s=60)
+    assert publish.publish_pending() == 0
+    Lease.objects.filter(name=publish.LEASE, holder=holder).update(until=timezone.now())
+    assert publish.publish_pending() == 1
+    state.hset("penstock:snap:meta", "shape", "of another")
+    assert publish.publish_pending() == 0, "it has built everything once"
+    state.hdel("penstock:snap:meta", "shape")
+    assert state.hgetall("penstock:snap:tenant") | state.hgetall("penstock:snap:replica") == before
+    monkeypatch.setattr(publish, "_has_asked", False)
+    assert publish.publish_pending() == 0
     check(state)
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
+import msgspec
 import pytest
 from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.published import records
+from serving.gateway.access import AccessBook
+from serving.gateway.auth import Principal
+from serving.gateway.records import DeploymentRecord, PoolRecord, ProfileRecord, decode_record
+from serving.gateway.services import cost_profile
 from tenants.models import ApiKey, Change, Limit
 from tenants.services import limit_remove, limit_set, membership_add, membership_remove
 from tests import factories
@@ -89,10 +95,55 @@ def test_a_members_limits_are_told_with_the_tenant_and_with_the_keys_they_made()
     (limit,) = told_of["members"][str(member.user_id)]
     assert (limit["kind"], limit["value"]) == ("mu_per_min", 4.0)
     told = records("key", [key.pk, other.pk], now=timezone.now())
-    of_keys = {pk: json.loads(raw).get("limits", []) for pk, _, raw in told}
+    of_keys = {pk: json.loads(raw).get("more_limits", []) for pk, _, raw in told}
     assert of_keys == {key.pk: [limit], other.pk: []}
     Change.objects.all().delete()
     membership_remove(membership=member, actor="t")
     assert {("tenant", key.tenant_id), ("key", key.pk)} <= set(Change.objects.values_list("kind", "object_id"))
     ((_, _, raw),) = records("key", [key.pk], now=timezone.now())
     assert "limits" not in json.loads(raw)
+
+
+class LimitBefore(msgspec.Struct):
+    """A limit as a gateway of the version before reads it."""
+
+    id: str
+    kind: Literal["requests_per_min", "tokens_per_min", "concurrency"]
+    value: float
+
+
+class HolderBefore(msgspec.Struct):
+    """A tenant's or a key's record, as far as it matters here."""
+
+    id: str
+    limits: tuple[LimitBefore, ...] = ()
+
+
+def test_a_gateway_of_the_version_before_goes_on_where_limits_of_new_kinds_are_set() -> None:
+    key, _ = factories.api_key()
+    member = membership_add(tenant=key.tenant, user=factories.user(), actor="t")
+    ApiKey.objects.filter(pk=key.pk).update(created_by=member.user)
+    for kind in Limit.Kind.values:
+        for of in ({}, {"api_key": key}, {"member": member}):
+            limit_set(tenant=key.tenant, kind=kind, value=7, set_by="operator", actor="t", **of)
+    told = {}
+    for kind, row, each in (("tenant", key.tenant, 1), ("key", key, 2)):
+        ((_, _, raw),) = records(kind, [row.pk], now=timezone.now())
+        old = msgspec.json.decode(raw, type=HolderBefore)
+        assert sorted(one.kind for one in old.limits) == sorted(
+            each * ["requests_per_min", "tokens_per_min", "concurrency"]
+        )
+        told[kind] = decode_record(kind, raw)[0]
+        kinds = [one.kind for one in (*told[kind].limits, *told[kind].more_limits)]
+        assert sorted(kinds) == sorted(each * Limit.Kind.values)
+    # One of this version holds to all of them.
+    deployment = DeploymentRecord(id="d", name="chat", pool="p", revision="r", runtime="vllm")
+    price = ProfileRecord(
+        version=1, base=0, alpha=1, beta=1, gamma=0, epsilon=0, cached_factor=0, price_per_1000_mu=1.0
+    )
+    view = SimpleNamespace(
+        deployments_by_name={"chat": deployment}, pools={"p": PoolRecord(id="p", slug="p", profile=price)}
+    )
+    prices = SimpleNamespace(profile=lambda pool: cost_profile(pool.profile))
+    access = AccessBook(prices).find(view, Principal(told["key"], told["tenant"]), "chat")
+    assert len(access.demands(1, 1.0)) == 3 * len(Limit.Kind.values)

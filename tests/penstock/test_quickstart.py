@@ -3,14 +3,16 @@
 import io
 import json
 import shlex
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penstock import quickstart
-from penstock.check_run import Answer, problems
+from penstock import check_run, quickstart
+from penstock.check_run import Answer, ask, problems
 from penstock.logs import RoleLog, Terminal
 from penstock.quickstart import Model
 
@@ -107,6 +109,44 @@ def test_an_answer_with_its_row_has_no_problem() -> None:
 )
 def test_each_lack_is_named(answer: Answer, row: dict[str, Any] | None, words: str) -> None:
     assert any(words in problem for problem in problems(answer, row))
+
+
+UNHEARD = json.dumps({"error": {"message": "No replica of 'x' is ready.", "code": "no_ready_replica"}})
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "asked"),
+    [([(503, UNHEARD), (401, "{}")], 401, 2), ([(503, '{"error": {"code": "capacity_exceeded"}}')], 503, 1)],
+)
+async def test_a_gateway_that_has_not_heard_of_a_replica_yet_is_asked_again(
+    answers: list[tuple[int, str]], status: int, asked: int
+) -> None:
+    seen = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            code, body = answers[min(len(seen), len(answers) - 1)]
+            seen.append(code)
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        answer = await ask(f"http://127.0.0.1:{server.server_port}/v1", "key", "x")
+        server.shutdown()
+    assert (answer.status, len(seen)) == (status, asked)
+
+
+async def test_a_gateway_that_never_hears_of_it_is_not_asked_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_run, "HEARD_WITHIN_S", 0.5)
+    monkeypatch.setattr(check_run, "stream_once", lambda *_: Answer(status=503, error=f"status 503: {UNHEARD}"))
+    assert problems(await ask("http://127.0.0.1:1/v1", "key", "x"), None) == [f"status 503: {UNHEARD}"]
 
 
 class Screen(io.StringIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import re
@@ -10,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from pytest_django.live_server_helper import LiveServer
 
+from capacity.models import Pool
+from capacity.policy.cost import CostProfile
+from capacity.services import profile_add
 from penstock.cli import main
 from penstock.cli.remote import profile
 from penstock.cli.remote.arguments import RESOURCES
 from tenants.models import ApiKey, Membership, Tenant, User
+from tenants.policy.limits import KINDS
 from tenants.services import access_token_create, membership_add, tenant_create, user_create
 from tests import factories
 
 pytestmark = pytest.mark.django_db(transaction=True)
+PRICE = CostProfile(version=1, base=0.0, alpha=0.01, beta=0.05, gamma=0.0, epsilon=0.0, cached_factor=0.1)
 
 
 class Shell:
@@ -210,6 +217,26 @@ def test_limits_are_set_again_and_removed(shell: Shell, people: dict[str, tuple[
     assert shell.json("limits", "list") == []
 
 
+def test_every_kind_of_limit_is_set_for_a_key_and_a_member(shell: Shell, people: dict[str, tuple[User, str]]) -> None:
+    sign_in(shell, people)
+    shell.json("keys", "create", "ci")
+    for place in (("--key", "ci"), ("--member", "owner@example.org"), ()):
+        for number, kind in enumerate(KINDS, start=1):
+            assert shell("limits", "set", kind, str(number), *place)[0] == 0
+            assert shell("limits", "set", kind, str(10 + number), "--model", "m", *place)[0] == 0
+        rows = {(row["kind"], row["model"]): row["value"] for row in shell.json("limits", "list", *place)}
+        assert rows == {
+            (kind, model): number + (10 if model else 0)
+            for number, kind in enumerate(KINDS, start=1)
+            for model in ("", "m")
+        }
+        assert shell("limits", "remove", KINDS[0], *place)[0] == 0
+        budget = next(row for row in shell.json("limits", "list", *place) if row["kind"] == "money_per_day")["budget"]
+        assert budget["parts"][0]["remaining"] == 7.0
+    assert "no keys called 'x'" in shell("limits", "set", "concurrency", "1", "--key", "x")[2]
+    assert shell("limits", "list", "--key", "ci", "--member", "owner@example.org")[0] == 2
+
+
 def test_the_operators_limit_is_seen_and_not_changed_by_the_tenant(
     shell: Shell, people: dict[str, tuple[User, str]]
 ) -> None:
@@ -262,6 +289,17 @@ def test_from_a_model_to_a_deployment(shell: Shell, people: dict[str, tuple[User
     hardware = factories.hardware()
     shell("models", "create", "Tiny", "--artifact-kind", "tiny")
     assert shell("pools", "create", "tiny", "--hardware-type", hardware.slug, "--is-public", "yes")[0] == 0
+    soon = timezone.now() + datetime.timedelta(days=1)
+    profile_add(
+        pool=Pool.objects.get(slug="tiny"), hardware_type=hardware, profile=PRICE, effective_from=soon, actor="a test"
+    )
+    assert shell("pools", "withdraw-price", "tiny", "--version", "2")[0] == 0
+    prices = shell.json("pools", "prices", "tiny")
+    assert [(row["version"], row["withdrawn_at"] is None) for row in prices] == [(2, False), (1, True)]
+    assert shell.json("pools", "restore-price", "tiny", "--version", "2")["withdrawn_at"] is None
+    code, _, err = shell("pools", "withdraw-price", "tiny", "--version", "1")
+    assert code == 1
+    assert "Version 1 is in force since" in err
     code, _, err = shell("deployments", "create", "chat", "--pool", "tiny", "--runtime", "simulated")
     assert code == 0, err
     changed = shell.json("deployments", "set", "chat", "--max-replicas", "3", "--pinned-replicas", "2")

@@ -69,6 +69,6 @@ def test_a_request_from_the_wish_to_the_end(shell: Shell, people: dict[str, tupl
     assert (new["mu_per_min"], new["renews"]) == (80.0, wish["id"])
     assert shell.json("reservations", "conversion", new["id"])["factor"] == 1.0
     assert shell.json("reservations", "cancel", new["id"], "--reason", "moved")["reason"] == "moved"
-    assert shell.json("reservations", "restore", new["id"])["state"] == "active"
+    assert shell.json("reservations", "restore", new["id"], "--ends-at", "")["state"] == "active"
     assert shell.json("reservations", "show", new["id"])["mu_per_min"] == 80.0
     assert len(shell.json("reservations", "list", "--state", "active", "--tenant", "acme")) == 1

@@ -2,14 +2,17 @@
 
 import argparse
 import itertools
+import os
 import re
+import threading
+from pathlib import Path
 
 import pytest
 from _pytest.mark.expression import Expression
 
 from penstock import paths
-from penstock.cli.test import WITHOUT_DATABASE, Round, rounds_of, run_round
-from penstock.testing import ONLY_DATABASE
+from penstock.cli.test import WITHOUT_DATABASE, Round, rounds_of, run, run_round, run_rounds
+from penstock.testing import ONLY_DATABASE, TEMPLATES
 
 
 def titles(database: str | None, *, has_arguments: bool = False) -> list[str]:
@@ -17,8 +20,8 @@ def titles(database: str | None, *, has_arguments: bool = False) -> list[str]:
 
 
 def test_everything_runs_by_default() -> None:
-    assert titles(None) == titles("both") == ["SQLite", "PostgreSQL", "Redis 6.2", "processes", "faults"]
-    assert titles("sqlite") == ["SQLite", "processes", "faults"]
+    assert titles(None) == titles("both") == ["PostgreSQL", "SQLite", "Redis 6.2", "processes", "timed"]
+    assert titles("sqlite") == ["SQLite", "processes", "timed"]
     assert titles("postgresql") == ["PostgreSQL"]
 
 
@@ -32,9 +35,9 @@ def test_no_test_falls_between_two_rounds() -> None:
     def picked(each: Round, marks: set[str]) -> bool:
         return Expression.compile(each.options[each.options.index("-m") + 1]).evaluate(lambda name, **_: name in marks)
 
-    fast, postgresql, redis, *processes = rounds_of(None, has_arguments=False)
+    postgresql, fast, redis, *processes = rounds_of(None, has_arguments=False)
     assert len(processes) == 2
-    markers = ("e2e", "faults", "vllm", "slow", "browser")
+    markers = ("e2e", "faults", "timed", "vllm", "slow", "browser")
     for marks in itertools.chain.from_iterable(itertools.combinations(markers, n) for n in range(len(markers) + 1)):
         assert [picked(each, set(marks)) for each in (fast, *processes)].count(True) == 1, marks
         assert picked(redis, set(marks)) == picked(fast, set(marks))
@@ -51,9 +54,67 @@ def test_a_round_that_cannot_run_is_named_and_fails_ci(monkeypatch: pytest.Monke
     assert "CI=true" in told
 
 
+def test_a_round_behind_runs_while_the_next_ones_do_and_has_ended_before_one_that_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, ended = threading.Event(), []
+
+    def run(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str]]:
+        if each.behind:
+            assert begun.wait(10)
+        elif each.title == "after":
+            begun.set()
+        ended.append(each.title)
+        return len(each.title), []
+
+    monkeypatch.setattr("penstock.cli.test.run_round", run)
+    rounds = [Round("behind", behind=True), Round("next"), Round("after"), Round("at last", alone=True)]
+    told = run_rounds(rounds, argparse.Namespace())
+    assert [(each.title, code) for each, (code, _) in told] == [
+        ("behind", 6),
+        ("next", 4),
+        ("after", 5),
+        ("at last", 7),
+    ]
+    assert ended[0] == "next"
+    assert ended[-1] == "at last"
+
+
+def test_the_rounds_share_a_folder_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TEMPLATES, "")
+    seen: list[Path] = []
+
+    def run_all(rounds: list[Round], arguments: argparse.Namespace) -> list[tuple[Round, tuple[int, list[str]]]]:
+        seen.append(Path(os.environ[TEMPLATES]))
+        assert seen[0].is_dir()
+        return [(rounds[0], (3, []))]
+
+    monkeypatch.setattr("penstock.cli.test.prepare_environment", lambda: None)
+    monkeypatch.setattr("penstock.cli.test.run_rounds", run_all)
+    assert run(argparse.Namespace(database=None, pytest_arguments=[])) == 3
+    assert not seen[0].exists()
+
+
+def test_what_is_timed_has_the_machine_to_itself() -> None:
+    rounds = rounds_of(None, has_arguments=False)
+    assert [each.title for each in rounds if each.behind] == ["PostgreSQL"]
+    assert [each.title for each in rounds if each.alone] == ["timed"]
+    assert rounds[-1].title == "timed"
+
+
+def test_what_a_round_behind_prints_comes_when_it_has_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = argparse.Namespace(pytest_arguments=[], allow_skip=[])
+    assert run_round(Round("quiet", ("--version",), behind=True), arguments)[0] == 0
+    told = capfd.readouterr().out.splitlines()
+    assert told[:2] == ["== quiet, printed when it has ended", "== quiet"]
+    assert "pytest" in told[2]
+
+
 @pytest.mark.parametrize("folder", WITHOUT_DATABASE)
 def test_where_the_second_round_does_not_look_nothing_uses_the_database(folder: str) -> None:
     files = list((paths.ASSETS / folder).rglob("*.py"))
     assert files
     uses = re.compile(r"django_db|transactional_db|live_server|\bdb: ")
-    assert [str(each) for each in files if uses.search(each.read_text(encoding="utf-8"))] == []
+    # What has a round of its own is in no other, whatever it uses.
+    others = [each.read_text(encoding="utf-8") for each in files]
+    assert [text[:80] for text in others if uses.search(text) and "pytest.mark.faults" not in text] == []

@@ -28,7 +28,7 @@ def test_the_snapshots_benchmark_leaves_the_platform_of_the_shell_alone(tmp_path
         "REDIS_URL_FILE": str(tmp_path / "redis"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
     }
-    done = python("-m", "bench.snapshot", "3", **elsewhere)
+    done = python("-m", "bench.snapshot", "3", "bare", **elsewhere)
     assert done.returncode == 0, done.stderr
     assert "one new key" in done.stdout
 

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from penstock.testing import rank, unlawful
+from penstock.testing import longest_files_first, may_be_picked, rank, unlawful
 
 _RUN = """
 import sys, pytest
@@ -105,6 +106,22 @@ def test_processes_that_share_files_take_the_long_ones_first(tmp_path: Path) -> 
     assert re.findall(r"PASSED test_(\w)\.py", done.stdout) == ["c", "b", "b", "a"], done.stdout
 
 
+def test_files_that_are_together_go_to_one_process(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    together\n")
+    for name in "abcd":
+        mark = 'import pytest\npytestmark = pytest.mark.together("one")\n' if name in "ac" else ""
+        (tmp_path / f"test_{name}.py").write_text(f"{mark}def test_it(): pass\ndef test_too(): pass\n")
+    shared = ("-n2", "--dist=loadfile", "--no-loadscope-reorder", "-p", "xdist.plugin", "-p", "penstock.testing")
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_ADDOPTS")}
+    argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *shared, "."]
+    environment = kept | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    found = re.findall(r"\[(gw\d)\].* PASSED test_(\w)\.py", done.stdout)
+    assert len(found) == 8, done.stdout
+    assert len({worker for worker, name in found if name in "ac"}) == 1, done.stdout
+    assert len({worker for worker, _ in found}) == 2, done.stdout
+
+
 def test_the_second_round_takes_the_tests_of_the_database_only(tmp_path: Path) -> None:
     body = """
     import pytest
@@ -124,9 +141,34 @@ def test_the_second_round_takes_the_tests_of_the_database_only(tmp_path: Path) -
     assert "ran d" in told
 
 
-@pytest.mark.parametrize(("markers", "place"), [(["slow"], 0), (["browser"], 1), (["e2e", "vllm"], 4), (["faults"], 5)])
+@pytest.mark.parametrize(
+    ("markers", "place"), [(["slow"], 0), (["browser"], 1), (["e2e", "vllm"], 4), (["faults", "timed"], 6)]
+)
 def test_the_most_expensive_marker_counts(markers: list[str], place: int) -> None:
     assert rank(markers) == place
+
+
+class Item:
+    def __init__(self, file: str, **markers: tuple[Any, ...]) -> None:
+        self.path = Path(file)
+        self.markers = {name: getattr(pytest.mark, name)(*args).mark for name, args in markers.items()}
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return self.markers.get(name)
+
+
+def test_files_that_others_would_wait_for_come_first() -> None:
+    items = [
+        Item("few.py"),
+        *[Item("many.py")] * 3,
+        Item("slow.py", slow=(), timeout=(60,)),
+        *[Item("patient.py", slow=(), timeout=(600,))] * 2,
+        Item("slow_too.py", slow=()),
+        *[Item("slow_many.py", slow=())] * 4,
+        Item("patient.py"),
+    ]
+    files = list(dict.fromkeys(item.path.stem for item in longest_files_first(items)))  # type: ignore[arg-type]
+    assert files == ["patient", "slow", "slow_many", "slow_too", "many", "few"]
 
 
 def test_reasons_are_matched_as_patterns() -> None:
@@ -144,3 +186,35 @@ def test_a_secret_or_a_prompt_in_a_log_fails_the_run(tmp_path: Path, said: str) 
     assert code == 1
     assert "a secret or a prompt was logged by test_sample.py::test_it  (fails the run)" in told
     assert run(tmp_path, "import logging\ndef test_it(): logging.getLogger().error('mu_abcdef12 revoked')")[0] == 0
+
+
+PROCESSES = "e2e or faults"
+
+
+@pytest.mark.parametrize(
+    ("text", "expression", "wanted"),
+    [
+        ("def test_it(): pass", PROCESSES, False),
+        ("def test_it(): pass", f"not ({PROCESSES})", True),
+        ("pytestmark = pytest.mark.e2e", PROCESSES, True),
+        ("pytestmark = pytest.mark.e2e", f"not ({PROCESSES})", False),
+        ("pytestmark = [\n    pytest.mark.slow,\n    pytest.mark.e2e,\n]", f"not ({PROCESSES})", False),
+        ("pytestmark: list = [pytest.mark.e2e]", f"not ({PROCESSES})", False),
+        # One of its tests may have it, another may not.
+        ("@pytest.mark.e2e\ndef test_it(): pass", PROCESSES, True),
+        ("@pytest.mark.e2e\ndef test_it(): pass", f"not ({PROCESSES})", True),
+        ("pytestmark = [pytest.mark.e2e]\n@pytest.mark.faults\ndef test_it(): pass", "e2e and not faults", True),
+        ("pytestmark = [pytest.mark.e2e, pytest.mark.faults]", "e2e and not faults", False),
+        ("param('a', marks=mark.e2e)", PROCESSES, True),
+    ],
+)
+def test_a_module_without_a_test_to_pick_is_known_by_its_text(text: str, expression: str, wanted: bool) -> None:
+    assert may_be_picked(text, expression) is wanted
+
+
+def test_such_a_module_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text("import pytest\npytestmark = pytest.mark.e2e\nraise RuntimeError")
+    code, told = run(tmp_path, "def test_good(): pass", PYTEST_ADDOPTS="-m 'not e2e'")
+    assert code == 0, told
+    assert "1 passed" in told
+    assert run(tmp_path, "def test_good(): pass")[0] != 0

@@ -208,6 +208,10 @@ def test_only_a_token_limit_is_settled_with_tokens() -> None:
 def test_the_tightest_limit_of_each_kind_is_told() -> None:
     told = admission.limit_headers([limit("tokens_per_min", 100), limit("tokens_per_min", 60), limit("concurrency", 3)])
     assert told == {"x-ratelimit-limit-tokens": "60", "x-ratelimit-limit-concurrency": "3"}
+    fine = admission.limit_headers(
+        [limit("money_per_day", 1.5), limit("mu_per_min", 0.25), limit("mu_per_month", 1e13)]
+    )
+    assert list(fine.values()) == ["1.5", "0.25", "10000000000000"]
 
 
 @given(st.floats(0, 1e9), st.floats(-1e9, 1e9), st.sampled_from(["tokens_per_min", "requests_per_min", "concurrency"]))

@@ -135,18 +135,8 @@ def test_under_saturation_refunds_are_whole():
     assert len(state.valleys) <= bucket.VALLEYS
 
 
-def test_waiting_as_told_is_enough_and_not_too_long():
-    state = bucket.charged(Bucket(), 590.0)
-    wait = bucket.wait_ms(state.level, 30.0, capacity=CAPACITY)
-    soon = bucket.drained(state, rate=RATE, now_ms=wait * 0.99)
-    late = bucket.drained(state, rate=RATE, now_ms=wait)
-    assert not bucket.fits(soon.level, 30.0, capacity=CAPACITY)
-    assert bucket.fits(late.level, 30.0, capacity=CAPACITY)
-
-
 def test_a_limit_of_nothing_admits_nothing():
     assert not bucket.fits(0.0, 1.0, capacity=0.0)
-    assert bucket.wait_ms(0.0, 1.0, capacity=0.0) == 60_000
 
 
 def test_a_clock_that_goes_back_drains_nothing():

@@ -107,6 +107,8 @@ FACTS = st.builds(
     told_reason=st.text(max_size=20),
     told_age_s=st.floats(0, 1e6),
     waiting_s=st.floats(0, 1e6),
+    others_ready=st.integers(0, 2),
+    allow_outage=st.booleans(),
 )
 
 
@@ -159,6 +161,8 @@ def test_a_replica_is_held_only_while_its_own_calibration_needs_it(facts: Facts,
         (replace(MEASURING, told="done"), Step("fit", "measured")),
         (replace(MEASURING, told="failed", told_reason="it answers 400"), Step("fail", "it answers 400")),
         (MEASURING, Step("wait", "being measured")),
+        (replace(MEASURING, others_ready=0, allow_outage=True), Step("wait", "being measured")),
+        (replace(MEASURING, others_ready=0, told="done"), Step("fit", "measured")),
     ],
 )
 def test_the_way_through(facts: Facts, step: Step) -> None:
@@ -176,6 +180,8 @@ def test_the_way_through(facts: Facts, step: Step) -> None:
         (replace(DRAINED, held=replace(HELD, is_host_there=False)), "host"),
         (replace(DRAINED, held=replace(HELD, is_current=False)), "newer revision"),
         (replace(DRAINED, age_s=1e4, held=replace(HELD, in_flight=1)), "not drained"),
+        (replace(DRAINED, others_ready=0), "no other replica serves"),
+        (replace(MEASURING, others_ready=0), "no other replica serves"),
         (replace(MEASURING, told="", told_age_s=1e4), "is it up to date?"),
         (replace(MEASURING, told_age_s=1e4), "is it running?"),
         (replace(MEASURING, told="waiting", waiting_s=1e4), "not idle"),

@@ -33,6 +33,7 @@ def test_an_mu_takes_what_is_left_of_a_minute_at_the_knee() -> None:
         (1.0, 4_000, 50.0, 8.4),
         (1.0, 10_000, 1000.0, 2.4),
         (1.0, 10_000, 100.0, 10.0),  # what is lent is ended before
+        (1.0, 10_000, 1e-308, 10.0),
         (1.0, None, 100.0, 8.6),  # a context of 8,192 where nobody knows
     ],
 )

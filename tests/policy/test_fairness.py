@@ -200,6 +200,17 @@ def test_counters_of_tenants_who_are_gone_are_bounded() -> None:
     assert queue.take(fits_all) is None
 
 
+def test_whoever_begins_to_wait_is_not_forgotten_for_those_who_were_served_more() -> None:
+    queue: FairQueue[int] = FairQueue(remembered=1)
+    for number in range(3):
+        queue.serve(f"t{number}", 1.0)
+    queue.settle("t2", -3.0)
+    queue.join("new", 0, 1.0)
+    turn = queue.take(fits_all)
+    assert turn is not None
+    assert turn.tenant == "new"
+
+
 @pytest.mark.parametrize("tenants", [2, 5, 17])
 def test_equal_tenants_get_equal_shares(tenants: int) -> None:
     queue: FairQueue[int] = FairQueue()
@@ -213,3 +224,15 @@ def test_equal_tenants_get_equal_shares(tenants: int) -> None:
         served[turn.tenant] += 1
         queue.join(turn.tenant, 0, 1.0)
     assert set(served.values()) == {100}
+
+
+def test_what_comes_back_from_where_it_was_goes_before_its_tenants_others() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.join("t", "first", 1.0)
+    assert queue.take(lambda _: True) is not None
+    queue.join("t", "second", 1.0)
+    queue.settle("t", -1.0)
+    queue.join("t", "first", 1.0, at=0)
+    assert queue.counter("t") == 0.0
+    taken = [queue.take(lambda _: True) for _ in range(2)]
+    assert [turn.item for turn in taken if turn is not None] == ["first", "second"]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from capacity.policy import fit
 from capacity.policy.cost import CostProfile, request_breakdown
-from capacity.policy.fit import FitError, combine_repeats, fit_costs, predicted_ms
+from capacity.policy.fit import FitError, combine_repeats, fit_costs
 from capacity.policy.grid import cost_grid
+from capacity.policy.knee import mix_cost
 from capacity.policy.profiles import CACHED_FACTOR
 from worker.spec import CostPoint, Shape
 
@@ -83,7 +84,7 @@ def test_under_noise_what_is_off_is_what_it_calls_uncertain(truth: dict[str, flo
         assert abs(errors[name]) < max(0.05, 6 * found.uncertainty[name]), (name, truth, found)
     # Whatever the coefficients, the price of a request is what counts: also of shapes that were never measured.
     for shape in (Shape(input_tokens=300, output_tokens=100), Shape(input_tokens=5000, output_tokens=40)):
-        assert predicted_ms(found.times, shape) == pytest.approx(formula(truth, shape), rel=0.05)
+        assert mix_cost(found.times, (shape,)) == pytest.approx(formula(truth, shape), rel=0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -129,6 +130,32 @@ def test_a_term_that_explains_nothing_is_dropped_with_a_reason(term: str) -> Non
     reasons = {each.term: each.reason for each in found.dropped}
     assert term in reasons
     assert "not negative" in reasons[term] or "noise" in reasons[term]
+
+
+DISTURBED = {
+    (16, 0, 1): 5.19, (16, 0, 64): 66.65, (76, 0, 1): 4.54, (76, 0, 64): 61.62, (365, 0, 1): 9.57, (365, 0, 64): 54.67,
+    (1740, 0, 1): 36.60, (1740, 0, 64): 94.63, (365, 128, 1): 6.76, (365, 256, 1): 4.37, (1740, 768, 1): 26.64,
+    (1740, 1664, 1): 12.65,
+}  # fmt: skip
+"""(input, cached, output) tokens: milliseconds of CPU of a real engine, on a host that had other work to do, too."""
+
+
+def test_what_grows_with_the_square_does_not_stand_without_what_grows_with_the_length() -> None:
+    """Between few disturbed points a square fits about as well as a line, and would give short prompts away."""
+    points = [
+        CostPoint(shape=Shape(input_tokens=n, cached_tokens=c, output_tokens=o), engine_ms=(ms,), cached_tokens=c)
+        for (n, c, o), ms in DISTURBED.items()
+    ]
+    found = fit_costs(points)
+    assert found.times.alpha == pytest.approx((36.60 - 4.54) / (1740 - 76), rel=0.15), "as from the longest and a short"
+    assert {each.term for each in found.dropped} == {"gamma", "epsilon"}
+    assert 0.0 < found.times.cached_factor < 1.0
+
+
+def test_an_engine_that_reads_in_squares_alone_is_priced_so() -> None:
+    found = fit_costs(measured(PLAIN | {"alpha": 0.0, "factor": 0.0}, noise=0.01))
+    assert found.times.epsilon == pytest.approx(PLAIN["epsilon"], rel=0.05)
+    assert found.times.alpha == pytest.approx(0.0, abs=PLAIN["alpha"] / 20)
 
 
 def test_cached_tokens_that_cost_nothing_have_factor_zero() -> None:

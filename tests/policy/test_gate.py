@@ -23,6 +23,10 @@ class Busy(NamedTuple):
     lent_w: float = 0.0
     lent_d: float = 0.0
 
+    @property
+    def owed(self) -> float:
+        return self.w - self.lent_w
+
 
 def replica(name: str, load: Busy, *, target: int = 16, ready: bool = True, ms: float = MS) -> Candidate:
     return Candidate(name, ready, target, load, False, ms)
@@ -90,6 +94,78 @@ def test_while_owners_send_replicas_stay_clear_of_long_prompts() -> None:
     assert look(150.0, 1.01 * owned) == "owners", "as many as their load needs"
     field[0].load = field[1].load = Busy()
     assert look(150.0, 100 * owned) == "", "but one"
+
+
+def test_no_long_prompt_begins_while_more_owners_wait_than_on_average() -> None:
+    field = [replica(f"r{n}", Busy()) for n in range(10)]
+
+    def look(prefill_ms: float, owned_ms_per_s: float) -> gate.Obstacle:
+        return gate.look(field, prefill_mu=at(prefill_ms), is_reserved=True, owned_mu_per_s=at(owned_ms_per_s)).obstacle
+
+    field[0].load = Busy(1, at(40.0))
+    assert look(150.0, 300.0) == "owners", "the engine has 0.3 s of theirs to read in a second, and now one waits"
+    assert look(149.0, 300.0) == ""
+    assert look(150.0, 1_010.0) == "", "one on average"
+    field[1].load = Busy(1, at(40.0))
+    assert look(150.0, 1_010.0) == "owners"
+    field[0].load = Busy(1, at(39.0))
+    field[1].load = Busy(1, at(40.0), 0.0, at(40.0))
+    assert look(150.0, 300.0) == "", "what is nearly read, or lent, is not waited for"
+
+
+def test_a_long_prompt_makes_way_for_an_owner_who_would_be_read_much_sooner() -> None:
+    def way(waits_ms: float, own_ms: float, lent_ms: float = 2_000.0, beside_ms: float = 0.0) -> str:
+        there = Busy(2, at(beside_ms + lent_ms), 0.0, at(lent_ms))
+        return gate.way([replica("a", Busy(2, at(waits_ms))), replica("b", there)], at(own_ms)).replica
+
+    assert way(90.0, 91.0) == "b"
+    assert way(90.0, 89.0) == "", "180 ms are soon enough"
+    assert way(200.0, 40.0) == "", "80 ms beside it, and 40 more: it need not"
+    assert way(200.0, 60.0) == "b", "80 ms, twice its own 60: 200"
+    assert way(200.0, 60.0, lent_ms=149.0) == "", "what is short is read soon"
+    assert way(90.0, 100.0, beside_ms=53.0) == ""
+    assert way(90.0, 100.0, beside_ms=51.0) == "b", "four fifths of the time"
+    assert way(30.0, 1_000.0) == "", "it is its own prompt that takes so long"
+
+
+def test_nothing_makes_way_where_the_owner_could_not_go() -> None:
+    there = Busy(2, at(2_000.0), 0.0, at(2_000.0))
+    waits = replica("a", Busy(2, at(300.0)))
+    assert gate.way([waits, replica("b", there)], at(100.0)).replica == "b"
+    assert gate.way([waits, replica("b", there, target=2)], at(100.0)).replica == ""
+    assert gate.way([waits, replica("b", there, ready=False)], at(100.0)).replica == ""
+    assert gate.way([], at(100.0)).replica == ""
+
+
+def test_whether_one_makes_way_is_said_with_its_reason() -> None:
+    there = Busy(2, at(2_000.0), 0.0, at(2_000.0))
+    found = gate.way([replica("a", Busy(2, at(120.0))), replica("b", there)], at(100.0))
+    assert found.reason == "a first token in 100 ms, not 220, where long best-effort prompts make way"
+    assert gate.way([replica("a", Busy())], at(100.0)).reason == "a first token in 100 ms"
+    assert gate.way([], at(100.0)).reason == "no replica has room"
+
+
+def test_long_prompts_that_go_first_at_other_gateways_count_as_placed() -> None:
+    field = [replica(name, Busy()) for name in "abc"]
+
+    def look(prefill_ms: float, ahead: list[float] | None, owned_mu_per_s: float = at(100.0)) -> gate.Obstacle:
+        prompts = None if ahead is None else [at(ms) for ms in ahead]
+        return gate.look(
+            field, prefill_mu=at(prefill_ms), is_reserved=True, owned_mu_per_s=owned_mu_per_s, ahead=prompts
+        ).obstacle
+
+    assert look(1_000.0, []) == ""
+    assert look(1_000.0, [1_000.0]) == ""
+    assert look(1_000.0, [1_000.0, 1_000.0]) == "owners", "one replica stays clear"
+    assert look(1_000.0, [100.0] * 20) == "", "short ones take nobody's place"
+    assert look(100.0, [1_000.0] * 3) == "", "and do not wait for long ones"
+    assert look(1_000.0, [2_500.0, 2_500.0], 0.0) == "", "where owners do not send, all is lent"
+    assert look(1_000.0, [3_000.0, 3_000.0], 0.0) == "backlog"
+    assert look(1_000.0, None) == "turn"
+    assert look(100.0, None) == ""
+    assert look(1_000.0, None, 0.0) == "", "where nothing waits, it need not know"
+    field[0] = replica("a", Busy(1, at(500.0), 0.0, at(500.0)))
+    assert look(1_000.0, None, 0.0) == "turn"
 
 
 def test_a_single_replica_takes_long_prompts_when_owners_have_been_silent_for_a_while() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capacity.policy.fit import fit_costs, predicted_ms
+from capacity.policy.fit import fit_costs
 from capacity.policy.grid import (
     LEAST_CONTEXT,
     PLANS,
@@ -16,6 +16,7 @@ from capacity.policy.grid import (
     estimated_s,
     request_mix,
 )
+from capacity.policy.knee import mix_cost
 from capacity.policy.profiles import default_profile
 from worker.spec import CalibrationOrder, CostPoint, Shape
 
@@ -45,7 +46,7 @@ def test_every_term_shows_in_the_grid(context: int, size: GridSize) -> None:
     """Exact times of a known profile give it back from any grid: no term hides behind another."""
     truth = default_profile()
     points = [
-        CostPoint(shape=each, engine_ms=(predicted_ms(truth, each),), cached_tokens=each.cached_tokens)
+        CostPoint(shape=each, engine_ms=(mix_cost(truth, (each,)),), cached_tokens=each.cached_tokens)
         for each in cost_grid(context, size=size)
     ]
     found = fit_costs(points)

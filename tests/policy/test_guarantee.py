@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,15 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capacity.policy.guarantee import (
+    DEFAULT_CREDIT_TIERS,
     Ended,
     Objectives,
     Promise,
     attainment,
     credit,
     entitled,
+    fault_of_tiers,
     judge,
     judge_minute,
     lent,
+    words_of_tiers,
 )
 
 NOON = datetime.datetime(2026, 11, 20, 12, 0, tzinfo=datetime.UTC)
@@ -41,12 +45,17 @@ def ended(**fields: Any) -> Ended:
 
 
 def promise(
-    mu_per_min: float = 60.0, begins_s: float = -600.0, ends_s: float | None = None, name: str = "r"
+    mu_per_min: float = 60.0,
+    begins_s: float = -600.0,
+    ends_s: float | None = None,
+    name: str = "r",
+    gaps: Sequence[tuple[float, float]] = (),
 ) -> Promise:
     def at(seconds: float) -> datetime.datetime:
         return NOON + datetime.timedelta(seconds=seconds)
 
-    return Promise(name, mu_per_min, at(begins_s), None if ends_s is None else at(ends_s))
+    spans = tuple((at(since), at(until)) for since, until in gaps)
+    return Promise(name, mu_per_min, at(begins_s), None if ends_s is None else at(ends_s), spans)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,13 @@ def promise(
         ({"outcome": "engine_lost", "status": 502}, "unserved"),
         ({"outcome": "gateway_lost", "status": 0}, "unserved"),
         ({"outcome": "timeout", "status": 504}, "unserved"),
+        # A client that does not read makes no answer slow, and none fail.
+        ({"duration_ms": 90_000.0, "held_ms": 85_000.0}, "fine"),
+        ({"duration_ms": 90_000.0, "held_ms": 84_000.0}, "slow"),
+        ({"outcome": "timeout", "status": 504, "duration_ms": 600_000.0, "held_ms": 596_000.0}, "fine"),
+        ({"outcome": "timeout", "status": 504, "duration_ms": 600_000.0, "held_ms": 1500.0}, "slow"),
+        ({"outcome": "timeout", "status": 504, "duration_ms": 600_000.0, "held_ms": 100.0}, "unserved"),
+        ({"outcome": "engine_lost", "status": 502, "duration_ms": 90_000.0, "held_ms": 85_000.0}, "unserved"),
     ],
 )
 def test_each_request_is_judged(fields: dict[str, Any], verdict: str) -> None:
@@ -113,11 +129,25 @@ def test_two_reservations_of_a_tenant_share_what_was_used() -> None:
 _moments = st.integers(-90, 150)
 
 
-@given(rate=st.integers(1, 1000), begins=_moments, lasts=st.none() | st.integers(1, 300))
-def test_entitled_is_the_promise_summed_by_the_second(rate: int, begins: int, lasts: int | None) -> None:
+@given(
+    rate=st.integers(1, 1000),
+    begins=_moments,
+    lasts=st.none() | st.integers(1, 300),
+    cuts=st.lists(_moments, unique=True, max_size=6),
+)
+def test_entitled_is_the_promise_summed_by_the_second(
+    rate: int, begins: int, lasts: int | None, cuts: list[int]
+) -> None:
     ends = None if lasts is None else begins + lasts
-    seconds = sum(1 for second in range(60) if begins <= second and (ends is None or second < ends))
-    assert entitled(promise(rate, begins, ends), NOON) == pytest.approx(float(Fraction(rate * seconds, 60)))
+    inside = sorted(cut for cut in cuts if begins <= cut and (ends is None or cut < ends))
+    gaps = list(zip(inside[::2], inside[1::2], strict=False))
+    seconds = sum(
+        begins <= second and (ends is None or second < ends) and not any(a <= second < b for a, b in gaps)
+        for second in range(60)
+    )
+    told = entitled(promise(rate, begins, ends, gaps=gaps), NOON)
+    assert told == pytest.approx(float(Fraction(rate * seconds, 60)))
+    assert (told == 0.0) == (seconds == 0)
 
 
 _requests = st.builds(
@@ -136,7 +166,7 @@ _requests = st.builds(
 ).map(lambda one: one._replace(first_byte_ms=min(one.first_byte_ms, one.duration_ms)) if one.first_byte_ms else one)
 
 
-def oracle(requests: list[Ended], tolerated: float) -> tuple[int, int, int, int, bool]:
+def oracle(requests: list[Ended], tolerated: float, untold: int) -> tuple[int, int, int, int, bool]:
     """(judged, throttled, unserved, slow, breach), read off the definition."""
     throttled = [r for r in requests if r.outcome == "refused" and r.status in (429, 503, 529)]
     unserved = [r for r in requests if r.outcome in ("engine_error", "engine_lost", "gateway_lost", "timeout")]
@@ -158,20 +188,24 @@ def oracle(requests: list[Ended], tolerated: float) -> tuple[int, int, int, int,
         for r in served
         if not late(r) and r.outcome == "client_closed" and (not r.is_stream or r.first_byte_ms is None)
     ]
-    judged = len(throttled) + len(unserved) + len(served) - len(gone)
-    failed = len(throttled) + len(unserved)
+    judged = len(throttled) + len(unserved) + len(served) - len(gone) + untold
+    failed = len(throttled) + len(unserved) + untold
     breach = judged > 0 and (
         Fraction(failed, judged) > Fraction(tolerated) or Fraction(len(slow), judged) > Fraction(tolerated)
     )
-    return judged, len(throttled), len(unserved), len(slow), breach
+    return judged, len(throttled) + untold, len(unserved), len(slow), breach
 
 
-@given(requests=st.lists(_requests, max_size=12), tolerated=st.sampled_from([0.125, 0.25, 0.5]))
-def test_a_minute_is_what_the_oracle_says(requests: list[Ended], tolerated: float) -> None:
+@given(
+    requests=st.lists(_requests, max_size=12),
+    tolerated=st.sampled_from([0.125, 0.25, 0.5]),
+    untold=st.sampled_from([0, 0, 1, 3]),
+)
+def test_a_minute_is_what_the_oracle_says(requests: list[Ended], tolerated: float, untold: int) -> None:
     objectives = OBJECTIVES._replace(tolerated_share=tolerated)
-    (found,) = judge_minute(minute=NOON, promises=[promise()], requests=requests, objectives=objectives)
+    (found,) = judge_minute(minute=NOON, promises=[promise()], requests=requests, objectives=objectives, untold=untold)
     told = (found.requests, found.throttled, found.unserved, found.slow, found.is_breach)
-    assert told == oracle(requests, tolerated)
+    assert told == oracle(requests, tolerated, untold)
     assert bool(found.reason) == found.is_breach
     assert found.used_mu == sum(request.mu for request in requests)
 
@@ -187,5 +221,40 @@ def test_attainment_and_credit() -> None:
     assert attainment(minutes=0, breaches=0) == 1.0
     month = 30 * 24 * 60
     for breaches, share in ((0, 0.0), (43, 0.0), (44, 0.1), (432, 0.1), (433, 0.25), (2161, 1.0)):
-        assert credit(attainment(minutes=month, breaches=breaches)) == share
-    assert credit(0.5, ((0.9, 0.0),)) == 1.0
+        assert credit(attainment(minutes=month, breaches=breaches), DEFAULT_CREDIT_TIERS) == share
+    assert credit(0.5, ((0.9, 0.2),)) == 0.2
+    assert credit(0.9, ((0.9, 0.2),)) == 0.0
+    assert credit(0.0, ()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tiers", "word"),
+    [
+        (DEFAULT_CREDIT_TIERS, ""),
+        ([], ""),
+        ([[1.0, 1.0]], ""),
+        ([[0.99, 0.1], [0.999, 0.2]], "below the one before"),
+        ([[0.99, 0.1], [0.99, 0.2]], "below the one before"),
+        ([[0.99, 0.2], [0.9, 0.1]], "more than the one before"),
+        ([[99.9, 0.1]], "not above 1"),
+        ([[0.9, float("nan")]], "not above 1"),
+        ([[0.9, True]], "not above 1"),
+        ([[0.0, 0.5]], "above 0"),
+        ([[0.9]], "pairs"),
+        ([0.9, 0.1], "pairs"),
+        ({"0.9": 0.1}, "pairs"),
+        ("none", "pairs"),
+        (None, "pairs"),
+        ([[0.99 - n / 100, 0.01 + n / 100] for n in range(11)], "at most 10"),
+    ],
+)
+def test_tiers_are_checked_and_the_fault_is_said(tiers: Any, word: str) -> None:
+    fault = fault_of_tiers(tiers)
+    assert bool(word) == bool(fault)
+    assert word in fault
+
+
+def test_tiers_are_told_in_words() -> None:
+    told = "10 % of the month's price below 99.9 % of minutes kept, 25 % below 99 %, 100 % below 95 %"
+    assert words_of_tiers(DEFAULT_CREDIT_TIERS) == told
+    assert words_of_tiers([]) == "nothing is credited"

@@ -35,6 +35,7 @@ def test_what_something_refers_to_stays_and_says_what_to_do(one: int, other: int
         may_remove_pool(deployments=0, reservations=other, holding=one): one == other == 0,
         may_remove_model(pools=one): one == 0,
         may_remove_deployment(holding=one, is_confirmed=is_confirmed): one == 0 or is_confirmed,
+        may_remove_deployment(holding=one, is_confirmed=True, reservations=other): other == 0,
     }
     for verdict, is_allowed in verdicts.items():
         assert verdict.is_allowed is is_allowed

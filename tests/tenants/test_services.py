@@ -195,6 +195,16 @@ def test_rotation_overlaps_and_takes_the_limits_along() -> None:
     assert newest.is_usable
 
 
+def test_whoever_rotates_a_key_its_maker_stays_who_is_held_to_limits() -> None:
+    tenant, maker = factories.tenant(), factories.user()
+    key, _ = factories.api_key(tenant, made_by=maker)
+    assert api_key_rotate(key=key, actor="a key with the scope manage")[0].created_by == maker
+    other, _ = factories.api_key(tenant, made_by=maker)
+    assert api_key_rotate(key=other, actor=factories.user())[0].created_by == maker
+    nobodys, _ = factories.api_key(tenant)
+    assert api_key_rotate(key=nobodys, actor=maker)[0].created_by == maker
+
+
 def test_a_key_is_rotated_once_however_late_one_looks() -> None:
     key, _ = factories.api_key()
     new, _ = api_key_rotate(key=key, actor="t")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
+from tests.migrated import NAME, migrated
 from tests.web.screens import CHROMIUM, FLAGS, served, state_of
 
 EMAILS = {"operator": "operator@penstock.example", "owner": "owner@northwind.example"}
@@ -55,6 +56,7 @@ def seeded_site(data: Path, **more: str) -> Iterator[Site]:
         "PENSTOCK_SECRET_KEY": "x" * 50,
         "DJANGO_SETTINGS_MODULE": "penstock.settings",
     } | more
+    migrated(data / NAME)
     with pytest.MonkeyPatch.context() as patch, state_of(data) as state:
         for name, value in environment.items():
             patch.setenv(name, value)

@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from django.test import Client
 
+from tests.replay import replayed
 from tests.web.playground import Gateway, Place
 from tests.web.seed import Seeded, seed
 
@@ -40,7 +41,7 @@ def state(settings: object, state_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def platform(db: None, state: redis.Redis) -> Seeded:
-    return seed(state, hours=1)
+    return replayed("platform of the pages", lambda: seed(state, hours=1), state=state, only_fresh=True)
 
 
 @pytest.fixture

@@ -11,14 +11,20 @@ _LOST = (19 * 60 + 12, 9)
 _DAY = 24 * 60
 
 
+def breach_minutes(row: Reservation, now: datetime) -> list[datetime]:
+    """Those of the evening three days ago."""
+    evening = (now - timedelta(days=3)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    first, count = _LOST
+    return [evening + timedelta(minutes=first + number) for number in range(count)]
+
+
 def judged(now: datetime, rows: list[Reservation]) -> None:
     """Every day of each reservation up to ``now``, and the breach minutes of an evening three days ago."""
     days: list[GuaranteeDay] = []
     minutes: list[GuaranteeMinute] = []
     evening = (now - timedelta(days=3)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     for row in rows:
-        first, count = _LOST
-        broken = [evening + timedelta(minutes=first + number) for number in range(count)]
+        broken = breach_minutes(row, now)
         minutes += [_breach(row, at, number) for number, at in enumerate(broken)]
         at = row.starts_at
         while at < now:

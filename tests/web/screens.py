@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.request import urlopen
 
 import redis
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from penstock.cli.test import chromium
 from tests.web.shots import DOCUMENTED, EMPTY_SHOTS, SHOTS, Shot
@@ -110,6 +110,20 @@ def session_for(email: str) -> str:
     return str(request.session.session_key)
 
 
+CHARTS_DRAWN = (
+    "[...document.querySelectorAll('.plot-note')].every(note => note.hidden || note.textContent !== 'Loading')"
+)
+
+
+def wait_for_charts(page: Page) -> None:
+    """Until every chart has its lines or says why not, for 20 s at most. The pages' policy lets no waiting be put into
+    them.
+    """
+    until = time.monotonic() + 20
+    while not page.evaluate(CHARTS_DRAWN) and time.monotonic() < until:
+        page.wait_for_timeout(100)
+
+
 def context_of(browser: Browser, base: str, session: str | None, width: int, height: int) -> BrowserContext:
     context = browser.new_context(
         viewport={"width": width, "height": height}, locale="en-GB", timezone_id="Europe/Berlin"
@@ -133,6 +147,7 @@ def for_the_docs(base: str, sessions: dict[str, str], shots: Shots, folder: Path
             if shot.act:
                 shot.act(page)
                 page.evaluate("window.scrollTo(0, 0)")
+            wait_for_charts(page)
             page.wait_for_timeout(900)
             page.screenshot(path=str(folder / f"{shot.name}.png"))
             context.close()
@@ -149,6 +164,7 @@ def photograph(base: str, sessions: dict[str, str], shots: Shots, folder: Path) 
             page.on("console", lambda message, name=shot.name: print(name, "console:", message.text))
             page.goto(base + shot.path)
             page.wait_for_load_state("load")
+            wait_for_charts(page)
             if shot.act:
                 shot.act(page)
                 # The bar sticks to where the page is looked at.
@@ -239,6 +255,29 @@ def of_a_day(
             photograph(base, sessions, chosen(SHOTS, places), folder)
 
 
+def budgets(seeded: Seeded) -> None:
+    """Budgets of a tenant, a member, a key and a model, in MU and money, for the page of limits."""
+    from django.utils import timezone
+
+    from capacity.models import BooksState
+    from tenants.models import ApiKey
+    from tenants.services import limit_set
+
+    tenant = seeded.northwind
+    BooksState.objects.update(final_until=timezone.now().replace(second=0, microsecond=0))
+    key, member = ApiKey.objects.get(name="support-assist"), tenant.memberships.get(user=seeded.viewer)
+    for kind, value, whose in (
+        ("mu_per_day", 250_000, {"set_by": "operator"}),
+        ("mu_per_month", 6_000_000, {"set_by": "tenant"}),
+        ("money_per_month", 14_000, {"set_by": "operator"}),
+        ("mu_per_day", 90_000, {"set_by": "tenant", "model": "chat-32b"}),
+        ("tokens_per_min", 120_000, {"set_by": "tenant", "model": "demo-sim"}),
+        ("mu_per_day", 70_000, {"set_by": "tenant", "api_key": key}),
+        ("money_per_day", 40, {"set_by": "tenant", "member": member}),
+    ):
+        limit_set(tenant=tenant, kind=kind, value=value, actor=seeded.owner, **whose)
+
+
 def acted(seeded: Seeded) -> None:
     """A few acts of the operator, for the audit log to show."""
     from capacity.models import Host
@@ -250,6 +289,7 @@ def acted(seeded: Seeded) -> None:
     invitation_create(tenant=seeded.northwind, email="carla@northwind.example", actor=operator)
     limit_set(tenant=seeded.northwind, kind="requests_per_min", value=6000, set_by="operator", actor=operator)
     limit_set(tenant=seeded.northwind, kind="requests_per_min", value=9000, set_by="operator", actor=operator)
+    budgets(seeded)
     host_cordon(host=host, actor=operator)
     host_uncordon(host=host, actor=operator)
     host_labels_set(host=host, labels={"zone": "b", "rack": "r12"}, actor=operator)
@@ -277,6 +317,7 @@ def things_of(seeded: Seeded) -> dict[str, str]:
     return {
         "chat": str(seeded.chat.pk),
         "reservation": str(seeded.northwind.reservations.get(state="active").pk),
+        "invoice": str(seeded.northwind.invoices.get(kind="invoice").pk),
         "failed": str(seeded.failed.pk),
         **{f"calibration_{state}": str(pk) for state, pk in Calibration.objects.values_list("state", "pk")},
         **{f"reservation_{state}": str(pk) for state, pk in Reservation.objects.values_list("state", "pk")},

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
+import msgspec
 import redis
 from django.utils import timezone
 
@@ -25,11 +26,14 @@ from capacity.models import (
     Reservation,
     UsageRecord,
 )
+from capacity.usage.lines import Charge
 from serving.models import Deployment, Incident, Replica, Revision, ScalingDecision
 from tenants.models import ApiKey, Limit, Membership, Tenant, User
 from tests.web.calibrated import calibrations
+from tests.web.invoiced import invoiced
+from tests.web.over_time import over_time, refused
 from tests.web.promised import judged
-from tests.web.traffic import history, offered, rings
+from tests.web.traffic import OF_RESERVATIONS, history, offered, rings
 
 GIB = 2**30
 PASSWORD = "a-long-enough-password"
@@ -210,7 +214,10 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
             decided_by=operator.email,
             decided_at=now - timedelta(days=21),
         )
-    judged(now, list(Reservation.objects.order_by("-mu_per_min")))
+    promised = list(Reservation.objects.order_by("-mu_per_min"))
+    judged(now, promised)
+    invoiced(now, northwind, (chat_pool, sim_pool))
+    over_time(now, hours, {chat: 3, sim: 2}, promised)
     _wishes(chat_pool, northwind, alder, owner, now)
     keys = {
         "core-banking": (northwind, chat, 0.42),
@@ -227,6 +234,7 @@ def seed(client: redis.Redis | None, now: datetime | None = None, *, hours: int 
         tenant=northwind, api_key=made["sandbox"], kind=Limit.Kind.TOKENS_PER_MIN, value=20_000, set_by="tenant"
     )
     history(now, hours, keys, made)
+    refused(now, hours, keys, made)
     _requests(now, rng, chats, chat_r, keys, made)
     _decisions(now, min(hours, 24), chat, sim, chats)
     calibrations(chat, sim, now)
@@ -290,6 +298,7 @@ def _requests(
         ttft_s, broken = 0.12 + rng.random() * 0.25 + tokens_in * 4e-5, index in (7, 43)
         took_s = ttft_s + tokens_out * 0.028
         mu = tokens_in * 0.00002 + tokens_out * 0.0006
+        estimated_mu = mu * (0.85 + rng.random() * 0.4)
         rows.append(
             UsageRecord(
                 id=uuid.UUID(int=(0x019AA << 108) | rng.getrandbits(100)),
@@ -301,10 +310,10 @@ def _requests(
                 replica_id=rng.choice(replicas).pk,
                 model=deployment.name,
                 dialect="chat",
-                service_class="best_effort",
+                service_class="reserved" if name in OF_RESERVATIONS else "best_effort",
                 stream=True,
                 profile_version=1,
-                estimated_mu=mu * (0.85 + rng.random() * 0.4),
+                estimated_mu=estimated_mu,
                 actual_mu=mu,
                 input_tokens=tokens_in,
                 cached_tokens=int(tokens_in * 0.44),
@@ -316,6 +325,7 @@ def _requests(
                 status=502 if broken else 200,
                 error="The connection to the replica broke." if broken else "",
                 finish_reason="" if broken else "stop",
+                charges=_charges(name, deployment, tokens_in + tokens_out, estimated_mu),
                 gateway="gw-1",
                 admitted_at=ended - timedelta(seconds=took_s),
                 routed_at=ended - timedelta(seconds=took_s - 0.002),
@@ -324,6 +334,21 @@ def _requests(
             )
         )
     UsageRecord.objects.bulk_create(rows)
+
+
+def _charges(key: str, deployment: Deployment, tokens: int, mu: float) -> list[list[object]]:
+    """What limits of all holders, and a reservation with or without room, said of a request."""
+    own, month = str(uuid.UUID(int=7)), timezone.now().strftime("%Y-%m")
+    budget = f"{own}.{deployment.pool_id}.{month}"
+    found = [
+        Charge(own, "tenant", "requests_per_min", "", 9000.0, 1.0, 8421.0),
+        Charge(own, "key", "tokens_per_min", deployment.name, 120_000.0, float(tokens), 70_112.0),
+        Charge(budget, "member", "mu_per_month", "", 6_000_000.0, mu, 2_412_635.4),
+        Charge(own, "tenant", "concurrency", "", 64.0, 1.0, 41.0),
+        Charge(own, "reservation", "mu_per_min", "", 150.0, mu, 24.7, key in OF_RESERVATIONS),
+    ]
+    told: list[list[object]] = msgspec.to_builtins(found)
+    return told
 
 
 def _decisions(now: datetime, hours: int, chat: Deployment, sim: Deployment, chats: list[Replica]) -> None:

@@ -61,6 +61,11 @@ def without_feed(page: Page) -> None:
     page.locator("[data-stale]").wait_for(timeout=20_000)
 
 
+def unfolded(page: Page) -> None:
+    for one in page.locator("details.more > summary").all():
+        one.click()
+
+
 def ask_with_picture(page: Page) -> None:
     page.locator("[data-file]").set_input_files(PICTURE)
     page.get_by_label("Message").fill("How many replicas are ready in this picture?")
@@ -84,6 +89,7 @@ SHOTS = (
     Shot("invitation", None, "/invitations/{invitation}"),
     Shot("console", "operator", "/console/?range=1h"),
     Shot("console-pool", "operator", "/console/?range=24h&pool=chat-32b"),
+    Shot("console-month", "operator", "/console/?range=30d&pool=chat-32b", unfolded),
     Shot("console-place", "operator", "/console/?range=1h", switch_place),
     Shot("console-stale", "operator", "/console/?range=1h", without_feed),
     Shot("tenants", "operator", "/tenants/"),
@@ -95,6 +101,9 @@ SHOTS = (
     Shot("host-drain", "operator", "/console/hosts/gpu-02/drain"),
     Shot("host-remove", "operator", "/console/hosts/gpu-02/remove"),
     Shot("host-secret", "operator", "/console/hosts/gpu-02/secret"),
+    Shot("pools", "operator", "/console/pools/"),
+    Shot("pool", "operator", "/console/pools/chat-32b/"),
+    Shot("pool-remove", "operator", "/console/pools/chat-32b/remove"),
     Shot("deployments", "operator", "/console/deployments/"),
     Shot("deployments-none", "operator", "/console/deployments/?q=nothing"),
     Shot("deployment", "operator", "/console/deployments/{chat}/?ended=1"),
@@ -135,6 +144,9 @@ SHOTS = (
     Shot("replica", "operator", "/console/replicas/{failed}/"),
     Shot("guarantees", "operator", "/console/guarantees/"),
     Shot("guarantee", "operator", "/console/guarantees/{reservation}/"),
+    Shot("invoices", "operator", "/console/invoices/"),
+    Shot("invoice", "operator", "/console/invoices/{invoice}/"),
+    Shot("invoice-issue", "operator", "/console/invoices/issue?tenant=northwind"),
     Shot("operator-tenants", "operator", "/console/tenants/"),
     Shot("operator-tenant", "operator", "/console/tenants/northwind/"),
     Shot("operator-tenant-suspend", "operator", "/console/tenants/northwind/suspend"),
@@ -156,6 +168,7 @@ SHOTS = (
     Shot("key-new", "owner", "/t/northwind/keys/new"),
     Shot("key-made", "owner", "/t/northwind/keys/new", new_key),
     Shot("usage", "owner", "/t/northwind/usage/?range=24h"),
+    Shot("tenant-unreserved", "owner", "/t/northwind/?range=24h&pool=demo-sim"),
     Shot("usage-tokens", "owner", "/t/northwind/usage/?range=24h&metric=tokens"),
     Shot("usage-requests", "owner", "/t/northwind/usage/?range=24h&metric=requests"),
     Shot("usage-request", "owner", "/t/northwind/usage/{request}"),
@@ -170,6 +183,9 @@ SHOTS = (
     Shot("limits", "owner", "/t/northwind/limits/"),
     Shot("tenant-guarantees", "owner", "/t/northwind/guarantees/"),
     Shot("tenant-guarantee", "owner", "/t/northwind/guarantees/{reservation}/"),
+    Shot("tenant-invoices", "owner", "/t/northwind/invoices/"),
+    Shot("tenant-invoice", "owner", "/t/northwind/invoices/{invoice}/"),
+    Shot("tenant-month-preview", "owner", "/t/northwind/invoices/preview"),
     Shot("tenant-audit", "owner", "/t/northwind/audit/"),
     Shot("tenant-of-operator", "operator", "/t/northwind/keys/"),
 )
@@ -177,6 +193,7 @@ EMPTY_SHOTS = (
     Shot("console-empty", "operator", "/console/"),
     Shot("hosts-empty", "operator", "/console/hosts/"),
     Shot("deployments-empty", "operator", "/console/deployments/"),
+    Shot("pools-empty", "operator", "/console/pools/"),
     Shot("calibrations-empty", "operator", "/console/calibrations/"),
     Shot("reservations-empty", "operator", "/console/reservations/"),
     Shot("sell-empty", "operator", "/console/reservations/sell"),
@@ -184,6 +201,9 @@ EMPTY_SHOTS = (
     Shot("deployment-new-empty", "operator", "/console/deployments/new"),
     Shot("guarantees-empty", "operator", "/console/guarantees/"),
     Shot("tenant-guarantees-empty", "owner", "/t/fresh/guarantees/"),
+    Shot("invoices-empty", "operator", "/console/invoices/"),
+    Shot("tenant-invoices-empty", "owner", "/t/fresh/invoices/"),
+    Shot("tenant-month-preview-empty", "owner", "/t/fresh/invoices/preview"),
     Shot("operator-tenants-empty", "operator", "/console/tenants/"),
     Shot("operator-tenant-empty", "operator", "/console/tenants/fresh/"),
     Shot("operator-tenant-new", "operator", "/console/tenants/new"),

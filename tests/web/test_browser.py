@@ -46,6 +46,8 @@ def test_the_console_moves_without_reloading_or_jumping(page: Page, site: Site) 
     assert page.evaluate("window.unreloaded") is True
     assert canvas is not None
     assert canvas.evaluate("element => element.isConnected")
+    # What stands beside the chart is not asked for every two seconds, and stays.
+    expect(page.locator("[data-figure='have now']").first).to_have_text("5")
     after = row.bounding_box()
     assert before is not None
     assert after is not None
@@ -133,7 +135,8 @@ def test_the_chart_is_read_by_keyboard(page: Page, site: Site) -> None:
 def test_the_dashboard_and_its_snippets(page: Page, site: Site) -> None:
     sign_in(page, site, "owner")
     expect(page).to_have_url(f"{site.url}/t/northwind/")
-    expect(page.locator(".chart canvas")).to_be_visible()
+    expect(page.locator(".chart canvas").first).to_be_visible()
+    expect(page.locator("#gauge svg")).to_be_visible()
     page.get_by_role("tab", name="Python").click()
     expect(page.locator("#code-python")).to_be_visible()
     expect(page.locator("#code-curl")).to_be_hidden()

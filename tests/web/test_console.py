@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -11,7 +12,19 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from capacity.models import CostProfile, HardwareType, Model, Pool, Reservation
+from capacity.models import (
+    Accelerator,
+    BooksState,
+    CostProfile,
+    GuaranteeHour,
+    GuaranteeMinute,
+    HardwareType,
+    Model,
+    Pool,
+    PoolRollup,
+    Reservation,
+    UsageRollup,
+)
 from penstock.web.console_rows import Totals
 from serving.models import Deployment, ScalingDecision
 from serving.services import deployment_remove
@@ -144,6 +157,125 @@ def test_a_pinned_deployment_could_have_what_it_is_pinned_to(
     assert as_operator.get("/console/series.json").json()["could"][-1] == most + 4
 
 
+def drawn(client: Client, query: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(f"/console/series.json{query}").json()
+    return found
+
+
+def hours(count: int) -> list[datetime]:
+    """``count`` hours of which nothing is told yet, oldest first: from two days ago on."""
+    first = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=48)
+    made = [first + timedelta(hours=number) for number in range(count)]
+    PoolRollup.objects.filter(starts_at__in=made).delete()
+    GuaranteeHour.objects.filter(starts_at__in=made).delete()
+    return made
+
+
+def test_weeks_are_read_from_hours_and_a_bucket_is_the_mean_of_its_own(as_operator: Client, platform: Seeded) -> None:
+    chat, sold = platform.chat.pool_id, Reservation.objects.filter(state="active").order_by("-mu_per_min")
+    past = hours(6)
+    for index, at in enumerate(past):
+        PoolRollup.objects.create(
+            period="hour", starts_at=at, pool_id=chat, have=100.0 + index, could=600.0, offered=50.0
+        )
+        UsageRollup.objects.filter(period="hour", starts_at=at).delete()
+        for of_class, mu in (("reserved", 1800.0), ("best_effort", 600.0)):
+            UsageRollup.objects.create(
+                period="hour",
+                starts_at=at,
+                tenant_id=platform.northwind.pk,
+                key_id=uuid.uuid4(),
+                pool_id=chat,
+                deployment_id=platform.chat.pk,
+                service_class=of_class,
+                mu=mu,
+            )
+        for row in sold:
+            GuaranteeHour.objects.create(
+                reservation=row, starts_at=at, lent_mu=120.0, minutes=60, breach_minutes=3 if index == 2 else 0
+            )
+    week = drawn(as_operator, "?range=7d&pool=chat-32b")
+    at = week["t"].index(past[0].timestamp())
+    for name, expected in {
+        "have": [100.0 + index for index in range(6)],
+        "could": [600.0] * 6,
+        "offered": [50.0] * 6,
+        "sold": [240.0] * 6,
+        "reserved": [30.0] * 6,
+        "best": [10.0] * 6,
+        "used": [40.0] * 6,
+        # Two reservations, 2 MU/min of each.
+        "lent": [4.0] * 6,
+        "breached": [0.0, 0.0, 6.0, 0.0, 0.0, 0.0],
+    }.items():
+        assert week[name][at : at + 6] == pytest.approx(expected), name
+    month = drawn(as_operator, "?range=30d&pool=chat-32b")
+    (bucket,) = [index for index, minutes in enumerate(month["breached"]) if minutes]
+    assert month["breached"][bucket] == 6.0
+    assert month["have"][bucket] is not None
+    # In replica-equivalents of 100 MU/min.
+    assert drawn(as_operator, "?range=7d")["lent"][at] == pytest.approx(0.04)
+
+
+def test_the_table_tells_what_the_chart_draws(as_operator: Client, platform: Seeded) -> None:
+    page = as_operator.get("/console/?range=1h&pool=chat-32b").content.decode()
+    told = drawn(as_operator, "?range=1h&pool=chat-32b")
+    for name in ("have", "sold", "could"):
+        known = [value for value in told[name] if value is not None]
+        assert told["figures"][f"{name} most"] == f"{max(known):,.0f}"
+        assert f'data-figure="{name} most">{max(known):,.0f}</td>' in page
+    assert told["figures"]["breached sum"] == "0"
+    for address in ("/console/deployments/?pool=chat-32b", "/console/reservations/?pool=chat-32b"):
+        assert f'href="{address}"' in page
+
+
+def test_breached_minutes_lead_to_the_month_of_the_newest(as_operator: Client, platform: Seeded) -> None:
+    row = Reservation.objects.filter(state="active").first()
+    at = timezone.now().replace(second=0, microsecond=0) - timedelta(minutes=20)
+    GuaranteeMinute.objects.filter(reservation=row, starts_at=at).delete()
+    GuaranteeMinute.objects.create(reservation=row, starts_at=at, is_breach=True, reason="x", requests=1)
+    assert drawn(as_operator, "?range=1h&pool=chat-32b")["figures"]["breached sum"] == "1"
+    assert sum(drawn(as_operator, "?range=1h&pool=demo-sim")["breached"]) == 0.0
+    page = as_operator.get("/console/?range=1h&pool=chat-32b").content.decode()
+    assert f'href="/console/guarantees/?month={at:%Y-%m}"' in page
+
+
+def test_what_the_ledger_has_not_judged_yet_is_not_said_to_be_kept(as_operator: Client, platform: Seeded) -> None:
+    until = timezone.now().replace(second=0, microsecond=0) - timedelta(minutes=30)
+    BooksState.objects.update(guaranteed_until=until)
+    GuaranteeMinute.objects.filter(starts_at__gte=until).delete()
+    lines = drawn(as_operator, "?range=1h&pool=chat-32b")
+    known = [at for at, lent in zip(lines["t"], lines["lent"], strict=True) if lent is not None]
+    assert max(known) < until.timestamp() <= max(known) + lines["step_s"]
+    assert lines["breached"][-1] is None
+
+
+def test_accelerators_of_all_pools_are_drawn_by_their_kind(as_operator: Client, platform: Seeded) -> None:
+    lines = as_operator.get("/console/accelerators.json?range=1h&hardware=h200").json()
+    assert (lines["unit"], lines["have"][-1], lines["sold"][-1]) == ("accelerators", 4.0, 2.4)
+    assert lines["figures"]["used most"] == "4"
+    assert as_operator.get("/console/accelerators.json?range=1h").json()["have"] == lines["have"]
+    assert as_operator.get("/console/accelerators.json?hardware=none").status_code == 404
+    page = as_operator.get("/console/").content.decode()
+    assert "NVIDIA H200, across pools: 4 had, 4 used, 2.40 sold, 0 free now" in page
+    Accelerator.objects.all().delete()
+    Reservation.objects.update(state="ended")
+    assert as_operator.get("/console/accelerators.json").status_code == 404
+    assert "No host has an accelerator" in as_operator.get("/console/").content.decode()
+
+
+def test_the_charts_are_for_operators_alone(client: Client, platform: Seeded) -> None:
+    for person in (platform.owner, platform.viewer, platform.stranger, None):
+        if person is None:
+            client.logout()
+        else:
+            client.force_login(person)
+        for address in ("/console/", "/console/series.json", "/console/accelerators.json?hardware=h200"):
+            answer = client.get(address)
+            assert answer.status_code in (302, 403, 404), (person, address)
+            assert b"h200" not in answer.content
+
+
 @pytest.mark.parametrize("query", ["?range=6h", "?range=6h&pool=chat-32b"])
 def test_the_past_stays_when_a_deployment_is_removed(as_operator: Client, platform: Seeded, query: str) -> None:
     def lines() -> dict[str, dict[float, float | None]]:
@@ -151,6 +283,7 @@ def test_the_past_stays_when_a_deployment_is_removed(as_operator: Client, platfo
         # But for the newest minutes, which the clock moves while this test runs.
         return {name: dict(zip(drawn["t"][:-3], drawn[name], strict=False)) for name in (*PAST, "could")}
 
+    Reservation.objects.update(state=Reservation.State.ENDED)
     before = lines()
     assert sum(value or 0.0 for value in before["used"].values()) > 0.0
     deployment_remove(deployment=platform.chat, actor="t", confirm=platform.chat.name)
@@ -162,5 +295,7 @@ def test_the_past_stays_when_a_deployment_is_removed(as_operator: Client, platfo
     could = {(value or 0.0) for value in after["could"].values()}
     assert max(could) < max(value or 0.0 for value in before["could"].values())
     Deployment.everything.filter(pk=platform.chat.pk).update(removed_at=timezone.now() - timedelta(hours=9))
-    gone = lines()["used"]
-    assert sum(value or 0.0 for value in gone.values()) < sum(value or 0.0 for value in before["used"].values())
+    gone = lines()
+    assert sum(value or 0.0 for value in gone["have"].values()) < sum(value or 0.0 for value in before["have"].values())
+    # What was booked stays booked, whatever became of what served it.
+    assert sum(value or 0.0 for value in gone["used"].values()) > 0.0

@@ -11,8 +11,9 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import HardwareType, Pool, UsageRecord, UsageRollup
+from capacity.models import HardwareType, Pool, Reservation, UsageRecord, UsageRollup
 from capacity.services import pool_create
+from capacity.usage.rows import FINE
 from penstock.web.dashboard_data import TENANT_RANGES, Place, gather_dashboard
 from serving.services import deployment_create, deployment_remove
 from tenants.models import ApiKey, Tenant
@@ -75,7 +76,7 @@ def test_older_reaches_every_request_that_ended_at_one_moment(client: Client, pl
         path = f"/t/northwind/{unescape(older[1]).removesuffix('#latest')}"
     assert len(seen) == len(set(seen))
     assert lost <= set(seen)
-    failed = UsageRecord.objects.filter(tenant_id=platform.northwind.pk).exclude(outcome="completed")
+    failed = UsageRecord.objects.filter(tenant_id=platform.northwind.pk).exclude(outcome__in=FINE)
     assert set(seen) == set(failed.values_list("pk", flat=True))
 
 
@@ -106,6 +107,7 @@ def test_a_name_that_is_used_again_stands_once(platform: Seeded) -> None:
 
     models, keys = shown()
     old, pool = platform.chat, platform.chat.pool
+    Reservation.objects.update(state=Reservation.State.ENDED)
     deployment_remove(deployment=old, actor="t", confirm=old.name)
     Pool.objects.filter(pk=pool.pk).update(removed_at=timezone.now())
     again = pool_create(

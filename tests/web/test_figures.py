@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.web import figures
+from penstock.web.capacity_series import decision_minute
 from penstock.web.console_data import start_steps
 from penstock.web.live import DeploymentSample, decode_samples, summarise
 from penstock.web.look import moment
-from penstock.web.series import Minute, add, bucketed, decision_minute, per_bucket, sold_line
+from penstock.web.series import Minute, add, bucketed, means, per_bucket, sold_line, totals
 from penstock.web.snippets import snippets
 
 
@@ -117,6 +118,12 @@ def test_a_decision_tells_load_and_capacity() -> None:
     inputs = {"observation": {"offered_mu_per_min": 50.5, "ready": 3, "replica_mu_per_min": 80.0}}
     assert decision_minute(7.0, inputs) == Minute(at=7.0, offered_mu_per_min=50.5, capacity_mu_per_min=240.0)
     assert decision_minute(7.0, {}).offered_mu_per_min is None
+
+
+def test_what_is_known_of_moments_becomes_means_and_sums_of_buckets() -> None:
+    known = [(5.0, 1.0), (8.0, 3.0), (25.0, 7.0), (99.0, 1.0), (-1.0, 1.0)]
+    assert means([0.0, 10.0, 20.0], 10.0, known) == [2.0, None, 7.0]
+    assert totals([0.0, 10.0, 20.0, 30.0], 10.0, known, until=30.0) == [4.0, 0.0, 7.0, None]
 
 
 def test_settled_minutes_spread_over_short_and_long_buckets() -> None:

@@ -45,6 +45,7 @@ def test_days_have_their_breaches_drawn_and_listed(client: Client, platform: See
     page = text(client.get(pages[1], {"month": f"{day:%Y-%m}"}))
     assert '<rect class="breach" x="1152" width="9" height="10"/>' in page
     assert "9 breach minutes of 1440" in page
+    assert "10 % of the month&#x27;s price below 99.9 % of minutes kept, 25 % below 99 %" in page
     assert page.count("throttled of 140 requests (tolerated: 0.01)") == 9
     assert re.search(r'href="/api/v1/[^"]*/minutes/export"', page)
 
@@ -64,6 +65,13 @@ def test_breach_minutes_come_in_pages(client: Client, platform: Seeded, pages: P
     assert first.count("<code>") == second.count("<code>") == 0
     assert [page.count('class="full mid small"') for page in (first, second)] == [50, 49]
     assert "Newest" in second
+
+
+@pytest.mark.parametrize("before", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "x", "2026-02-30"])
+def test_a_place_in_the_list_that_is_none_is_its_begin(
+    client: Client, platform: Seeded, pages: Pages, before: str
+) -> None:
+    assert client.get(pages[1], {"before": before}).status_code == 200
 
 
 @pytest.mark.parametrize("month", ["2026-13", "x", "9999-12", "0001-01", ""])

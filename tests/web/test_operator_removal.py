@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import HardwareType, Host
+from capacity.models import HardwareType, Host, Reservation
 from capacity.selectors import HOLDING
 from serving.models import Deployment, Replica
 from serving.services import deployment_remove
@@ -170,6 +170,9 @@ def test_a_deployment_is_removed_by_its_name(as_operator: Client, platform: Seed
     assert f"{path}/remove" in text(as_operator.get(f"{path}/"))
     question = text(as_operator.get(f"{path}/remove"))
     assert f"Clients that ask for {name} get 404" in question
+    answer = as_operator.post(f"{path}/remove", {"confirm": name})
+    assert (answer.status_code, "not over, and nothing else serves it" in text(answer)) == (409, True)
+    Reservation.objects.update(state=Reservation.State.ENDED)
     for given in ({}, {"confirm": "something else"}):
         answer = as_operator.post(f"{path}/remove", given)
         assert answer.status_code == 409
@@ -191,6 +194,7 @@ def test_usage_of_what_is_removed_keeps_its_name(client: Client, platform: Seede
     client.force_login(platform.owner)
     before = text(client.get("/t/northwind/usage/?range=30d"))
     assert platform.chat.name in before
+    Reservation.objects.update(state=Reservation.State.ENDED)
     deployment_remove(deployment=platform.chat, actor="t", confirm=platform.chat.name)
     again = text(client.get("/t/northwind/usage/?range=30d"))
     assert platform.chat.name in again

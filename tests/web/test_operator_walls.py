@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 
-from capacity.models import Host, Reservation
+from capacity.models import Host, Invoice, Pool, Reservation
 from capacity.services import enrolment_token_create
 from penstock.web.csp import POLICY
 from penstock.web.operators.urls import urlpatterns
@@ -30,12 +30,15 @@ def paths(platform: Seeded) -> dict[str, str]:
     values = {
         "token_id": token.pk,
         "name": "gpu-01",
+        "pool": "chat-32b",
+        "version": 1,
         "deployment_id": platform.chat.pk,
         "revision_id": platform.chat.revisions.get().pk,
         "replica_id": platform.failed.pk,
         "calibration_id": Calibration.objects.get(state="fitted").pk,
         "reservation_id": Reservation.objects.get(state="requested").pk,
         "slug": row.slug,
+        "invoice_id": row.invoices.get(kind="invoice").pk,
         "membership_id": row.memberships.get(user=platform.viewer).pk,
         "invitation_id": invitation.pk,
         "limit_id": row.limits.get(api_key=None).pk,
@@ -58,7 +61,9 @@ def state() -> tuple[object, ...]:
         list(Deployment.objects.values_list("is_enabled", "max_replicas", "retry_attempt")),
         list(Tenant.objects.values_list("slug", "is_active")),
         Membership.objects.count(),
+        list(Pool.objects.values_list("slug", "is_public", "ttft_objective_ms", "best_effort", "version")),
         list(Calibration.objects.values_list("pk", "state")),
+        Invoice.objects.count(),
         list(Reservation.objects.order_by("pk").values_list("pk", "state", "mu_per_min")),
     )
 

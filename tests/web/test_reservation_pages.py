@@ -195,7 +195,7 @@ def test_change_renew_cancel_and_undo(operator: Client, pool: Pool, acme: Tenant
 
 
 def test_conversion_shows_its_factor_and_takes_it(operator: Client, pool: Pool, acme: Tenant) -> None:
-    from tests.capacity.test_reservations import reprice
+    from tests.capacity.test_reservations_changed import reprice
 
     row = reservation_sell(tenant=acme, pool=pool, mu_per_min=50.0, actor="t")
     reprice(pool, 2.0)
@@ -204,6 +204,9 @@ def test_conversion_shows_its_factor_and_takes_it(operator: Client, pool: Pool, 
     assert "Converted, it would be 100 MU/min." in page
     question = text(operator.get(f"{path}/convert"))
     assert "50 MU/min become 100 MU/min" in question
+    refused = operator.post(f"{path}/convert", {"accepted_factor": "1.5"})
+    assert "Accept the factor 2" in text(refused)
+    assert refused.context["form"]["accepted_factor"].value() == pytest.approx(2.0)
     done = text(operator.post(f"{path}/convert", {"accepted_factor": "2.0"}, follow=True))
     assert "counts in version 2 from now on" in done
     assert Reservation.objects.get(renews=row).mu_per_min == pytest.approx(100.0)

@@ -243,8 +243,8 @@ def test_a_budget_shows_what_is_used_of_it(owner: Client, tenant: Tenant, sold: 
         )
     BooksState.objects.update_or_create(pk=1, defaults={"final_until": now + timedelta(minutes=1)})
     page = shown(owner.get("/t/northwind/limits/"))
-    assert f"12.5 used of {sold.name}" in page
-    assert "0.75 used<" in page
+    assert f"12.5 used of {sold.name}, " in page
+    assert "0.75 used, " in page
     assert "USD" in page
 
 

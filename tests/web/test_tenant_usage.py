@@ -9,12 +9,15 @@ import uuid
 from datetime import timedelta
 from html import unescape
 
+import msgspec
 import pytest
+import redis
 from django.test import Client
 from django.utils import timezone
 
 from capacity.models import HardwareType, Pool, UsageRecord, UsageRollup
 from capacity.services import pool_create, pool_remove
+from capacity.usage.lines import Charge, Refusal, refusals_key
 from serving.models import Deployment
 from serving.services import deployment_remove
 from tenants.models import Tenant, User
@@ -187,3 +190,68 @@ def test_a_receipt_explains_what_a_request_cost(owner: Client, used: UsageRecord
     operator = Client()
     operator.force_login(User.objects.get(email="operator@penstock.example"))
     assert "secret of the engine" in shown(operator.get(f"/t/northwind/usage/{failed.pk}"))
+
+
+def test_a_receipt_names_the_limits_that_a_request_met(owner: Client, tenant: Tenant, sold: Pool) -> None:
+    charges = [
+        ["l1", "key", "tokens_per_min", "demo", 1000.0, 700.0, 345.0, True],
+        ["r1", "reservation", "mu_per_min", "", 20.0, 2.5, 1.25, False],
+        ["r1.allowance", "allowance", "mu_per_min", "", 40.0, 6.5, 0.0, False],
+    ]
+    key = api_key(tenant, "limited")
+    page = shown(owner.get(f"/t/northwind/usage/{usage_record(tenant, key.pk, sold, charges=charges).pk}"))
+    assert "tokens / min of the key, for demo" in page
+    assert "345" in page
+    assert "Reservation, in MU" in page
+    assert "Allowance of the reservation, in MU" in page
+    assert page.count("no room") == 2
+    assert "stood in its way" not in page
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "said"),
+    [
+        (["completed"], ""),
+        (["engine_lost", "completed"], "2 attempts were made"),
+        (["made_way", "completed"], "2 attempts were made"),
+        (["made_way"], "1 attempt was made"),
+    ],
+)
+def test_a_receipt_says_what_was_tried(
+    owner: Client, tenant: Tenant, sold: Pool, outcomes: list[str], said: str
+) -> None:
+    attempts = [{"replica": str(uuid.uuid4()), "outcome": outcome} for outcome in outcomes]
+    key = api_key(tenant, "limited")
+    page = shown(owner.get(f"/t/northwind/usage/{usage_record(tenant, key.pk, sold, attempts=attempts).pk}"))
+    assert said in page
+    assert ("attempt" in page) == bool(said)
+    assert ("goes back in the queue" in page) == ("made_way" in outcomes)
+
+
+def test_a_refused_request_has_a_page_that_says_why(
+    owner: Client, tenant: Tenant, sold: Pool, state: redis.Redis
+) -> None:
+    refusal = Refusal(
+        id=str(uuid.uuid4()),
+        at=timezone.now().timestamp(),
+        tenant=str(tenant.pk),
+        key=str(api_key(tenant, "limited").pk),
+        pool=str(sold.pk),
+        deployment=str(uuid.uuid4()),
+        model="demo",
+        dialect="chat",
+        status=429,
+        reason="concurrency",
+        message="Limit of 2 concurrent requests reached.",
+        retry_after_s=1.5,
+        charges=(Charge("l1", "tenant", "concurrency", "", 2.0, 1.0, 0.0, is_charged=False),),
+    )
+    state.lpush(refusals_key(str(tenant.pk)), msgspec.json.encode(refusal))
+    page = shown(owner.get(f"/t/northwind/usage/{refusal.id}"))
+    assert "Limit of 2 concurrent requests reached." in page
+    assert "nothing is billed" in page
+    assert "concurrent requests of the tenant" in page
+    assert "try again after 1.500 s" in page
+    elsewhere = Client()
+    elsewhere.force_login(User.objects.get(email="operator@penstock.example"))
+    assert elsewhere.get(f"/t/alder/usage/{refusal.id}").status_code == 404

@@ -13,7 +13,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from capacity.models import HardwareType, Model, Reservation
+from capacity.models import HardwareType, Invoice, Model, Reservation
 from penstock.web.tenant import urls
 from tenants.models import AuditEntry, Invitation, Limit, Membership, User
 from tests.web.seed import api_key, people, pool, usage_record
@@ -56,6 +56,9 @@ ROUTES = {
     "tenant-limit-end": Route(None, "admin"),
     "tenant-guarantees": Route("viewer"),
     "tenant-guarantee": Route("viewer"),
+    "tenant-invoices": Route("viewer"),
+    "tenant-month-preview": Route("viewer"),
+    "tenant-invoice": Route("viewer"),
     "tenant-audit": Route("admin"),
 }
 """A key that somebody else made, a member and an invitation that are not owners."""
@@ -106,7 +109,18 @@ def things(db: None) -> Things:
         starts_at=timezone.now(),
         state="requested",
     )
+    bill = Invoice(number=1, tenant=tenant, month=timezone.now().date().replace(day=1), sequence=0, kind="invoice")
+    bill.content = {
+        "format": 2,
+        "currency": "USD",
+        "totals": {},
+        "lines": [],
+        "corrects": None,
+        "chain": {"sequence": 0},
+    }
+    bill.save()
     ids = {
+        "invoice_id": bill.pk,
         "reservation_id": wish.pk,
         "key_id": key.pk,
         "limit_id": of_key.pk,

@@ -18,6 +18,11 @@ MEAN_MU = {"chat-32b": 0.29, "demo-sim": 0.12}
 TTFT_MS = {"chat-32b": 268.0, "demo-sim": 121.0}
 TOKENS = {"chat-32b": (1450, 640, 430), "demo-sim": (620, 80, 180)}
 
+OF_RESERVATIONS = ("core-banking", "triage")
+"""Keys whose requests stay inside their tenants' reservations; what others ask for is best effort."""
+RESERVING = 0.8
+"""Their share of what is offered to ``chat-32b``."""
+
 
 def day_shape(at: datetime, phase: float) -> float:
     """Share of the daily peak asked for at ``at`` (0..1): a working day with ripples."""
@@ -41,7 +46,7 @@ def _rollup(period: str, at: datetime, mu: float, tenant: Tenant, key: ApiKey, d
         key_id=key.pk,
         pool_id=deployment.pool_id,
         deployment_id=deployment.pk,
-        service_class="best_effort",
+        service_class="reserved" if key.name in OF_RESERVATIONS else "best_effort",
         requests=requests,
         failed={"minute": 1 if at.minute % 20 == 0 else 0, "hour": 3}[period],
         input_tokens=requests * given,

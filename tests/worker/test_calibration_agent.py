@@ -18,7 +18,7 @@ import pytest
 from tests.worker.conftest import AgentUnderTest, order, wait_for
 from worker.spec import CalibrationOrder, CalibrationReport, ReplicaOrder, ReplicaReport, Shape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timed]
 
 SHAPES = tuple(Shape(input_tokens=32, output_tokens=each) for each in (1, 4, 8, 12))
 PROFILE = {

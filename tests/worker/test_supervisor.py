@@ -228,6 +228,27 @@ def test_an_accelerator_is_noted_with_the_launch_and_free_when_the_group_is_gone
     assert "r1" not in ticking.supervisor.states or ticking.supervisor.states["r1"].process is None
 
 
+def test_an_engine_that_does_not_start_tells_who_holds_its_accelerators(
+    ticking: Ticking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the reports and on the disk; nothing is added where nobody does, or where the replica has none."""
+    asked: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def held(indexes: tuple[int, ...], own: list[int]) -> str:
+        asked.append((indexes, own))
+        return "python3 (pid 575, 21.0 GiB)" if 0 in indexes else ""
+
+    monkeypatch.setattr(ticking.supervisor._inventory, "held_by_others", held)
+    for name, accelerators in (("r1", (0,)), ("r2", (1,)), ("r3", ())):
+        ticking.give(order(name, accelerators=accelerators, options={"mode": "exit-at-start"}))
+        reason = ticking.wait(name, "failed")
+        assert reason.endswith(" Its accelerators are in use by python3 (pid 575, 21.0 GiB).") is (name == "r1")
+        ticking.tick(3)
+        assert ticking.told(name) == ("failed", reason), "a failed replica stays as it is"
+        assert load_states(ticking.config.replicas)[name].reason == reason
+    assert [indexes for indexes, _ in asked] == [(0,), (1,)]
+
+
 # --------------------------------------------------------------------- folders
 def old_folders(config: AgentConfig, number: int) -> list[Path]:
     """Folders of forgotten replicas, oldest first, the first with a folder of its own inside."""

@@ -86,7 +86,8 @@ def steady_s(ends: Sequence[float], slots: int) -> float | None:
     Without the ramps: the first ``slots`` ends, while the engine fills, and the last ``slots``, when nothing is left to
     take a freed slot. What is left is compared with itself whole rounds of ``slots`` later: requests that run side by
     side end in a pattern, and it repeats with each round. The median over such pairs: what delays some of the answers
-    on their way does nothing to it.
+    on their way does nothing to it. Where it is less than half of what each took over all, the answers came in bursts:
+    the engine ran dry in between, or whoever took the times did not run.
     """
     steady = ends[slots : len(ends) - slots]
     rounds = len(steady) // slots
@@ -98,7 +99,8 @@ def steady_s(ends: Sequence[float], slots: int) -> float | None:
         for number in range(len(steady) - apart)
     ]
     found = statistics.median(slopes)
-    return found if found > 0 else None
+    over_all = (steady[-1] - steady[0]) / (len(steady) - 1)
+    return found if found > 0 and found >= over_all / 2 else None
 
 
 class LevelPlan(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from worker.calibration.prompts import Prompts
 from worker.calibration.record import Record, Size
 from worker.calibration.search import next_rate
 from worker.runtimes.base import MetricTable
-from worker.spec import CostPoint, LevelPoint, Shape
+from worker.spec import CostPoint, LevelPoint, Shape, saturating_slots
 
 T = TypeVar("T")
 
@@ -297,11 +297,7 @@ class Measurement:
         return self._prompts.unique(shape.input_tokens)
 
     def _slots(self, shape: Shape) -> int:
-        """How many requests of a shape the engine runs at once: no more than its cache holds."""
-        if self._engine.kv_tokens is None:
-            return self._engine.slots
-        held = self._engine.kv_tokens // (shape.input_tokens + shape.output_tokens)
-        return max(1, min(self._engine.slots, held))
+        return saturating_slots(shape, slots=self._engine.slots, kv_tokens=self._engine.kv_tokens)
 
     def _say(
         self,

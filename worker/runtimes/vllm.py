@@ -33,6 +33,10 @@ TINY_KV_BYTES = 64 * 1024 * 1024
 CPU_KV_BYTES = 1024 * 1024 * 1024
 MAX_LORAS = 8
 """Adapters that one batch may mix: each takes memory. vLLM takes turns with more."""
+LONG_PREFILL_TOKENS = 512
+"""What the gate's figures were found with (``bench/fairness``). vLLM knows the argument since 0.8."""
+_LONG_PREFILL = "--long-prefill-token-threshold"
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
 METRICS: MetricTable = {
     "running": ("vllm:num_requests_running",),
     "waiting": ("vllm:num_requests_waiting",),
@@ -102,6 +106,7 @@ class VllmRuntime:
         argv += ["--model", str(weights), "--served-model-name", order.served_name]
         argv += ["--host", "127.0.0.1", "--port", str(port)]
         argv += _common_arguments(order, options)
+        argv += _prefill_arguments(options, weights)
         argv += _cuda_arguments(order, options) if is_cuda else _cpu_arguments(order, options)
         argv += options.extra_args
         return LaunchPlan(
@@ -159,6 +164,28 @@ def _common_arguments(order: ReplicaOrder, options: VllmOptions) -> list[str]:
         arguments += ["--max-lora-rank", str(options.max_lora_rank)] if options.max_lora_rank else []
         arguments += ["--lora-modules", *(f"{name}={folder}" for name, folder in sorted(options.adapters.items()))]
     return arguments + _kind_arguments(options)
+
+
+def _prefill_arguments(options: VllmOptions, weights: Path) -> list[str]:
+    """One long prompt takes so many tokens of a step at most while others are there: the gate reckons with it. vLLM
+    refuses more than the context; where nobody knows that, its own default stays, and so does what ``extra_args`` say.
+    """
+    context = options.max_model_len or context_of(weights)
+    named = [argument.partition("=")[0].replace("_", "-") for argument in options.extra_args]
+    if options.task != "generate" or context is None or _LONG_PREFILL in named:
+        return []
+    return [_LONG_PREFILL, str(min(LONG_PREFILL_TOKENS, context))]
+
+
+def context_of(weights: Path) -> int | None:
+    """The context length in tokens that a model's folder states; None where it states none that can be read."""
+    try:
+        stated = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+        of_text = stated.get("text_config") or {}
+        found = [part.get(name) for part in (stated, of_text) for name in _CONTEXT_NAMES]
+    except (OSError, ValueError, AttributeError):
+        return None
+    return min((value for value in found if isinstance(value, int) and value > 0), default=None)
 
 
 def _kind_arguments(options: VllmOptions) -> list[str]:

@@ -35,7 +35,7 @@ def _sections(parser: argparse.ArgumentParser, called: str, depth: int) -> Itera
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction):
             continue
-        helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        helps = {choice.dest.partition(" ")[0]: choice.help or "" for choice in action._choices_actions}
         for name, text in helps.items():
             child: argparse.ArgumentParser = action.choices[name]
             rows = list(_rows(child))

@@ -14,8 +14,8 @@ from django.core.exceptions import ValidationError
 
 from capacity.models import Host, Pool
 from capacity.policy.grid import estimated_s
+from penstock.loops.in_flight import METRICS_FRESH_S, Load, loads_by_replica
 from penstock.loops.isolation import isolated
-from penstock.loops.reconcile import METRICS_FRESH_S, Load, loads_by_replica
 from serving.gateway.loads import read_beats
 from serving.gateway.state import replica_ring, ring_read_many
 from serving.measuring import Unmeasured, measured, stored_order
@@ -29,7 +29,7 @@ from serving.services import (
     calibration_take,
     replica_give_back,
 )
-from serving.services.calibrations import candidates_of, may_adopt_itself
+from serving.services.calibrations import NOT_ADOPTED, candidates_of, doubts_of
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ LIMITS = policy.Limits()
 _OF_ESTIMATE = 4.0
 """A measurement may take so many times as long as its order is estimated to take, and half an hour at least."""
 _LEAST_LIMIT_S = 1800.0
+_MEASURED = "measured"
+_ADOPTED_WITHIN = datetime.timedelta(minutes=10)
+"""Of its fit a calibration is adopted by itself, where it may be; later it is a person's."""
 
 
 def calibrate(client: redis.Redis, *, now: float) -> int:
@@ -51,6 +54,13 @@ def calibrate(client: redis.Redis, *, now: float) -> int:
         for row in under_way:
             with isolated(f"the {row}"):
                 moved += _step(client, row, loads if has_gateways else None, at=at)
+    # Also what was fitted while somebody else held the database, or by a process that ended right after.
+    fitted = Calibration.objects.filter(
+        state=Calibration.State.FITTED, ended_at__gt=at - _ADOPTED_WITHIN, reason__startswith=_MEASURED
+    )
+    for row in fitted.order_by("ended_at"):
+        with isolated(f"the adoption of the {row}"):
+            _adopt_itself(row, at=at)
     for replica in Replica.objects.filter(calibration_id__isnull=False).select_related("deployment"):
         with isolated(f"the end of the calibration of {replica}"):
             moved += _give_back(replica, at=at)
@@ -100,6 +110,8 @@ def facts(
         told_reason=row.progress.get("reason", ""),
         told_age_s=(at - told_at).total_seconds(),
         waiting_s=max(0.0, at.timestamp() - waiting_since) if waiting_since else 0.0,
+        others_ready=Replica.objects.filter(deployment=row.deployment_id, state=Replica.State.READY).count(),
+        allow_outage=row.allow_outage,
     )
 
 
@@ -146,29 +158,36 @@ def _fit(row: Calibration, *, at: datetime.datetime) -> bool:
         log.warning("%s gives no price: %s", row, error)
         fit = error.fit if isinstance(error, Unmeasured) else {}
         return calibration_fail(calibration=row, reason=f"it gives no price: {error}", fit=fit, now=at)
+    except Exception as error:
+        # An agent may tell numbers that nobody has thought of: its replica must come back all the same.
+        log.exception("%s cannot be fitted", row)
+        reason = f"what was told of it cannot be fitted ({type(error).__name__}): the loops' log says more"
+        return calibration_fail(calibration=row, reason=reason, now=at)
     mean_error = found.fit["mean_error"]
-    reason = f"measured: the fit misses by {mean_error:.1%} on average"
+    reason = f"{_MEASURED}: the fit misses by {mean_error:.1%} on average"
     if not calibration_fitted(calibration=row, fit=found.fit, knee=found.knee, reason=reason, now=at):
         return False
     log.info("%s is fitted: mean error %.1f %%", row, 100 * mean_error)
-    _adopt_itself(row, at=at)
     return True
 
 
 def _adopt_itself(row: Calibration, *, at: datetime.datetime) -> None:
     """Adopt without a person where that was asked for or is allowed; what stands in the way is told."""
     pool = Pool.objects.filter(pk=row.pool_id).first()
-    why = may_adopt_itself(row, pool) if pool else ""
-    if not why:
+    if pool is None or not (row.adopt_when_fitted or pool.adopts_calibrations):
         return
+    found = doubts_of(row, pool, now=at)
     try:
+        if found:
+            raise ValidationError(f"{'; '.join(found)}. Look at it, and adopt it if it is right")
         calibration_adopt(calibration=row, actor=ACTOR, effective_from=row.adopt_from, now=at)
     except ValidationError as error:
-        text = f"not adopted by itself: {' '.join(error.messages)}"
+        text = f"{NOT_ADOPTED}{' '.join(error.messages)}"
         log.warning("%s is %s", row, text)
         Calibration.objects.filter(pk=row.pk, state=Calibration.State.FITTED).update(reason=text[:500], updated_at=at)
         return
-    log.info("%s is adopted, %s", row, why)
+    why = f"{row.requested_by} asked for it" if row.adopt_when_fitted else "the pool allows it"
+    log.info("%s is adopted: %s", row, why)
 
 
 def _give_back(replica: Replica, *, at: datetime.datetime) -> bool:

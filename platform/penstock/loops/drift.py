@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 import redis
+from django.db.models import Exists, OuterRef, QuerySet
 
+from capacity.models import CostProfile
 from capacity.policy import drift as policy
 from penstock.loops.isolation import isolated
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
@@ -65,10 +67,14 @@ def drift(client: redis.Redis, *, now: float) -> int:
 
 def in_force() -> dict[Any, Calibration]:
     """The calibration that was adopted last of each deployment, by the deployment's id."""
-    found: dict[Any, Calibration] = {}
-    for row in Calibration.objects.filter(state=Calibration.State.ADOPTED).order_by("adopted_at"):
-        found[row.deployment_id] = row
-    return found
+    return {row.deployment_id: row for row in adopted_of().order_by("adopted_at")}
+
+
+def adopted_of() -> QuerySet[Calibration]:
+    """Calibrations that were adopted, but for those whose price was withdrawn before it came into force."""
+    prices = CostProfile.objects.filter(pool=OuterRef("pool_id"), version=OuterRef("adopted_version"))
+    adopted = Calibration.objects.filter(state=Calibration.State.ADOPTED)
+    return adopted.exclude(Exists(prices.exclude(withdrawn_at=None)))
 
 
 def standing_of(client: redis.Redis, calibration: Calibration) -> Standing | None:
@@ -129,7 +135,7 @@ def _open(deployment: Deployment) -> Incident | None:
 
 
 def _end_of_others(adopted: Mapping[Any, Calibration], *, now: float) -> None:
-    """End alarms about a calibration that is not the newest any more, or whose deployment is not served."""
+    """End alarms about a calibration that is not the last that counts any more, or whose deployment is not served."""
     at = datetime.datetime.fromtimestamp(now, datetime.UTC)
     served = set(Deployment.objects.filter(is_enabled=True).values_list("pk", flat=True))
     for incident in Incident.objects.filter(kind=Incident.Kind.COST_DRIFT, closed_at=None):
@@ -137,7 +143,7 @@ def _end_of_others(adopted: Mapping[Any, Calibration], *, now: float) -> None:
         if incident.deployment_id not in served:
             what = "the deployment is not served any more"
         elif row is None or str(row.pk) != incident.evidence.get("calibration"):
-            what = "a newer calibration was adopted"
+            what = "another calibration counts now"
         else:
             continue
         incident_close(incident=incident, what=what, now=max(at, incident.opened_at))

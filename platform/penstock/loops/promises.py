@@ -34,13 +34,14 @@ class Floor:
 
 
 class Promises:
-    """What is sold of the pools of ``deployments``, read once a tick: two queries, and one of supplies."""
+    """What is sold, for ``deployments``, which are all that are enabled; read once a tick: two queries, and one of
+    supplies."""
 
     def __init__(self, deployments: Iterable[Deployment], *, now: float) -> None:
         self._now = now
         known = list(deployments)
         at = datetime.datetime.fromtimestamp(now, datetime.UTC)
-        self._sold: Mapping[uuid.UUID, tuple[Term, ...]] = terms_sold(at=at, pool_ids={one.pool_id for one in known})
+        self._sold: Mapping[uuid.UUID, tuple[Term, ...]] = terms_sold(at=at)
         self._most: dict[uuid.UUID, int] = {}
         for one in known:
             self._most[one.pool_id] = self._most.get(one.pool_id, 0) + replicas_at_most(one)
@@ -48,6 +49,15 @@ class Promises:
         least = Min("replicas__supply_mu_per_min", filter=Q(replicas__state=Replica.State.READY))
         rows = Deployment.objects.filter(pk__in=[one.pk for one in sold]).order_by().annotate(least=least)
         self._supply: dict[uuid.UUID, float | None] = dict(rows.values_list("pk", "least"))
+
+    def unserved(self) -> dict[uuid.UUID, float]:
+        """MU/min that are sold now, by the id of each pool that no deployment serves."""
+        found = {
+            pool_id: sold_peak(terms, since=self._now, until=self._now)
+            for pool_id, terms in self._sold.items()
+            if pool_id not in self._most
+        }
+        return {pool_id: mu for pool_id, mu in found.items() if mu > 0.0}
 
     def floor(self, deployment: Deployment, profile: CostProfile) -> Floor:
         """What the deployment must keep warm: its part of its pool's promises, by how many replicas it may have.
@@ -95,9 +105,39 @@ def tell_short(deployment: Deployment, config: Config, *, now: datetime.datetime
     log.error("%s", summary)
 
 
-def forget_short(deployments: Iterable[Deployment], *, now: datetime.datetime) -> None:
-    """Close the incidents of deployments that serve no more."""
+def tell_unserved(deployments: Iterable[Deployment], promises: Promises, *, now: datetime.datetime) -> None:
+    """Open an incident for each pool of which something is sold and that no deployment serves, and close those that are
+    over, also those of ``tell_short`` for what serves no more.
+
+    It is told of the deployment that was stopped last. ``deployments``: all that are enabled.
+    """
+    sold = promises.unserved()
     known = {one.pk for one in deployments}
+    stopped = list(
+        Deployment.objects.filter(pool_id__in=sold, removed_at=None).select_related("pool").order_by("-updated_at")
+    )
+    pools = {one.pk: one.pool_id for one in stopped}
+    told = set()
     for incident in Incident.objects.filter(kind=Incident.Kind.PROMISE_SHORT, closed_at=None):
-        if incident.deployment_id not in known:
+        is_of_short = "most" in incident.evidence
+        pool_id = pools.get(incident.deployment_id) if incident.deployment_id else None
+        if is_of_short and incident.deployment_id not in known:
             incident_close(incident=incident, what="The deployment serves no more.", now=now)
+        elif not is_of_short and pool_id is None:
+            incident_close(incident=incident, what="The pool is served again, or nothing is sold of it.", now=now)
+        elif pool_id is not None:
+            told.add(pool_id)
+    for deployment in stopped:
+        if deployment.pool_id in told:
+            continue
+        told.add(deployment.pool_id)
+        mu = sold[deployment.pool_id]
+        summary = (
+            f"{deployment}: {mu:.4g} MU/min of the pool {deployment.pool.name} are sold, and no deployment serves it. "
+            "Start it, or end what is sold."
+        )
+        evidence = {"sold_mu_per_min": mu}
+        incident_open(
+            kind=Incident.Kind.PROMISE_SHORT, summary=summary, deployment=deployment, evidence=evidence, now=now
+        )
+        log.error("%s", summary)

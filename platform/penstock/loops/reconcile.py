@@ -19,6 +19,7 @@ from django.db.models import Q, QuerySet
 from capacity.models import Host
 from capacity.selectors import profiles_in_force
 from penstock.loops.dispatch import farewell, orders_send
+from penstock.loops.in_flight import METRICS_FRESH_S, Load, loads_by_replica
 from penstock.loops.isolation import isolated
 from penstock.loops.placing import Profiles, place_pending, would_fit
 from serving.agents.hosts import (
@@ -28,7 +29,7 @@ from serving.agents.hosts import (
     hosts_lost_in_a_drain,
     replicas_of_lost_fail,
 )
-from serving.gateway.loads import GatewayBeat, read_beats
+from serving.gateway.loads import read_beats
 from serving.gateway.state import policy_state_read, policy_state_write, replica_ring, ring_read_many
 from serving.models import Deployment, Incident, Replica, Revision
 from serving.policy import lifecycle
@@ -45,23 +46,12 @@ _DRAIN_SETTLE_S = 2.0
 _STOP_LIMIT_S = 60.0
 _PROOF_S = 20.0
 """A token or answer this recent proves that an engine serves, though its agent is silent."""
-METRICS_FRESH_S = 10.0
-"""What an engine said of itself longer ago says nothing about now."""
 _FAILURES_READ = 50
 _BROKEN = (Incident.Kind.HANG, Incident.Kind.CRASH, Incident.Kind.START_FAILED)
 _WANTS = ("is_enabled", "min_replicas", "max_replicas", "desired_replicas", "pinned_replicas", "retry_attempt")
 PATIENCE = policy.Patience()
 _LIVE_OR_HELD = Q(state__in=tuple(lifecycle.LIVE)) | Q(calibration_id__isnull=False)
 """What counts towards what is wanted: also what is measured, and then comes back."""
-
-
-@dataclass(slots=True)
-class Load:
-    """What gateways have in flight at one replica, and when it last showed life (UNIX seconds)."""
-
-    requests: int = 0
-    mu: float = 0.0
-    alive_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -109,18 +99,6 @@ def _to_reconcile() -> QuerySet[Deployment]:
     """What is served, and what was removed while it had replicas: they drain as those of a disabled one."""
     left = Replica.objects.filter(state__in=tuple(lifecycle.LIVE)).values("deployment")
     return Deployment.everything.filter(Q(removed_at=None) | Q(pk__in=left)).select_related("pool__model")
-
-
-def loads_by_replica(beats: Sequence[GatewayBeat]) -> dict[str, Load]:
-    """Sum of all gateways' work at each replica."""
-    loads: dict[str, Load] = {}
-    for beat in beats:
-        for replica_id, seen in beat.replicas.items():
-            load = loads.setdefault(replica_id, Load())
-            load.requests += seen.n
-            load.mu += seen.w + seen.d
-            load.alive_at = max(load.alive_at, seen.last_token_at, seen.last_success_at)
-    return loads
 
 
 def _check_hosts(tick: Tick) -> None:

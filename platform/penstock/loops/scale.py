@@ -14,7 +14,7 @@ from capacity.models import CostProfile
 from capacity.policy import autoscale
 from capacity.selectors import profile_in_force
 from penstock.loops.isolation import isolated
-from penstock.loops.promises import Floor, Promises, forget_short, tell_short
+from penstock.loops.promises import Floor, Promises, tell_short, tell_unserved
 from penstock.loops.timetable import TIMETABLE
 from serving.gateway.state import deployment_ring, policy_state_read, policy_state_write, ring_read_many
 from serving.models import Deployment, Replica
@@ -44,7 +44,8 @@ def scale(client: redis.Redis, *, now: float) -> int:
     )
     rings = ring_read_many(client, [deployment_ring(str(d.id)) for d in deployments], _LOOK_BACK_S)
     promises = Promises(deployments, now=now)
-    forget_short(deployments, now=datetime.datetime.fromtimestamp(now, datetime.UTC))
+    with isolated("the look for what is sold and not served"):
+        tell_unserved(deployments, promises, now=datetime.datetime.fromtimestamp(now, datetime.UTC))
     changed = 0
     for deployment in deployments:
         with isolated(f"the scaling of {deployment}"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import shared_task
+from django.utils import timezone
 
 from penstock.loops.budgets import is_news as is_budget_news
 from penstock.loops.budgets import tell_budgets
@@ -16,6 +17,7 @@ from penstock.loops.lease import lease
 from penstock.loops.observe import observe
 from penstock.loops.probe import probe
 from penstock.loops.reconcile import reconcile
+from penstock.loops.rollup import roll_up
 from penstock.loops.scale import scale
 from penstock.loops.shared import client
 from penstock.loops.timetable import TIMETABLE
@@ -97,6 +99,11 @@ def budgets_task() -> None:
         return
     if is_due:
         _tick("budgets", lambda: tell_budgets(client(), now=time.time()))
+
+
+@shared_task(name="loops.rollup")
+def rollup_task() -> None:
+    _tick("rollup", lambda: roll_up(client(), now=timezone.now()))
 
 
 @shared_task(name="loops.drift")

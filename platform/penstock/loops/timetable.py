@@ -26,6 +26,7 @@ TIMETABLE: dict[str, Tick] = {
     "probe": Tick(5.0, 30.0),
     "finalise": Tick(15.0, 60.0),
     "budgets": Tick(1.0, 30.0),
+    "rollup": Tick(15.0, 60.0),
     "drift": Tick(60.0, 120.0),
     "upkeep": Tick(60.0, 300.0),
 }

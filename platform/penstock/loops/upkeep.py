@@ -12,6 +12,9 @@ from capacity.services import reservations_end, reservations_start
 from capacity.usage.books import finalise_minutes, usage_delete_old, watermarks_delete_closed
 from capacity.usage.chain import anchors_take
 from capacity.usage.guarantees import guarantee_minutes_delete_old, guarantees_judge
+from capacity.usage.refusals import refusal_minutes_delete_old
+from capacity.usage.rollups import rollup_minutes_delete_old
+from penstock.loops.invoices import issue_due
 from penstock.loops.isolation import isolated
 from serving.services import calibrations_delete_old, decisions_delete_old, replicas_delete_old, supplies_refresh
 from tenants.models import SignInLink
@@ -45,10 +48,13 @@ def upkeep() -> None:
         ("starting reservations", lambda: reservations_start(now=now, actor=ACTOR)),
         ("ending reservations", lambda: reservations_end(now=now, actor=ACTOR)),
         ("anchoring usage", lambda: anchors_take(now=now)),
+        ("issuing invoices", lambda: issue_due(now=now, after_days=settings.PENSTOCK_INVOICE_DAYS, actor=ACTOR)),
         ("bringing supplies up to date", lambda: supplies_refresh(now=now)),
         ("forgetting calibrations", lambda: calibrations_delete_old(before=keep)),
         ("forgetting replicas", lambda: replicas_delete_old(before=keep)),
         ("forgetting decisions", lambda: decisions_delete_old(before=keep)),
+        ("forgetting minutes of capacity", lambda: rollup_minutes_delete_old(before=keep)),
+        ("forgetting minutes of refusals", lambda: refusal_minutes_delete_old(before=keep, untold_before=usage_keep)),
         ("forgetting usage", lambda: usage_delete_old(before=usage_keep, actor=ACTOR)),
         ("forgetting guarantee minutes", lambda: guarantee_minutes_delete_old(before=usage_keep)),
         ("forgetting segments", lambda: watermarks_delete_closed(before=usage_keep - _SEGMENTS_KEPT)),

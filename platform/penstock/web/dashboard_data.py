@@ -1,7 +1,7 @@
 """What a tenant's dashboard shows: usage by model and key, latest requests, limits. Every query names the tenant."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -11,10 +11,11 @@ from django.db.models import Q, QuerySet, Sum
 
 from capacity.models import Pool, Reservation, UsageRecord, UsageRollup
 from capacity.selectors import claw_back_s, reservations_running, usage_rows, used_mu_per_min
+from capacity.usage.rows import FINE
 from penstock.web import figures
 from penstock.web.moments import read_place
 from penstock.web.people import playground_names
-from penstock.web.series import Line, Range, bucket_starts, sold_line
+from penstock.web.series import Range
 from serving.models import Deployment, Revision
 from serving.options import spoken
 from serving.selectors import current_revisions
@@ -130,7 +131,7 @@ class RequestRow:
 
 @dataclass(frozen=True)
 class Held:
-    """A reservation that runs now, and what the tenant used of the pool in the last 60 s."""
+    """A reservation that runs now, and what the tenant used of the pool inside its reservations in the last 60 s."""
 
     reservation: Reservation
     used_mu_per_min: float
@@ -216,9 +217,7 @@ def gather_dashboard(
     records = list(_latest(tenant, before, only_failed)[: LATEST_ROWS + 1])
     last = records[LATEST_ROWS - 1] if len(records) > LATEST_ROWS else None
     callers = {row["key_id"] for row in grouped} | {record.key_id for record in records}
-    key_names = {key.pk: key.name for key in keys}
-    # Who asks from the playground has no key: their own id stands there.
-    key_names |= playground_names(tenant, [pk for pk in callers if pk not in key_names])
+    key_names = key_names_of(tenant, callers)
     return Dashboard(
         at=now,
         total=summed("Total", "", grouped),
@@ -235,6 +234,12 @@ def gather_dashboard(
     )
 
 
+def key_names_of(tenant: Tenant, callers: Collection[UUID]) -> dict[UUID, str]:
+    """Names of keys and of those who ask from the playground: these have no key, their own id stands there."""
+    names = dict(ApiKey.objects.filter(tenant=tenant, pk__in=callers).values_list("pk", "name"))
+    return names | playground_names(tenant, [pk for pk in callers if pk not in names])
+
+
 def _limits(tenant: Tenant) -> QuerySet[Limit]:
     rows = Limit.objects.filter(tenant=tenant).select_related("api_key", "member__user")
     return rows.order_by("api_key__name", "member__user__email", "kind")
@@ -245,7 +250,7 @@ def _latest(tenant: Tenant, before: Place | None, only_failed: bool) -> QuerySet
     if before is not None:
         older = Q(ended_at__lt=before.ended_at) | Q(pk__lt=before.id)
         rows = rows.filter(older, ended_at__lte=before.ended_at)
-    return rows.exclude(outcome="completed") if only_failed else rows
+    return rows.exclude(outcome__in=FINE) if only_failed else rows
 
 
 def summed(name: str, sub: str, rows: Sequence[Row]) -> Usage:
@@ -298,29 +303,7 @@ def _request_row(record: UsageRecord, keys: dict[UUID, str]) -> RequestRow:
 
 
 def held_now(tenant: Tenant, now: datetime) -> list[Held]:
-    """The tenant's running reservations with what it used of each pool in the last 60 s."""
+    """The tenant's running reservations with what it used inside those of each pool in the last 60 s."""
     running = list(reservations_running(at=now).filter(tenant=tenant).select_related("pool__model", "profile"))
-    used = used_mu_per_min(now=now, group="pool_id", tenant_id=tenant.pk)
+    used = used_mu_per_min(now=now, group="pool_id", tenant_id=tenant.pk, is_reserved=True)
     return [Held(reservation=row, used_mu_per_min=used.get(row.pool_id, 0.0)) for row in running]
-
-
-def usage_series(tenant: Tenant, pool: Pool, chosen: Range, now: datetime) -> dict[str, object]:
-    """The tenant's MU/min of one pool over the range, and what it has reserved of it."""
-    starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
-    sums = [0.0] * len(starts)
-    rollups = usage_rows(
-        period=period_for(chosen),
-        since=datetime.fromtimestamp(starts[0], now.tzinfo),
-        until=datetime.fromtimestamp(starts[-1] + step_s, now.tzinfo),
-        tenant_id=tenant.pk,
-    ).filter(pool_id=pool.pk)
-    for starts_at, mu in rollups.values("starts_at").annotate(sum=Sum("mu")).values_list("starts_at", "sum"):
-        sums[int((starts_at.timestamp() - starts[0]) // step_s)] += mu
-    used: Line = [value / step_s * 60.0 for value in sums]
-    sales = [
-        (row.starts_at.timestamp(), row.ends_at.timestamp() if row.ends_at else None, row.mu_per_min)
-        for row in Reservation.objects.filter(
-            tenant=tenant, pool=pool, state__in=(Reservation.State.ACTIVE, Reservation.State.ENDED)
-        )
-    ]
-    return {"unit": "MU/min", "t": starts, "sold": sold_line(starts, sales), "used": used}

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from capacity.models import GuaranteeDay, GuaranteeMinute, Reservation
 from capacity.usage.attainment import Month, following, in_month, month_of, months
+from penstock.web.moments import read_moment
 
 _DAY_MINUTES = 24 * 60
 _SHOWN = 50
@@ -75,7 +76,7 @@ def reservation_context(row: Reservation, given: QueryDict) -> dict[str, Any]:
     until = following(choice.month)
     days = GuaranteeDay.objects.filter(reservation=row, day__gte=choice.month, day__lt=until).order_by("-day")
     breaches = _breaches(row, choice.month, until)
-    before = _moment(given.get("before", ""))
+    before = read_moment(given.get("before", ""))
     shown = list((breaches.filter(starts_at__lt=before) if before else breaches)[: _SHOWN + 1])
     (month,) = months([row], choice.month)
     runs = _runs(breaches.values_list("starts_at", flat=True).order_by("starts_at"))
@@ -121,11 +122,3 @@ def _headline(found: Sequence[Month]) -> str:
 
 def _count(number: int) -> str:
     return "1 reservation" if number == 1 else f"{number} reservations"
-
-
-def _moment(text: str) -> datetime.datetime | None:
-    try:
-        at = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=datetime.UTC)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.conf import settings
+
 from capacity.models import BooksState, Pool
 from penstock.budgets import spent
 from tenants.models import Limit
@@ -16,18 +18,34 @@ def whose(limit: Limit) -> str:
     return _WHOSE[Limit.SetBy(limit.set_by)]
 
 
+_NEARLY = 0.9
+"""From this share on a budget is shown to run out."""
+
+
 @dataclass(frozen=True)
 class Used:
     """What is used of a budget's present period; ``pool`` is empty where its budget is one for all pools."""
 
     pool: str
     amount: float
+    value: int
+    """The budget itself."""
+
+    @property
+    def share(self) -> float:
+        return self.amount / self.value
+
+    @property
+    def meter(self) -> str:
+        return "warn" if self.share >= _NEARLY else "used"
 
 
 def budgets_told(limits: list[Limit]) -> list[Limit]:
     """``limits`` (all of those that they speak of), each budget with ``used``, the largest first, as the books have it:
-    they come a minute or two behind."""
+    they come a minute or two behind. Those of money name their ``unit``."""
     found = [limit for limit in limits if limit.kind in BUDGETS]
+    for limit in found:
+        limit.unit = settings.PENSTOCK_CURRENCY if limit.kind.startswith("money_") else ""
     books = BooksState.objects.filter(pk=1).first()
     if not found or books is None or books.final_until is None:
         return limits
@@ -35,7 +53,11 @@ def budgets_told(limits: list[Limit]) -> list[Limit]:
     pools = Pool.objects.filter(pk__in={row.pool for row in rows if row.pool}).values_list("pk", "name")
     names = {str(pk): name for pk, name in pools}
     for limit in found:
-        of = [Used(names.get(row.pool, ""), row.amount) for row in rows if row.limit == limit.holding.lasting.pk]
+        of = [
+            Used(names.get(row.pool, ""), row.amount, limit.value)
+            for row in rows
+            if row.limit == limit.holding.lasting.pk
+        ]
         of.sort(key=lambda one: -one.amount)
         limit.used = of
     return limits

@@ -1,12 +1,14 @@
 """Template tags and filters of the look: figures, times, icons and meters. Nothing here needs an inline style."""
 
 from datetime import datetime
+from decimal import Decimal
 
 from django import template
 from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
+from capacity.policy.money import amount_text
 from penstock.web import figures
 
 register = template.Library()
@@ -47,6 +49,13 @@ def gib(value: object) -> str:
     return figures.gibibytes(_known(value))
 
 
+@register.filter
+def money(value: object, currency: str) -> str:
+    """An amount with its currency: 0.4 of EUR is "0.40 EUR"."""
+    known = value if isinstance(value, Decimal) else None if _known(value) is None else Decimal(repr(value))
+    return figures.NONE if known is None else f"{amount_text(known, currency)} {currency}".strip()
+
+
 ICONS = {
     "capacity": '<path d="M2 13h12M4 13V8M8 13V3M12 13V6"/>',
     "settings": '<path d="M2 4.5h6M11.5 4.5H14M2 11.5h2.500M8 11.500h6"/><circle cx="9.7" cy="4.5" r="1.7"/>'
@@ -56,6 +65,7 @@ ICONS = {
     "warn": '<path d="M8 2 14.5 13.500h-13z"/><path d="M8 6.500v3.200M8 11.700h.01"/>',
     "host": '<rect x="2" y="3" width="12" height="4" rx="1"/><rect x="2" y="9" width="12" height="4" rx="1"/>'
     '<path d="M4.5 5h.01M4.5 11h.01"/>',
+    "invoice": '<path d="M4 2h8v12l-2-1.300-2 1.300-2-1.300L4 14z"/><path d="M6.200 5.500h3.600M6.200 8.500h3.600"/>',
     "grid": '<rect x="2.5" y="2.5" width="4.5" height="4.5"/><rect x="9" y="2.5" width="4.5" height="4.5"/>'
     '<rect x="2.5" y="9" width="4.5" height="4.5"/><rect x="9" y="9" width="4.5" height="4.5"/>',
     "audit": '<path d="M3.500 2h6l3 3v9h-9zM9.500 2v3h3M5.800 8h4.400M5.800 10.800h4.400"/>',
@@ -63,6 +73,9 @@ ICONS = {
     "chat": '<path d="M3 3h10v7.500H7.500L4.500 13v-2.500H3z"/>',
     "usage": '<path d="M2 12.500 6 7.500l3 2.500 5-6.500"/>',
     "gauge": '<path d="M2 11a6 6 0 0 1 12 0"/><path d="m8 11 3-3.500"/>',
+    "pool": '<ellipse cx="8" cy="4.500" rx="5.500" ry="2"/>'
+    '<path d="M2.500 4.500v7c0 1.100 2.500 2 5.500 2s5.500-.9 5.500-2v-7"/>'
+    '<path d="M2.500 8c0 1.100 2.500 2 5.500 2s5.500-.9 5.500-2"/>',
     "sold": '<path d="M2 13h12M3 13V6h4v7M7 13V9h6v4"/>',
     "image": '<rect x="2" y="3" width="12" height="10" rx="1"/><path d="m2.5 12 3.500-4 2.500 2.500 2-2 3 3.500"/>',
     "menu": '<path d="M2.5 4.500h11M2.5 8h11M2.5 11.500h11"/>',

@@ -3,17 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from datetime import timedelta
 
-from django.conf import settings
-from django.db.models import Q, Sum
-
-from capacity.models import Pool, Reservation, UsageRollup
-from capacity.selectors import profiles_in_force, reference_mu_per_min, usage_rows
-from penstock.web.live import DeploymentSample, read_ring
-from serving.models import Deployment, ScalingDecision
-from serving.selectors import replicas_at_most
+from penstock.web.live import DeploymentSample
 
 Line = list[float | None]
 
@@ -42,11 +34,16 @@ CONSOLE_RANGES = _ranges(
     Range("1h", "1 h", timedelta(hours=1), timedelta(seconds=15), 15),
     Range("6h", "6 h", timedelta(hours=6), timedelta(minutes=1), 60),
     Range("24h", "24 h", timedelta(hours=24), timedelta(minutes=5), 60),
+    Range("7d", "7 d", timedelta(days=7), timedelta(hours=1), 300),
+    Range("30d", "30 d", timedelta(days=30), timedelta(hours=6), 300),
 )
 RING_S = 7200
 """The state keeps this many seconds of samples."""
 RECENT_S = 600
 """For buckets of a minute and more the scale loop's minute samples speak, but for these newest seconds."""
+
+
+HOUR = timedelta(hours=1)
 
 
 def pick(ranges: dict[str, Range], key: str | None, default: str) -> Range:
@@ -112,10 +109,10 @@ def bucketed(
         have[index] = next(
             (row.capacity_mu_per_min for row in reversed(rows) if row.capacity_mu_per_min is not None), None
         )
-    return Seen(offered=offered, have=_held(have, limit=max(1, int(90 / step_s))))
+    return Seen(offered=offered, have=held(have, limit=max(1, int(90 / step_s))))
 
 
-def _held(line: Line, limit: int) -> Line:
+def held(line: Line, limit: int) -> Line:
     """``line`` with gaps of at most ``limit`` buckets filled by the value before: a level holds until the next look."""
     filled, last, age = list(line), None, 0
     for index, value in enumerate(line):
@@ -125,6 +122,27 @@ def _held(line: Line, limit: int) -> Line:
             age += 1
             filled[index] = last if age <= limit else None
     return filled
+
+
+def means(starts: Sequence[float], step_s: float, known: Iterable[tuple[float, float]]) -> Line:
+    """The mean of what is known, as pairs (UNIX seconds, value), in each bucket; None where nothing is."""
+    sums: list[list[float]] = [[0.0, 0.0] for _ in starts]
+    for at, value in known:
+        index = int((at - starts[0]) // step_s)
+        if 0 <= index < len(starts):
+            sums[index][0] += value
+            sums[index][1] += 1.0
+    return [value / count if count else None for value, count in sums]
+
+
+def totals(starts: Sequence[float], step_s: float, known: Iterable[tuple[float, float]], until: float) -> Line:
+    """The sum of what is known in each bucket; None in those that begin at ``until`` or later."""
+    line: Line = [0.0 if start < until else None for start in starts]
+    for at, value in known:
+        index = int((at - starts[0]) // step_s)
+        if 0 <= index < len(starts):
+            line[index] = (line[index] or 0.0) + value
+    return line
 
 
 def per_bucket(starts: Sequence[float], step_s: float, minutes: dict[float, float], until: float) -> Line:
@@ -155,105 +173,3 @@ def add(lines: Sequence[Line]) -> Line:
 
 def scale(line: Line, factor: float) -> Line:
     return [None if value is None else value * factor for value in line]
-
-
-def capacity_series(now: datetime, chosen: Range, pool: Pool | None) -> dict[str, object]:
-    """The console's chart: have, could have, sold, offered and used, of one pool in MU/min.
-
-    Without ``pool`` all pools are added up as replica-equivalents, since MU of two pools do not add.
-    """
-    starts, step_s = bucket_starts(now.timestamp(), chosen), chosen.step.total_seconds()
-    begins = datetime.fromtimestamp(starts[0], UTC)
-    # What was removed meanwhile had, was offered and used what it did; until its last stream ended, it still did.
-    ended = begins - timedelta(seconds=settings.PENSTOCK_DRAIN_LIMIT_S)
-    seen_since = Deployment.everything.filter(Q(removed_at=None) | Q(removed_at__gt=ended))
-    deployments = list(seen_since.filter(**({"pool": pool} if pool else {})))
-    living = [row for row in deployments if row.removed_at is None]
-    profiles = profiles_in_force(at=now)
-
-    def factor_of(pool_id: UUID) -> float:
-        return 1.0 if pool else 1.0 / reference_mu_per_min(profiles.get(pool_id))
-
-    minutes = _decision_minutes([row.pk for row in deployments], begins)
-    used = _used_minutes([row.pk for row in deployments], begins, now)
-    sales = _sales(begins, pool)
-    have, offered, use = [], [], []
-    for row in deployments:
-        ring = read_ring(str(row.pk), _ring_samples(chosen))
-        seen = bucketed(starts, step_s, ring, minutes[row.pk])
-        factor = factor_of(row.pool_id)
-        have.append(scale(seen.have, factor))
-        offered.append(scale(seen.offered, factor))
-        until = now.timestamp() // 60 * 60
-        use.append(scale(per_bucket(starts, step_s, used[row.pk], until), factor))
-    could = sum(
-        replicas_at_most(row) * reference_mu_per_min(profiles.get(row.pool_id)) * factor_of(row.pool_id)
-        for row in living
-    )
-    sold = [scale(list(sold_line(starts, own)), factor_of(pool_id)) for pool_id, own in sales.items()]
-    if deployments:
-        sold.append([0.0] * len(starts))
-    empty: Line = [None] * len(starts)
-    return {
-        "unit": "MU/min" if pool else "replica-equivalents",
-        "t": starts,
-        "have": add(have) if have else empty,
-        "could": [could] * len(starts) if living else empty,
-        "sold": add(sold) if sold else empty,
-        "offered": add(offered) if offered else empty,
-        "used": add(use) if use else empty,
-    }
-
-
-def _ring_samples(chosen: Range) -> int:
-    if chosen.step >= timedelta(minutes=1):
-        return RECENT_S
-    return min(RING_S, int(chosen.length.total_seconds() + 2 * chosen.step.total_seconds()))
-
-
-def _decision_minutes(deployment_ids: Sequence[UUID], begins: datetime) -> dict[UUID, list[Minute]]:
-    """The scale loop's samples, oldest first, by deployment."""
-    rows: dict[UUID, list[Minute]] = defaultdict(list)
-    decisions = ScalingDecision.objects.filter(deployment_id__in=deployment_ids, at__gte=begins).order_by("at")
-    for deployment_id, at, inputs in decisions.values_list("deployment_id", "at", "inputs"):
-        rows[deployment_id].append(decision_minute(at.timestamp(), inputs))
-    return rows
-
-
-def decision_minute(at: float, inputs: object) -> Minute:
-    """What a decision's recorded inputs say about offered load and supply, in MU/min."""
-    seen = inputs.get("observation") if isinstance(inputs, dict) else None
-    if not isinstance(seen, dict):
-        return Minute(at=at, offered_mu_per_min=None, capacity_mu_per_min=None)
-    ready, supply = _figure(seen.get("ready")), _figure(seen.get("replica_mu_per_min"))
-    return Minute(
-        at=at,
-        offered_mu_per_min=_figure(seen.get("offered_mu_per_min")),
-        capacity_mu_per_min=None if ready is None or supply is None else ready * supply,
-    )
-
-
-def _figure(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _used_minutes(deployment_ids: Sequence[UUID], begins: datetime, now: datetime) -> dict[UUID, dict[float, float]]:
-    rows: dict[UUID, dict[float, float]] = defaultdict(dict)
-    rollups = usage_rows(period=UsageRollup.Period.MINUTE, since=begins - timedelta(minutes=1), until=now)
-    summed = rollups.filter(deployment_id__in=deployment_ids).values("deployment_id", "starts_at")
-    for deployment_id, starts_at, mu in summed.annotate(sum=Sum("mu")).values_list("deployment_id", "starts_at", "sum"):
-        rows[deployment_id][starts_at.timestamp()] = mu
-    return rows
-
-
-def _sales(begins: datetime, pool: Pool | None) -> dict[UUID, list[tuple[float, float | None, float]]]:
-    """What was sold since ``begins``, by pool, also where nothing is deployed: (from, until or None, MU/min)."""
-    rows: dict[UUID, list[tuple[float, float | None, float]]] = defaultdict(list)
-    held = Reservation.objects.filter(
-        Q(ends_at__isnull=True) | Q(ends_at__gt=begins),
-        state__in=(Reservation.State.ACTIVE, Reservation.State.ENDED),
-        **({"pool": pool} if pool else {}),
-    )
-    for pool_id, starts_at, ends_at, mu in held.values_list("pool_id", "starts_at", "ends_at", "mu_per_min"):
-        rows[pool_id].append((starts_at.timestamp(), ends_at.timestamp() if ends_at else None, mu))
-    return rows

@@ -175,3 +175,14 @@ def test_each_period_begins_with_nothing(arbiter: Arbiter) -> None:
     budget.spend(10.0, 7.0, november.ends_at - 1)
     budget.spend(5.0, 4.0, november.ends_at + 1)
     assert budget.own == 7.0, "what ends in the next period counts in that"
+
+
+def test_nothing_runs_when_all_have_ended_whatever_their_sums_rounded_to() -> None:
+    limit = Budget(RECORD)
+    amounts = [0.1, 0.2, 0.3, 0.7]
+    for amount in amounts:
+        limit.note(amount)
+    for amount in amounts:
+        limit.spend(amount, 0.0, 1.0)
+    assert (limit.running, limit.is_holding) == (0.0, False)
+    assert limit.is_forgettable(1e9, 120.0)

@@ -120,3 +120,14 @@ async def test_a_limit_that_becomes_another_while_it_is_asked_begins_anew(team, 
     grants.settle(granted, {})
     assert (limit.held, limit.lease, limit.settlements) == (0, 0.0, [])
     assert isinstance(await grants.acquire([Demand(new, 600.0)]), Granted)
+
+
+def test_settlements_of_one_time_are_told_as_one_by_sign() -> None:
+    """A busy gateway tells a bucket as much as an idle one. Debts stay apart from refunds: only they are told again."""
+    limit = Limit(LimitRecord(id="l", kind="tokens_per_min", value=1e6))
+    for difference, at in ((5.0, 1.0), (7.0, 1.0), (-3.0, 1.0), (-4.0, 1.0), (-1.0, 2.0), (2.0, 2.0)):
+        limit.settled(difference, at)
+    assert limit.settlements == [(12.0, 1.0), (-7.0, 1.0), (-1.0, 2.0), (2.0, 2.0)]
+    limit.report(is_asked=False, gateways=1)
+    limit.report_lost()
+    assert limit.settlements == [(12.0, 1.0), (2.0, 2.0)]

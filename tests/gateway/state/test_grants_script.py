@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.gateway.grants import _SCRIPT
+from serving.gateway.asking import GRANTS
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import connect
@@ -18,8 +18,8 @@ from serving.policy import bucket, promises
 from serving.policy.bucket import Bucket
 from serving.policy.promises import Promise
 
-AT_TIME = _SCRIPT.text.replace("redis.call('TIME')", "{ARGV[2], ARGV[3]}")
-assert _SCRIPT.text != AT_TIME
+AT_TIME = GRANTS.text.replace("redis.call('TIME')", "{ARGV[2], ARGV[3]}")
+assert GRANTS.text != AT_TIME
 BEGIN_MS = 1_000_000_000.0
 
 
@@ -34,11 +34,13 @@ class Arbiter:
         self.client.flushall()
         self.client.set("penstock:epoch", "test.1000")
 
-    def exchange(self, now_ms, gateway, entry, asks, key="penstock:grant:l", silence_ms=1e12, who="", is_last=True):
+    def exchange(
+        self, now_ms, gateway, entry, asks, key="penstock:grant:l", silence_ms=1e12, who="", is_last=True, name=""
+    ):
         # Whole milliseconds and microseconds, as TIME gives them.
         seconds, micros = divmod(round(now_ms * 1000), 1_000_000)
         request = {"g": gateway, "e": "x", "life": 2000, "grace": 2000, "silence": silence_ms, "l": [entry]}
-        request["a"] = [[who, is_last, ask] for ask in asks]
+        request["a"] = [[who, is_last, ask, name, bool(name)] for ask in asks]
         keys = ["penstock:epoch", "penstock:gws", "penstock:grace-until", key]
         raw = self.run(keys=keys, args=[msgspec.msgpack.encode(request), seconds, micros])
         return msgspec.msgpack.decode(raw)
@@ -86,7 +88,7 @@ def test_the_script_and_the_pure_bucket_agree(arbiter, steps, window_ms):
                 state = bucket.refunded(state, -difference, charged_at_ms=at)
         book = promises.standing(book, now)
         wanted, own = promises.admits(state.level, amount, who, book, **kept, now_ms=now)
-        wait_ms = promises.wait_ms(state.level, amount, book, **kept, now_ms=now)
+        wait_ms = promises.wait_ms(state.level, amount, who, book, **kept, now_ms=now)
         if wanted:
             state = bucket.charged(state, amount)
             running.append((now, float(amount)))
@@ -101,6 +103,22 @@ def test_the_script_and_the_pure_bucket_agree(arbiter, steps, window_ms):
         assert answer[4][0][0] == pytest.approx(state.level, abs=1e-6)
         if not wanted:
             assert answer[5][0][1] == pytest.approx(wait_ms, abs=1e-3)
+
+
+def test_others_wait_for_few_requests_of_a_key_that_does_not_wait(arbiter):
+    arbiter.clear()
+    entry, rate = ["r", 600.0, 0.0, 0.0, [], 0.0, 0.0], 600.0 / 60_000
+    assert arbiter.exchange(BEGIN_MS, "g", entry, [[[1, 600]]], who="first")[5] == [0]
+    told = [arbiter.exchange(BEGIN_MS, "g", entry, [[[1, 60]]], who="impatient")[5][0][1] for _ in range(210)]
+    assert told[:200] == [pytest.approx(60 * (place + 1) / rate) for place in range(200)], "each a time of its own"
+    wait = arbiter.exchange(BEGIN_MS, "g", entry, [[[1, 60]]], who="patient")[5][0][1]
+    assert wait == pytest.approx(60 * (promises.FIRM + 1) / rate)
+    now = BEGIN_MS
+    for n in range(promises.FIRM):
+        now = BEGIN_MS + 60 * (n + 1) / rate
+        assert arbiter.exchange(now, "g", entry, [[[1, 60]]], who="impatient")[5] == [0]
+        assert arbiter.exchange(now, "g", entry, [[[1, 60]]], who="impatient")[5] != [0]
+    assert arbiter.exchange(BEGIN_MS + wait, "g", entry, [[[1, 60]]], who="patient")[5] == [0]
 
 
 def worst_excess(uses, capacity):

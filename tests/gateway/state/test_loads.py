@@ -10,6 +10,7 @@ import pytest
 
 from serving.gateway.loads import Loads, read_beats
 from serving.gateway.state import State, connect
+from serving.policy.fairness import FairQueue
 
 
 @pytest.fixture
@@ -96,6 +97,7 @@ async def test_gateways_add_each_others_beats_to_their_own(make):
     await until(lambda: all(x.replica("r").n == 4 for x in (a, b, c)))
     assert figures(a.replica("r")) == (4, 4.0, 8.0)
     assert a.gateways() == 3
+    assert [x.place for x in (a, b, c)] == [(0, 3), (1, 3), (2, 3)]
     began = time.monotonic()
     tickets[1].first_token()
     tickets[2].finished(True)
@@ -211,3 +213,71 @@ async def test_other_gateways_end_what_an_owner_waits_for(make):
     assert heard == ["r"], "once for each time"
     a.wants_cut("r")
     await until(lambda: heard == ["r", "r"])
+
+
+async def test_other_gateways_put_back_what_an_owner_is_read_beside(make):
+    a, b = await make("a"), await make("b")
+    cut, heard = [], []
+    b.on_cut, b.on_way = cut.append, heard.append
+    a.wants_way("r")
+    await until(lambda: heard == ["r"])
+    a.wants_way("r")
+    await until(lambda: heard == ["r", "r"])
+    assert not cut
+
+
+async def test_a_gateway_that_cannot_make_sense_of_others_is_heard_all_the_same(make, caplog):
+    a, b = await make("a"), await make("b")
+    failures = []
+
+    def fail(told, name):
+        failures.append(name)
+        if len(failures) == 1:
+            raise ValueError("news")
+
+    a.on_order = fail
+    await until(lambda: len(failures) > 1)
+    assert "tried again" in caplog.text
+    a.wants_way("r")
+    heard = []
+    b.on_way = heard.append
+    await until(lambda: heard == ["r"])
+
+
+def line(loads):
+    """A best-effort queue that tells and hears with the gateway's beats."""
+    queue = FairQueue()
+
+    def tell():
+        told = queue.tell()
+        return {} if told is None else {"d": told}
+
+    loads.order = tell
+    loads.on_order = lambda told, name: queue.hear(told.get("d", {}))
+    return queue
+
+
+async def test_gateways_agree_whose_turn_it_is(make):
+    a, b = await make("a"), await make("b")
+    first, second = line(a), line(b)
+    first.join("poor", None, 1.0)
+    second.serve("rich", 10.0)
+    await until(lambda: not second.may_pass("rich", 1.0, slack=0.0))
+    assert first.may_pass("poor", 1.0, slack=0.0)
+    first.settle("poor", 20.0)
+    await until(lambda: second.may_pass("rich", 1.0, slack=0.0))
+
+
+async def test_who_waits_at_a_dead_gateway_is_in_nobodys_way(make, valkey_server):
+    server = valkey_server()
+    a, b = await make("a", server.url), await make("b", server.url)
+    first, second = line(a), line(b)
+    first.join("poor", None, 1.0)
+    second.serve("rich", 10.0)
+    await until(lambda: second.others_wait)
+    server.stop(signal.SIGKILL)
+    await until(lambda: not second.others_wait, 4)
+    server.start()
+    await until(lambda: second.others_wait, 4)
+    a._ticker.cancel()
+    await until(lambda: not second.others_wait, 4)

@@ -3,13 +3,18 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from serving.gateway.demands import Demand, Granted, Refused
 from serving.gateway.grants import Grants
 from serving.gateway.limits import Limit
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import State, connect
+from serving.policy import seats as line
+from serving.policy.seats import Pace
 from tests.gateway.state.test_grants_script import BEGIN_MS, Arbiter
 
 
@@ -96,7 +101,7 @@ def test_free_seats_of_others_stand_in_the_way_until_they_come_back(arbiter):
     arbiter.clear()
     key = "penstock:held:seats"
     arbiter.exchange(BEGIN_MS, "b", ["c", 100.0, 0, 0.0, 0.0], [], key=key)
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 2, 0.0, 5.0], [], key=key)[4] == [[7, 0, 5, 7]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 2, 0.0, 5.0], [], key=key)[4] == [[7, 0, 5, 7, 0]]
     asks = [[[1, 1]]] * 94
     answer = arbiter.exchange(BEGIN_MS, "b", ["c", 100.0, 0, 0.0, 0.0], asks, key=key)
     assert answer[5][:93] == [0] * 93
@@ -108,8 +113,8 @@ def test_free_seats_of_others_stand_in_the_way_until_they_come_back(arbiter):
 def test_the_last_eighth_is_never_leased(arbiter):
     arbiter.clear()
     key = "penstock:held:seats"
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 80, 0.0, 50.0], [], key=key)[4] == [[87, 0, 7, 87]]
-    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 0.0, 50.0], [], key=key)[4] == [[90, 0, 0, 90]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 80, 0.0, 50.0], [], key=key)[4] == [[87, 0, 7, 87, 0]]
+    assert arbiter.exchange(BEGIN_MS, "a", ["c", 100.0, 90, 0.0, 50.0], [], key=key)[4] == [[90, 0, 0, 90, 0]]
 
 
 def test_a_dead_gateways_seats_are_forgotten_even_if_its_name_comes_back(arbiter):
@@ -121,7 +126,7 @@ def test_a_dead_gateways_seats_are_forgotten_even_if_its_name_comes_back(arbiter
     assert answer[4][0][0] == 0
     arbiter.exchange(BEGIN_MS + 2800, "a", ["r", 100.0, 0.0, 0.0, [], 0.0, 0.0], [])
     assert arbiter.exchange(BEGIN_MS + 2900, "b", ["c", 100.0, 0, 0.0, 0.0], [], key=key)[4][0][0] == 0
-    assert arbiter.client.hgetall(key) == {}
+    assert list(arbiter.client.hgetall(key)) == [b"pace:"]
 
 
 def count_asks(grants):
@@ -165,7 +170,7 @@ async def test_free_seats_go_back_when_nobody_comes(team, state_url):
         await asyncio.sleep(0.005)
     client = connect(state_url)
     async with asyncio.timeout(5):
-        while client.hlen("penstock:held:seats"):
+        while set(client.hkeys("penstock:held:seats")) != {b"pace:"}:
             await asyncio.sleep(0.02)
     client.close()
     assert team[0]._limits["seats"].lease == 0
@@ -182,3 +187,133 @@ async def test_a_gateway_that_stood_still_does_not_use_its_free_seats(team):
     asked = count_asks(team[0])
     assert isinstance(await team[0].acquire([Demand(record)]), Granted)
     assert len(asked) == 1, "the state decides"
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["ask", "ask", "again", "end"]), st.integers(0, 3000), st.sampled_from(["", "a", "b"])),
+    min_size=5,
+    max_size=50,
+)
+
+
+@given(steps=STEPS, capacity=st.integers(1, 4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_script_and_the_policy_keep_the_same_line(arbiter, steps, capacity):
+    """``again``: the last that was refused or waits in line comes once more, under its name."""
+    arbiter.clear()
+    now, held, vacated = BEGIN_MS, 0, 0
+    pace, book = Pace(BEGIN_MS), []
+    last = ("", "0")
+    for number, (action, wait, who) in enumerate(steps):
+        now += wait
+        if action == "end":
+            vacated += held > 0
+            held -= held > 0
+            continue
+        who, name = last = last if action == "again" else (who, str(number))
+        pace = line.paced(pace, now, ended=vacated)
+        book = line.standing(book, now)
+        place = line.place_of(book, who, name, now)
+        expected = line.wait_ms(capacity - held, book, pace, capacity=capacity, now_ms=now)
+        entry = ["c", float(capacity), held, 0.0, 0.0, vacated]
+        answer = arbiter.exchange(now, "g", entry, [[[1, 1]]], key="penstock:held:l", who=who, name=name)[5][0]
+        vacated = 0
+        if line.admits(capacity - held, book, place, now_ms=now):
+            assert answer == 0
+            held += 1
+            if place >= 0:
+                del book[place]
+        elif expected is None:
+            assert answer == [1, 1000, capacity - held, 0]
+        elif place >= 0:
+            assert answer == [1, pytest.approx(expected, abs=1e-3), capacity - held, -1]
+            book[place] = book[place]._replace(until_ms=now + line.ALIVE_MS, ask=name, waits=True)
+        else:
+            assert answer == [1, pytest.approx(expected, abs=1e-3), capacity - held, 0]
+            if who:
+                line.promise(book, who, now + expected)
+        pace = pace._replace(running=held)
+
+
+def ask_of_two(arbiter, now_ms, entries, asks):
+    """One exchange about the tenant's seats and a limit of key a; ``asks``: (who, indices of limits, name)."""
+    seconds, micros = divmod(round(now_ms * 1000), 1_000_000)
+    request = {"g": "g", "e": "x", "life": 2000, "grace": 2000, "silence": 1e12, "l": entries}
+    request["a"] = [[who, True, [[index, 1] for index in found], name, True] for who, found, name in asks]
+    keys = ["penstock:epoch", "penstock:gws", "penstock:grace-until", "penstock:held:tenant", "penstock:held:a"]
+    raw = arbiter.run(keys=keys, args=[msgspec.msgpack.encode(request), seconds, micros])
+    return msgspec.msgpack.decode(raw)[5]
+
+
+def test_a_key_that_waits_for_its_own_seat_keeps_the_tenants_free_for_others(arbiter):
+    arbiter.clear()
+    both = [1, 2]
+
+    def seats_of(a, b, vacated=0):
+        return [["c", 3.0, a + b, 0.0, 0.0, vacated], ["c", 1.0, a, 0.0, 0.0, vacated]]
+
+    ask_of_two(arbiter, BEGIN_MS, seats_of(0, 0), [("a", both, "1")])
+    ask_of_two(arbiter, BEGIN_MS + 500, seats_of(0, 0, 1), [("a", both, "2")])
+    waits = []
+    for number in range(4):
+        waits.append(ask_of_two(arbiter, BEGIN_MS + 500, seats_of(1, 0), [("a", both, f"a{number}")])[0][1])
+    now = BEGIN_MS + 500 + max(waits)
+    told = ask_of_two(arbiter, now, seats_of(1, 0), [("a", both, f"w{number}") for number in range(4)])
+    assert [answer[3] for answer in told] == [-1] * 4, "they wait in line for the seat of their key"
+    assert ask_of_two(arbiter, now, seats_of(1, 0), [("b", [1], "b1"), ("b", [1], "b2")]) == [0, 0]
+    # The key's seat comes free, but by now the tenant's are taken: for those it waits now, and nobody passes it.
+    assert ask_of_two(arbiter, now + 50, seats_of(0, 3), [("a", both, "w0")])[0][3] == -1
+    assert ask_of_two(arbiter, now + 60, seats_of(0, 2), [("b", [1], "b3")])[0] != 0
+    assert ask_of_two(arbiter, now + 70, seats_of(0, 2), [("a", both, "w0")]) == [0]
+
+
+def test_a_key_that_is_told_hours_makes_nobody_else_of_its_tenant_wait_so_long(arbiter):
+    arbiter.clear()
+
+    def entries(held, vacated=0):
+        return [["c", 4.0, held, 0.0, 0.0, vacated], ["r", 1.0, 0.0, 0.0, [], 0.0, 0.0, False, 60000]]
+
+    ask_of_two(arbiter, BEGIN_MS, entries(3), [("a", [1, 2], "a0")])
+    for number in range(250):
+        told = ask_of_two(arbiter, BEGIN_MS + 2000, entries(3, int(number == 0)), [("a", [1, 2], f"n{number}")])[0]
+    assert told[1] > 3_600_000
+    assert ask_of_two(arbiter, BEGIN_MS + 2000, entries(3), [("b", [1], "b0")]) == [0], "a seat is free"
+    wait_ms = ask_of_two(arbiter, BEGIN_MS + 2000, entries(4), [("b", [1], "b1")])[0][1]
+    assert wait_ms < 10_000
+    assert ask_of_two(arbiter, BEGIN_MS + 2001 + wait_ms, entries(4), [("b", [1], "b1")])[0][3] == -1, "it has a place"
+
+
+async def test_who_comes_when_told_gets_a_seat_at_any_gateway(team):
+    """Three seats, requests of 60 ms, a dozen clients with a key each at three gateways, and one who asks all the time
+    and is promised nothing."""
+    record = seats(3)
+    kept = broken = 0
+
+    async def client(number):
+        nonlocal kept, broken
+        told = False
+        for turn in range(12):
+            grants = team[(number + turn) % 3]
+            while isinstance(answer := await grants.acquire([Demand(record)], f"key {number}"), Refused):
+                broken += told
+                told = answer.retry_after_s != 1.0  # nothing is known yet: nothing is promised
+                await asyncio.sleep(answer.retry_after_s)
+            kept, told = kept + told, False
+            await asyncio.sleep(0.06)
+            grants.settle(answer, {})
+
+    async def intruder():
+        while True:
+            answer = await team[0].acquire([Demand(record)])
+            if isinstance(answer, Granted):
+                await asyncio.sleep(0.03)
+                team[0].settle(answer, {})
+            await asyncio.sleep(0.01)
+
+    other = asyncio.create_task(intruder())
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(client(number) for number in range(12)))
+    other.cancel()
+    print(kept, "kept", broken, "broken")
+    assert kept > 50
+    assert broken <= (kept + broken) / 100

@@ -13,7 +13,7 @@ from serving.gateway.grants import Grants
 from serving.gateway.metrics import Metrics
 from serving.gateway.records import LimitRecord
 from serving.gateway.state import State
-from tests.gateway.state.test_grants import settled_epoch, until
+from tests.gateway.state.team import settled_epoch, until
 
 RATE = LimitRecord(id="r", kind="requests_per_min", value=60.0)
 BUDGET = LimitRecord(id="b.20261126", kind="mu_per_day", value=100.0, ends_at=4e9)

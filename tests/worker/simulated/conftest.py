@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -12,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
+if TYPE_CHECKING:
+    import openai
 
 FAST = {"step_floor_ms": 1.0, "alpha_ms": 0.001, "beta_ms": 0.01, "gamma_ms": 0.0, "epsilon_ms": 0.0, "base_ms": 0.0}
 """An engine that makes 1,000 steps a second."""
@@ -39,6 +43,13 @@ class RunningEngine:
 
     def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=20, **more)
+
+    @functools.cached_property
+    def sdk(self) -> openai.OpenAI:
+        """OpenAI's official client, closed with the engine."""
+        import openai  # seconds, which the tests that need it not do not wait for
+
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def complete(self, **body: Any) -> httpx.Response:
         return self.post("/v1/completions", {"model": "sim", "prompt": "Hello", "max_tokens": 4} | body)
@@ -84,6 +95,8 @@ class Engines:
 
     def end(self) -> None:
         for engine in self.started:
+            if "sdk" in vars(engine):
+                engine.sdk.close()
             engine.process.kill()
             engine.process.communicate()
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import json
 
-import openai
-
 EXACT = {"ignore_eos": True}
-
-
-def client(engine, **more) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0, **more)
 
 
 def events(text: str) -> list[dict | str]:

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.worker.simulated.talking import EXACT, client, events
+from tests.worker.simulated.talking import EXACT, events
 from worker.runtimes import get_runtime
 from worker.spec import METRICS
 
@@ -18,7 +18,7 @@ from worker.spec import METRICS
 
 
 def test_it_says_what_it_is(engine):
-    models = client(engine).models.list().data
+    models = engine.sdk.models.list().data
     assert [(m.id, m.owned_by, m.max_model_len) for m in models] == [("sim", "simulated", 8192)]
     assert httpx.get(f"{engine.url}/version").json()["version"].endswith("+simulated")
     health = httpx.get(f"{engine.url}/health")
@@ -48,7 +48,7 @@ def test_the_agent_finds_every_metric_it_reports(own_engine):
 
 
 def test_the_official_client_streams_chat_with_usage(engine):
-    stream = client(engine).chat.completions.create(
+    stream = engine.sdk.chat.completions.create(
         model="sim",
         messages=[{"role": "user", "content": "How does water flow?"}],
         stream=True,
@@ -69,7 +69,7 @@ def test_the_official_client_streams_chat_with_usage(engine):
 
 def test_whole_and_streamed_answers_say_the_same(engine):
     asked = {"model": "sim", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "seed": 7}
-    sdk = client(engine)
+    sdk = engine.sdk
     whole = sdk.chat.completions.create(**asked, extra_body=EXACT)
     streamed = sdk.chat.completions.create(**asked, stream=True, extra_body=EXACT)
     text = "".join(chunk.choices[0].delta.content for chunk in streamed)

@@ -11,13 +11,9 @@ from tests.worker.simulated.conftest import RunningEngine
 EXACT = {"ignore_eos": True}
 
 
-def client(engine: RunningEngine) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{engine.url}/v1", api_key="none", max_retries=0)
-
-
 def test_an_answer_is_the_chats(engine: RunningEngine) -> None:
-    answer = client(engine).responses.create(model="sim", input="Hello", max_output_tokens=6, extra_body=EXACT)
-    chat = client(engine).chat.completions.create(
+    answer = engine.sdk.responses.create(model="sim", input="Hello", max_output_tokens=6, extra_body=EXACT)
+    chat = engine.sdk.chat.completions.create(
         model="sim", messages=[{"role": "user", "content": "Hello"}], max_tokens=6, extra_body=EXACT
     )
     assert answer.output_text == chat.choices[0].message.content
@@ -27,7 +23,7 @@ def test_an_answer_is_the_chats(engine: RunningEngine) -> None:
     assert answer.status == "incomplete"
     assert answer.incomplete_details is not None
     assert answer.incomplete_details.reason == "max_output_tokens"
-    assert client(engine).responses.create(model="sim", input="Hello").status == "completed"
+    assert engine.sdk.responses.create(model="sim", input="Hello").status == "completed"
 
 
 def test_a_stream_tells_the_same(engine: RunningEngine) -> None:
@@ -37,8 +33,8 @@ def test_a_stream_tells_the_same(engine: RunningEngine) -> None:
         {"type": "function_call_output", "call_id": "c", "output": "noon"},
     ]
     asked = {"model": "sim", "input": turns, "instructions": "Be terse.", "max_output_tokens": 5, "extra_body": EXACT}
-    whole = client(engine).responses.create(**asked)  # type: ignore[call-overload]
-    with client(engine).responses.stream(**asked) as stream:
+    whole = engine.sdk.responses.create(**asked)  # type: ignore[call-overload]
+    with engine.sdk.responses.stream(**asked) as stream:
         seen = list(stream)
         final = stream.get_final_response()
     assert final.output_text == whole.output_text
@@ -51,9 +47,9 @@ def test_a_stream_tells_the_same(engine: RunningEngine) -> None:
 
 def test_errors_and_failures_are_vllms(own_engine: RunningEngine) -> None:
     with pytest.raises(openai.BadRequestError):
-        client(own_engine).responses.create(model="sim", input="x", max_output_tokens=0)
+        own_engine.sdk.responses.create(model="sim", input="x", max_output_tokens=0)
     with pytest.raises(openai.NotFoundError):
-        client(own_engine).responses.create(model="other", input="x")
+        own_engine.sdk.responses.create(model="other", input="x")
     assert httpx.get(f"{own_engine.url}/v1/responses").status_code == 405
     own_engine.fault(mode="error_done", after_tokens=2)
     body = {"model": "sim", "input": "x", "max_output_tokens": 5, "ignore_eos": True, "stream": True}

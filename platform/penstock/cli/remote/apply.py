@@ -11,10 +11,12 @@ from typing import Any
 
 from penstock.cli.remote import output
 from penstock.cli.remote.api import Api, ApiError
-from penstock.cli.remote.manifest import PARTS, SECTIONS, Entry, ManifestError, Step, difference, owned, read
+from penstock.cli.remote.manifest import Entry, ManifestError, Step, difference, owned, read
+from penstock.cli.remote.manifest_kinds import IS_ONE_OF, PARTS, SECTIONS
 from penstock.cli.remote.nouns import Refused, told
 from penstock.cli.remote.profile import load
-from penstock.cli.remote.stock import Builder, Stock, known_names
+from penstock.cli.remote.sell import verdict
+from penstock.cli.remote.stock import Builder, Rows, Stock, known_names
 
 _HEAD = """\
 # What this installation of Penstock is told to be. Secrets are not in it: keys that are made anew get new ones.
@@ -29,29 +31,39 @@ def run(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     entries = _read(arguments.file)
     api = Api(load())
-    if any(entry.section == "limits" for entry in entries):
-        entries = _owned(arguments.file, entries, _whose(api))
     stock = Stock(api)
+    if any(entry.section in ("limits", "reservations") for entry in entries):
+        entries = _owned(arguments.file, entries, "operator" if stock.is_operator else "tenant")
     sections = [section for section in SECTIONS if any(entry.section == section for entry in entries)]
     there = stock.rows(sections, tenants=())
     tenants = {entry.tenant for entry in entries if entry.tenant and ("tenants", "", entry.tenant) in there}
     for tenant in sorted(tenants):
-        for part in PARTS:
-            if any(entry.section == part and entry.tenant == tenant for entry in entries):
-                there |= stock.part(tenant, part)
+        there |= _parts(stock, tenant, entries)
     try:
         steps = difference(entries, there, known_names(there, api, entries))
     except ManifestError as error:
         raise _refused(arguments.file, error) from None
     if arguments.dry_run:
-        _show(steps, len(entries), as_json=arguments.json)
-        return 0
+        return _show(steps, len(entries), api, as_json=arguments.json)
     return _carry_out(steps, Builder(api, stock), len(entries), as_json=arguments.json)
 
 
-def _whose(api: Api) -> str:
-    """Whose limits the caller sets."""
-    return "operator" if api.get("/me")["is_operator"] else "tenant"
+def _parts(stock: Stock, tenant: str, entries: Sequence[Entry]) -> Rows:
+    """What stands within a tenant, as far as ``entries`` speak of it."""
+    own = [entry for entry in entries if entry.tenant == tenant]
+    holders = {
+        (section, tenant, entry.names[place])
+        for entry in own
+        if entry.section == "limits"
+        for section, place in (("keys", 3), ("members", 4))
+        if entry.names[place]
+    }
+    needed = {entry.section for entry in own} | {holder[0] for holder in holders}
+    there: Rows = {}
+    for part in PARTS:
+        if part in needed:
+            there |= stock.limits(tenant, holders) if part == "limits" else stock.part(tenant, part)
+    return there
 
 
 def _owned(place: str, entries: Sequence[Entry], set_by: str) -> list[Entry]:
@@ -92,13 +104,24 @@ def _take(step: Step, builder: Builder, done: Sequence[Any], total: int, *, is_q
     return _as_row(step) | ({"secret": secret} if secret else {})
 
 
-def _show(steps: Sequence[Step], total: int, *, as_json: bool) -> None:
+def _show(steps: Sequence[Step], total: int, api: Api, *, as_json: bool) -> int:
+    """The plan, with the ledger's word on each sale: 1 where one does not fit."""
+    answers = [verdict(api, step) for step in steps]
     if as_json:
-        output.as_json([_as_row(step) for step in steps])
-        return
-    for step in steps:
-        print("\n".join(_lines(step)))
-    print(f"{_count(steps, 'to ')}, {total - len(steps)} as they are", file=sys.stderr)
+        asked = zip(steps, answers, strict=True)
+        output.as_json([_as_row(step) | ({"verdict": answer} if answer else {}) for step, answer in asked])
+    else:
+        for step, answer in zip(steps, answers, strict=True):
+            print("\n".join(_lines(step)))
+            if answer:
+                print(output.clean(f"    {answer['reason']}"))
+        print(f"{_count(steps, 'to ')}, {total - len(steps)} as they are", file=sys.stderr)
+    refused = [
+        step
+        for step, answer in zip(steps, answers, strict=True)
+        if answer and answer["verdict"] not in ("fits", "unknown") and not step.entry.fields.get("override_reason")
+    ]
+    return 1 if refused else 0
 
 
 def _count(steps: Sequence[Step], before: str = "") -> str:
@@ -157,17 +180,22 @@ def _export(arguments: argparse.Namespace) -> int:
     if strangers := [name for name in arguments.sections if name not in SECTIONS]:
         raise Refused(f"{strangers[0]}: no such section; there are {', '.join(SECTIONS)}")
     api = Api(load())
-    is_operator = api.get("/me")["is_operator"]
-    wanted = arguments.sections or (list(SECTIONS) if is_operator else ["tenants"])
     stock = Stock(api)
+    is_operator = stock.is_operator
+    wanted = arguments.sections or (list(SECTIONS) if is_operator else ["tenants", "reservations"])
     rows = stock.rows([section for section in SECTIONS if section in wanted], tenants=())
     document: dict[str, list[dict[str, Any]]] = {}
-    for (section, _, name), fields in rows.items():
+    for (section, _, *names), fields in rows.items():
         told = {field: value for field, value in fields.items() if field in SECTIONS[section].fields}
-        row = {SECTIONS[section].names[0]: name, **_without_empty(told)}
+        called = {name: value for name, value in zip(SECTIONS[section].names, names, strict=True) if value}
+        if IS_ONE_OF in fields:
+            alike = f"{fields[IS_ONE_OF]} reservations of {' '.join(called.values())} are called alike"
+            print(output.clean(f"penstock: {alike} and left out: give each a note of its own"), file=sys.stderr)
+            continue
+        row = {**called, **_without_empty(told)}
         if section == "tenants":
             for part in PARTS:
-                row |= _exported_part(stock, name, part, is_operator=is_operator)
+                row |= _exported_part(stock, names[0], part, is_operator=is_operator)
         document.setdefault(section, []).append(row)
     if arguments.json:
         output.as_json(document)
@@ -186,7 +214,7 @@ def _exported_part(stock: Stock, tenant: str, part: str, *, is_operator: bool) -
         return {}
     if part == "limits" and not is_operator:
         # What the operator has set is not the tenant's to apply.
-        rows = {key: fields for key, fields in rows.items() if key[-1] == "tenant"}
+        rows = {key: fields for key, fields in rows.items() if key[4] == "tenant"}
     names = PARTS[part].names
     found = [
         {name: called for name, called in zip(names, key[2:], strict=True) if called}

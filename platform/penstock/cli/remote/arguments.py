@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from penstock.cli.remote import nouns_of_operators, nouns_of_reservations, nouns_of_tenants
-from penstock.cli.remote.manifest import SECTIONS
+from penstock.cli.remote.manifest_kinds import SECTIONS
 from penstock.cli.remote.resources import Field, Resource, Verb
 
 RESOURCES = (
@@ -20,6 +20,7 @@ RESOURCES = (
     nouns_of_tenants.USAGE,
     nouns_of_tenants.ANCHORS,
     nouns_of_tenants.GUARANTEES,
+    nouns_of_tenants.INVOICES,
     nouns_of_tenants.AUDIT,
     nouns_of_operators.HOSTS,
     nouns_of_operators.HARDWARE_TYPES,
@@ -39,7 +40,9 @@ RESOURCES = (
 def add_nouns(commands: Any) -> None:
     """``commands``: argparse's sub-parsers of ``penstock``."""
     for resource in RESOURCES:
-        noun = commands.add_parser(resource.noun, help=resource.help, description=_capital(resource.help) + ".")
+        aliases = (resource.alias,) if resource.alias else ()
+        description = _capital(resource.help) + "."
+        noun = commands.add_parser(resource.noun, aliases=aliases, help=resource.help, description=description)
         noun.set_defaults(resource=resource, command="remote.nouns")
         verbs = noun.add_subparsers(dest="verb_name", metavar="VERB", title="verbs", required=True)
         _add_list(verbs.add_parser("list", help="show all"), resource)
@@ -51,8 +54,10 @@ def add_nouns(commands: Any) -> None:
             _add_verb(
                 verbs.add_parser(verb.name, help=verb.help, description=_capital(verb.help) + "."), resource, verb
             )
-        if resource is nouns_of_tenants.USAGE:
+        if resource in (nouns_of_tenants.USAGE, nouns_of_tenants.INVOICES):
             _add_verify(verbs)
+        if resource is nouns_of_tenants.INVOICES:
+            _add_invoices(verbs)
 
 
 def add_session(commands: Any) -> None:
@@ -214,14 +219,32 @@ def _add_verify(verbs: Any) -> None:
         "verify",
         help="check that the books were not changed, and recompute what was billed",
         description="Check a tenant's usage without trusting the installation: the hash chain of its records, the "
-        "daily anchors, the MU of each record from its tokens and price, and the daily sums.",
+        "daily anchors, the MU of each record from its tokens and price, the daily sums, and the invoices.",
     )
     verify.set_defaults(command="remote.verify")
     verify.add_argument("file", nargs="?", metavar="FILE", help="a file that was kept; - reads it from standard input")
     verify.add_argument("--since", default="", metavar="DAY", help="from this day (UTC, ISO) on; else all that is kept")
     verify.add_argument("--keep", default="", metavar="FILE", help="keep the file that is checked")
     verify.add_argument("--anchors", default="", metavar="FILE", help="compare with anchors that you kept (JSON)")
-    _common(verify, nouns_of_tenants.USAGE)
+    _common(verify, nouns_of_tenants.USAGE, is_of_all=False)
+
+
+def _add_invoices(verbs: Any) -> None:
+    show = verbs.add_parser("show", help="show one, with its lines")
+    _row(show, nouns_of_tenants.INVOICES)
+    preview = verbs.add_parser("preview", help="what a month comes to by what is booked now: no invoice, and not kept")
+    preview.add_argument("--month", default="", metavar="MONTH", help="as 2026-11 (UTC; this month)")
+    for parser in (show, preview):
+        _common(parser, nouns_of_tenants.INVOICES, is_of_all=parser is show)
+    issue = verbs.add_parser(
+        "issue", help="issue the invoice of a month that is final, or a note of what has changed since"
+    )
+    issue.add_argument("tenant", metavar="TENANT", help="slug or id")
+    issue.add_argument("month", metavar="MONTH", help="as 2026-11 (UTC)")
+    issue.add_argument("-y", "--yes", action="store_true", help="do not ask; this cannot be undone")
+    issue.add_argument("--json", action="store_true", help="JSON for programs")
+    for name in ("show", "preview", "issue"):
+        verbs.choices[name].set_defaults(command="remote.invoices", act=name)
 
 
 def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:
@@ -229,11 +252,26 @@ def _row(parser: argparse.ArgumentParser, resource: Resource) -> None:
     parser.add_argument("row", metavar=called, help=f"{', '.join(resource.names)} or id")
 
 
-def _common(parser: argparse.ArgumentParser, resource: Resource, *, names_tenant: bool = True) -> None:
+def _common(
+    parser: argparse.ArgumentParser, resource: Resource, *, names_tenant: bool = True, is_of_all: bool = True
+) -> None:
+    """``is_of_all``: who operates the platform may leave the tenant out, where the rows of all can be had."""
     parser.add_argument("--json", action="store_true", help="JSON for programs")
     if resource.is_of_tenant and names_tenant:
-        others = "all of them for operators, else your only one" if resource.platform_path else "else your only one"
+        is_of_all = is_of_all and bool(resource.platform_path)
+        others = "all of them for operators, else your only one" if is_of_all else "else your only one"
         parser.add_argument("--tenant", default="", help=f"slug or id (PENSTOCK_TENANT; {others})")
+        _under(parser, resource)
+
+
+def _under(parser: argparse.ArgumentParser, resource: Resource) -> None:
+    if resource.under:
+        group = parser.add_mutually_exclusive_group()
+        for name, holder in resource.under.items():
+            called = holder.names[0].rpartition(".")[2]
+            group.add_argument(
+                f"--{name}", default="", metavar=called.upper(), help=f"of one {name}, by {called} or id; else of all"
+            )
 
 
 def _add(parser: argparse.ArgumentParser, field: Field) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
         output.as_json(row)
     elif arguments.wait:
         for line in summary(row):
-            print(line)
+            print(output.clean(line))
     else:
         print(row["id"])
     if arguments.wait and row["state"] in ("failed", "cancelled"):
@@ -118,6 +119,13 @@ def summary(row: Mapping[str, Any]) -> list[str]:
         share = f", {knee['share']:.0%} of saturation" if knee.get("share") else ""
         lines.append(f"  knee: {knee['rate_per_s']:.3g} requests/s{share}; {knee['target_concurrency']} at once")
         lines += [f"  note: {text}" for text in knee["warnings"]]
+        limit = knee.get("supply_limit")
+        if limit:
+            lines.append(f"  {limit['text']}")
+        if limit and limit["recommended"]:
+            pool, name = shlex.quote(row["pool_name"]), shlex.quote(row["deployment_name"])
+            more = f"penstock deploy {pool} --name {name} --target-concurrency {limit['recommended']}"
+            lines.append(f"  raise it with: {more}")
     if row["adopted_version"]:
         lines.append(f"  it is version {row['adopted_version']} of the price, from {row['effective_from']}")
     elif row["state"] == "fitted":

@@ -6,142 +6,36 @@ it names.
 
 from __future__ import annotations
 
-import math
+import datetime
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Shape = Literal["text", "whole", "number", "switch", "texts", "names", "prices", "tiers"]
-INVITED = "is_invited"
-"""Marks the member who has not come yet, in what there is."""
-DRAINING = "is_draining"
-"""Marks the host that is being drained, in what there is: no manifest puts it to use again."""
-Key = tuple[str, ...]
-"""Kind, tenant (empty where it belongs to none), and the object's own names."""
+from penstock.cli.remote.manifest_kinds import (
+    AGREED,
+    DRAINING,
+    HAS_BEGUN,
+    INVITED,
+    IS_ONE_OF,
+    MERGED,
+    PARTS,
+    SECTIONS,
+    SET_BY,
+    STATES,
+    Key,
+    Kind,
+)
+from penstock.cli.remote.manifest_shapes import misfit, moment
 
-
-@dataclass(frozen=True)
-class Kind:
-    """``names`` call an object. ``fixed`` fields are given when it is made and stay; ``first`` are not told later."""
-
-    one: str
-    names: tuple[str, ...]
-    fields: Mapping[str, Shape]
-    fixed: tuple[str, ...] = ()
-    first: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    """Of one that is made."""
-    optional_names: tuple[str, ...] = ()
-    empty: tuple[str, ...] = ()
-    """Fields that may be null."""
-    sets: tuple[str, ...] = ()
-    """Lists whose order says nothing."""
-
-
-TENANTS = Kind(
-    "tenant", ("slug",), {"name": "text", "is_active": "switch", "best_effort": "switch"}, required=("name",)
-)
-LIMITS = Kind(
-    "limit",
-    ("kind", "model", "set_by"),
-    {"value": "whole"},
-    required=("value",),
-    optional_names=("model", "set_by"),
-)
-SET_BY = ("operator", "tenant")
-"""Whose a limit is."""
-KEYS = Kind(
-    "key",
-    ("name",),
-    {"scopes": "texts", "models_allowed": "texts", "allowed_ips": "texts", "expires_at": "text"},
-    first=("expires_at",),
-    empty=("expires_at",),
-    sets=("scopes", "models_allowed", "allowed_ips"),
-)
-MEMBERS = Kind("member", ("email",), {"role": "text"}, required=("role",))
-HOSTS = Kind("host", ("name",), {"labels": "names", "is_cordoned": "switch"})
-MODELS = Kind(
-    "model",
-    ("slug",),
-    {
-        "name": "text",
-        "artifact_kind": "text",
-        "artifact_value": "text",
-        "artifact_revision": "text",
-        "parameters": "whole",
-        "context_tokens": "whole",
-    },
-    fixed=("artifact_kind",),
-    required=("name", "artifact_kind"),
-    empty=("parameters", "context_tokens"),
-)
-POOLS = Kind(
-    "pool",
-    ("slug",),
-    {
-        "name": "text",
-        "model": "text",
-        "hardware_type": "text",
-        "is_public": "switch",
-        "tenants": "texts",
-        "ttft_objective_ms": "whole",
-        "tpot_objective_ms": "whole",
-        "tolerable_wait_s": "number",
-        "slo_share": "number",
-        "oversell_factor": "number",
-        "keep_spare": "switch",
-        "best_effort": "switch",
-        "adopts_calibrations": "switch",
-        "adoption_error_limit": "number",
-        "price": "prices",
-    },
-    fixed=("model",),
-    required=("model", "hardware_type"),
-    sets=("tenants",),
-)
-DEPLOYMENTS = Kind(
-    "deployment",
-    ("name",),
-    {
-        "pool": "text",
-        "is_enabled": "switch",
-        "min_replicas": "whole",
-        "max_replicas": "whole",
-        "pinned_replicas": "whole",
-        "runtime": "text",
-        "options": "names",
-        "target_concurrency": "whole",
-    },
-    fixed=("pool",),
-    required=("pool",),
-    empty=("pinned_replicas",),
-)
-SECTIONS: Mapping[str, Kind] = {
-    "tenants": TENANTS,
-    "hosts": HOSTS,
-    "models": MODELS,
-    "pools": POOLS,
-    "deployments": DEPLOYMENTS,
-}
-"""In the order in which they are made."""
-PARTS: Mapping[str, Kind] = {"members": MEMBERS, "keys": KEYS, "limits": LIMITS}
-"""What stands within a tenant."""
-PRICE: Mapping[str, Shape] = {
-    **dict.fromkeys(("base", "alpha", "beta", "gamma", "epsilon", "cached_factor", "replica_mu_per_min"), "number"),
-    "modalities": "names",
-    "long_input_tiers": "tiers",
-    "calibrated": "switch",
-}
-"""What a price is made of."""
-MERGED = ("price", "options")
-"""Of these, only what is named counts and is changed; of options, null takes one away."""
 _ALL = {**SECTIONS, **PARTS}
 _REFERENCES = (
     ("pools", "model", "models", "model"),
     ("pools", "hardware_type", "hardware-types", "hardware type"),
     ("pools", "tenants", "tenants", "tenant"),
     ("deployments", "pool", "pools", "pool"),
+    ("reservations", "pool", "pools", "pool"),
+    ("reservations", "tenant", "tenants", "tenant"),
 )
 _SLUG = re.compile(r"[-a-zA-Z0-9_]+")
 
@@ -214,11 +108,17 @@ def read(document: Any) -> list[Entry]:
 
 
 def owned(entries: Iterable[Entry], set_by: str) -> list[Entry]:
-    """``entries`` with the limits that do not say whose they are as limits of ``set_by``. Raises ManifestError."""
-    found = [
-        replace(entry, names=(*entry.names[:2], set_by)) if entry.section == "limits" and not entry.names[2] else entry
-        for entry in entries
-    ]
+    """``entries`` with the limits that do not say whose they are as limits of ``set_by``, and reservations that do not
+    say it as sold by an operator, requested by a tenant. Raises ManifestError."""
+    found = []
+    for entry in entries:
+        if entry.section == "limits" and not entry.names[2]:
+            found.append(replace(entry, names=(*entry.names[:2], set_by, *entry.names[3:])))
+        elif entry.section == "reservations" and "state" not in entry.fields:
+            state = "sold" if set_by == "operator" else "requested"
+            found.append(replace(entry, fields={**entry.fields, "state": state}))
+        else:
+            found.append(entry)
     if problems := list(_twice(found)):
         raise ManifestError(*problems)
     return found
@@ -233,16 +133,25 @@ def _twice(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def difference(
-    entries: Sequence[Entry], current: Mapping[Key, Mapping[str, Any]], known: Mapping[str, Iterable[str]]
+    entries: Sequence[Entry],
+    current: Mapping[Key, Mapping[str, Any]],
+    known: Mapping[str, Iterable[str]],
+    now: datetime.datetime | None = None,
 ) -> list[Step]:
     """What makes ``current`` as ``entries`` say. ``known``: names that may be referred to, by section.
 
     Raises ManifestError for what cannot be done.
     """
+    now = datetime.datetime.now(datetime.UTC) if now is None else now
     steps: list[Step] = []
     problems: list[str] = []
     for entry in entries:
         there = current.get(entry.key)
+        if entry.section == "reservations":
+            problems += _unsaid(entry, there)
+            ends_at = moment(entry.fields.get("ends_at"))
+            if there is None and ends_at is not None and ends_at <= now:
+                continue  # It is over: what was promised is not sold again.
         if there is None:
             if entry.section == "hosts":
                 problems.append(f"{entry.where}: no {entry}; hosts enrol themselves: penstock enrolment-tokens create")
@@ -272,6 +181,7 @@ def difference(
         if after:
             steps.append(Step("change", entry, {name: there.get(name) for name in after}, after))
     problems += _dangling(entries, known)
+    problems += _without_holder(entries, current)
     if problems:
         raise ManifestError(*problems)
     return steps
@@ -281,12 +191,47 @@ def _dangling(entries: Sequence[Entry], known: Mapping[str, Iterable[str]]) -> I
     for section, name, target, one in _REFERENCES:
         there = {*known.get(target, ()), *(entry.names[0] for entry in entries if entry.section == target)}
         for entry in entries:
-            if entry.section != section or name not in entry.fields:
+            called_by = dict(zip(entry.kind.names, entry.names, strict=True)) | dict(entry.fields)
+            if entry.section != section or name not in called_by:
                 continue
-            value = entry.fields[name]
+            value = called_by[name]
             for called in value if isinstance(value, list) else [value]:
                 if called not in there:
                     yield f"{entry.where}.{name}: no {one} is called {called!r}"
+
+
+def _unsaid(entry: Entry, there: Mapping[str, Any] | None) -> Iterator[str]:
+    """What cannot be told of a reservation."""
+    is_requested = entry.fields.get("state") == "requested"
+    if is_requested and (said := [name for name in AGREED if entry.fields.get(name) not in (None, "")]):
+        yield f"{entry.where}.{said[0]}: an operator says it when it is sold; state: sold"
+    if there is None:
+        return
+    if there.get(IS_ONE_OF):
+        yield f"{entry.where}: {there[IS_ONE_OF]} reservations are called {entry}: give each a note of its own"
+    elif is_requested and there.get("state") == "requested":
+        kind = entry.kind
+        for name, value in entry.fields.items():
+            if name not in kind.first and not _is_same(name, value, there, kind, entry.fields):
+                yield (
+                    f"{entry.where}.{name}: it was asked for with {there.get(name)!r}: take that back "
+                    "(penstock reservations cancel), then apply"
+                )
+
+
+def _without_holder(entries: Sequence[Entry], current: Mapping[Key, Mapping[str, Any]]) -> Iterator[str]:
+    """Limits of keys and members that are not there."""
+    made = {entry.key for entry in entries}
+    for entry in entries:
+        if entry.section != "limits":
+            continue
+        key, member = entry.names[3], entry.names[4]
+        if key and ("keys", entry.tenant, key) not in current and ("keys", entry.tenant, key) not in made:
+            yield f"{entry.where}.key: {entry.tenant} has no usable key that is called {key!r}"
+        if member:
+            there = current.get(("members", entry.tenant, member))
+            if there is None or there.get(INVITED):
+                yield f"{entry.where}.member: {member} is no member of {entry.tenant} yet: apply when they have come"
 
 
 def merged(there: Any, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,6 +246,14 @@ def _is_same(name: str, wanted: Any, there: Mapping[str, Any], kind: Kind, field
         return True
     if name == "options" and fields.get("runtime", there.get("runtime")) != there.get("runtime"):
         return False  # Those of another runtime mean other things.
+    if name == "starts_at" and there.get(HAS_BEGUN):
+        return True
+    if name == "state" and stands == "sold":
+        return True  # A request that was approved is what was asked for.
+    if name == "burst_mu" and wanted is None:
+        return True  # What it comes to is worked out from the rest.
+    if kind.fields.get(name) == "moment" and stands is not None:
+        return moment(wanted) == moment(stands)
     if name in MERGED and isinstance(wanted, dict):
         return merged(stands, wanted) == (stands or {})
     if name in kind.sets and isinstance(wanted, list) and isinstance(stands, list):
@@ -324,8 +277,8 @@ def _rows(value: Any, where: str, problems: list[str]) -> Iterator[tuple[str, di
 def _entry(section: str, tenant: str, row: dict[str, Any], where: str, problems: list[str]) -> Entry | None:
     kind = _ALL[section]
     names = tuple(row.pop(name, "" if name in kind.optional_names else None) for name in kind.names)
-    if section == "members":  # Addresses differ by more than the case of their letters.
-        names = tuple(name.lower() if isinstance(name, str) else name for name in names)
+    if section in ("members", "limits"):  # Addresses differ by more than the case of their letters.
+        names = (*names[:-1], names[-1].lower() if isinstance(names[-1], str) else names[-1])
     wrong = [
         f"{where}.{name}: {'say how it is called' if called is None else 'it is a text'}"
         for name, called in zip(kind.names, names, strict=True)
@@ -335,49 +288,15 @@ def _entry(section: str, tenant: str, row: dict[str, Any], where: str, problems:
         wrong.append(f"{where}.slug: letters, digits, - and _ alone")
     if section == "limits" and isinstance(names[2], str) and names[2] not in ("", *SET_BY):
         wrong.append(f"{where}.set_by: it is one of {', '.join(SET_BY)}; left out: yours")
+    if section == "limits" and all(isinstance(name, str) and name for name in names[3:]):
+        wrong.append(f"{where}.member: a limit is of a key or of a member, not of both")
+    if section == "reservations" and row.get("state", STATES[0]) not in STATES:
+        wrong.append(f"{where}.state: it is one of {', '.join(STATES)}; left out: sold by operators, else requested")
     for name, value in row.items():
         if name not in kind.fields:
             known = ", ".join((*kind.names, *kind.fields, *(PARTS if section == "tenants" else ())))
             wrong.append(f"{where}.{name}: no such field; a {kind.one} has {known}")
-        elif not (value is None and name in kind.empty) and (why := _misfit(kind.fields[name], value)):
+        elif not (value is None and name in kind.empty) and (why := misfit(kind.fields[name], value)):
             wrong.append(f"{where}.{name}: {why}")
     problems += wrong
     return None if wrong else Entry(section, tenant, names, row, where)
-
-
-def _misfit(shape: Shape, value: Any) -> str:
-    """Why ``value`` has not this shape; empty if it has."""
-    if why := _unwritable(value):
-        return why
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits: dict[Shape, tuple[bool, str]] = {
-        "text": (isinstance(value, str), "it is a text (in quotes, if it looks like a number or a time)"),
-        "whole": (is_number and isinstance(value, int), "it is a whole number"),
-        "number": (is_number, "it is a number"),
-        "switch": (isinstance(value, bool), "it is true or false"),
-        "texts": (isinstance(value, list) and all(isinstance(one, str) for one in value), "it is a list of texts"),
-        "names": (isinstance(value, dict), "it is values by name"),
-        "prices": (isinstance(value, dict), "it is numbers by name"),
-        "tiers": (isinstance(value, list), "it is a list of pairs [from input tokens, factor]"),
-    }
-    is_fit, why = fits[shape]
-    if is_fit and shape == "prices":
-        wrong = [f"{name}: {_misfit(PRICE[name], one)}" for name, one in value.items() if name in PRICE]
-        wrong += [f"{name}: no such part; there are {', '.join(PRICE)}" for name in value if name not in PRICE]
-        return "; ".join(one for one in wrong if not one.endswith(": "))
-    return "" if is_fit else why
-
-
-def _unwritable(value: Any) -> str:
-    """Why JSON cannot hold ``value``; empty if it can."""
-    if isinstance(value, dict):
-        if any(not isinstance(name, str) for name in value):
-            return "names are texts: put them in quotes"
-        return next((why for one in value.values() if (why := _unwritable(one))), "")
-    if isinstance(value, list):
-        return next((why for one in value if (why := _unwritable(one))), "")
-    if isinstance(value, float) and not math.isfinite(value):
-        return "numbers are finite"
-    if value is None or isinstance(value, str | int | float):
-        return ""
-    return f"a {type(value).__name__} cannot be sent: put it in quotes"

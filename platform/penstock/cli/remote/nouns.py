@@ -56,7 +56,7 @@ def _complain(text: str) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     api, resource = Api(load()), arguments.resource
-    path = _place(api, resource, arguments)
+    path = place_of(api, resource, arguments)
     if arguments.verb_name == "list":
         return _list(api, path, resource, arguments)
     if arguments.verb_name == "show":
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return _do(api, path, resource, arguments.verb, arguments)
 
 
-def _place(api: Api, resource: Resource, arguments: argparse.Namespace) -> str:
+def place_of(api: Api, resource: Resource, arguments: argparse.Namespace) -> str:
     """Where the rows are: those of one tenant, or, for operators who name none, of all."""
     verb, tenant = getattr(arguments, "verb", None), getattr(arguments, "tenant", "")
     at = verb.at if verb else ""
@@ -74,6 +74,10 @@ def _place(api: Api, resource: Resource, arguments: argparse.Namespace) -> str:
         names_one = tenant or os.environ.get("PENSTOCK_TENANT", "")
         if at == "platform" or (not names_one and is_operator(api)):
             return resource.platform_path
+    for name, holder in resource.under.items():
+        if called := getattr(arguments, name, ""):
+            path = list_path(api, holder, tenant)
+            return f"{path}/{find(api, path, holder, called)['id']}/{resource.noun}"
     return list_path(api, resource, tenant)
 
 
@@ -134,7 +138,7 @@ def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse
     if verb.name == "set" and not body:
         raise Refused(f"nothing to change: give one of {', '.join(field.flag for field in verb.fields)}")
     if not verb.is_undoable and not arguments.yes:
-        _ask(f"{verb.name} {getattr(arguments, 'row', resource.noun)}? It cannot be undone.")
+        ask(f"{verb.name} {getattr(arguments, 'row', resource.noun)}? It cannot be undone.")
     place = verb.path
     for name in [name for name in body if f"{{{name}}}" in place]:
         place = place.replace(f"{{{name}}}", str(body.pop(name)))
@@ -161,7 +165,7 @@ def _do(api: Api, path: str, resource: Resource, verb: Verb, arguments: argparse
     return 0
 
 
-def _ask(question: str) -> None:
+def ask(question: str) -> None:
     if not sys.stdin.isatty():
         raise Refused(f"{question} Say --yes to do it without being asked.")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):

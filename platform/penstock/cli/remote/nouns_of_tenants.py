@@ -90,12 +90,13 @@ _LIMITED = Field("model", "a served model name; else all together")
 _SET_BY = Field("set_by", "whose: operator or tenant; else the operator's for operators, the tenant's for others")
 LIMITS = Resource(
     "limits",
-    "plain limits of a tenant: the operator's and its own; the smaller holds",
+    "plain limits and budgets of a tenant, a key or a member: the operator's and the tenant's own; the smaller holds",
     "/tenants/{tenant}/limits",
-    ("kind", "model", "value", "set_by", "is_in_force", "updated_at", "id"),
+    ("kind", "model", "value", "set_by", "is_in_force", "budget.resets_at", "updated_at", "id"),
     names=("kind",),
     filters=(Field("set_by", "operator or tenant"),),
     has_rows=False,
+    under={"key": KEYS, "member": MEMBERS},
     verbs=(
         Verb(
             "set",
@@ -123,10 +124,11 @@ LIMITS = Resource(
 )
 USAGE = Resource(
     "usage",
-    "requests of a tenant, newest first",
+    "requests of a tenant, newest first; for operators who name none, of all",
     "/tenants/{tenant}/usage",
     ("ended_at", "model", "input_tokens", "cached_tokens", "output_tokens", "actual_mu", "outcome", "id"),
     names=("id",),
+    platform_path="/usage",
     filters=(
         Field("since", "ended then or later, ISO time"),
         Field("until", "ended before, ISO time"),
@@ -190,6 +192,18 @@ GUARANTEES = Resource(
         ),
     ),
     nothing="nothing was promised then, or no minute of it is final yet",
+)
+INVOICES = Resource(
+    "invoices",
+    "what a tenant owes: invoices of months, and notes that correct them",
+    "/tenants/{tenant}/invoices",
+    ("name", "tenant", "month", "kind", "totals", "corrects", "issued_at", "id"),
+    names=("name",),
+    alias="invoice",
+    platform_path="/invoices",
+    filters=(Field("month", "as 2026-11 (UTC)"), Field("kind", "invoice, credit_note or debit_note")),
+    has_rows=False,
+    nothing="nothing was issued yet: penstock invoices preview shows what this month comes to",
 )
 _SINCE = (
     Field("since", "from this ISO time on"),

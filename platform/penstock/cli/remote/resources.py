@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["text", "number", "switch", "words", "json", "optional-number"]
@@ -60,8 +61,13 @@ class Resource:
     nothing: str = "nothing there yet"
     has_rows: bool = True
     """False: a list alone, whose rows cannot be asked for one by one."""
+    alias: str = ""
+    """Another word for the noun."""
     platform_path: str = ""
     """Where operators find those of all tenants, who name no tenant."""
+
+    under: Mapping[str, Resource] = field(default_factory=dict)
+    """What may have such rows of its own, by the option that names it: below its address they are called as here."""
 
     @property
     def is_of_tenant(self) -> bool:

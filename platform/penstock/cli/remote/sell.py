@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 from typing import Any
 from urllib.parse import quote
 
 from penstock.cli.remote import output
-from penstock.cli.remote.api import Api
+from penstock.cli.remote.api import Api, ApiError
+from penstock.cli.remote.manifest import Step
+from penstock.cli.remote.manifest_shapes import moment
 from penstock.cli.remote.nouns import Refused, is_operator, only_tenant, told
 from penstock.cli.remote.profile import load
 
@@ -38,6 +41,36 @@ def _sell(arguments: argparse.Namespace) -> int:
     made = api.post("/reservations", {"tenant": arguments.tenant, "pool": arguments.pool, "mu_per_min": mu, **terms})
     output.as_json(made) if arguments.json else output.details(made)
     return 0
+
+
+def verdict(api: Api, step: Step) -> dict[str, Any] | None:
+    """The ledger's word on a step of a manifest that sells more or longer than there is; None for any other. Each is
+    asked by itself: what the others of the file take is told when they are sold."""
+    entry = step.entry
+    if entry.section != "reservations" or entry.fields.get("state") != "sold":
+        return None
+    wanted, before = entry.fields, step.before
+    mu, starts_at = wanted.get("mu_per_min", 0.0), wanted.get("starts_at")
+    is_sold = step.act == "change" and "state" not in step.after
+    if is_sold and "mu_per_min" in step.after:
+        mu -= before["mu_per_min"]
+    elif is_sold and "ends_at" in step.after and before["ends_at"] is not None:
+        starts_at = before["ends_at"]
+    elif is_sold:
+        return None
+    if mu <= 0:
+        return None
+    begins = moment(starts_at)
+    if begins is not None and begins <= datetime.datetime.now(datetime.UTC):
+        starts_at = None
+    query = {"mu_per_min": mu, "starts_at": starts_at, "ends_at": wanted.get("ends_at")}
+    try:
+        answer: dict[str, Any] = api.get(f"/pools/{quote(entry.names[1])}/availability", query)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return {"verdict": "unknown", "reason": "the pool is not there yet: the ledger is asked when it is"}
+    return answer
 
 
 def _calculate(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``penstock usage verify``: checks a tenant's usage here, from its tokens, prices and hashes."""
+"""``penstock usage verify`` and ``penstock invoices verify``: check a tenant's usage and invoices here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from penstock.cli.remote.nouns_of_tenants import USAGE
 from penstock.cli.remote.profile import load
 
 _COLUMNS = ("pool", "price version", "class", "requests", "input tokens", "cached tokens", "output tokens", "mu")
+
+_DOCUMENT = ("document", "kind", "month", "totals", "recomputed")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -94,6 +96,19 @@ def _billed(found: Verification) -> list[dict[str, Any]]:
     ]
 
 
+def _invoiced(found: Verification) -> list[dict[str, Any]]:
+    return [
+        {
+            "document": one.name,
+            "kind": one.kind.replace("_", " "),
+            "month": one.month,
+            "totals": ", ".join(f"{total} {currency}" for currency, total in one.totals.items()) or "0.00",
+            "recomputed": one.verdict,
+        }
+        for one in found.invoices
+    ]
+
+
 def _as_json(found: Verification) -> dict[str, Any]:
     return {
         "tenant": found.tenant,
@@ -104,6 +119,10 @@ def _as_json(found: Verification) -> dict[str, Any]:
         "sequence": found.sequence,
         "hash": found.hash,
         "billed": [{name.replace(" ", "_"): value for name, value in row.items()} for row in _billed(found)],
+        "invoices": [
+            {"name": one.name, "kind": one.kind, "month": one.month, "totals": one.totals, "verdict": one.verdict}
+            for one in found.invoices
+        ],
         "findings": [dataclasses.asdict(finding) for finding in found.findings],
         "more_findings": found.more,
     }
@@ -111,9 +130,13 @@ def _as_json(found: Verification) -> dict[str, Any]:
 
 def _tell(found: Verification) -> None:
     output.table(_billed(found), _COLUMNS, nothing="no records")
+    if found.invoices:
+        print()
+        output.table(_invoiced(found), _DOCUMENT, nothing="")
     checked = (
         f"{found.records} records of {found.tenant} up to {found.sequence} ({found.hash[:16]}…), "
-        f"{found.anchors_checked} anchors, {found.days_checked} daily sums"
+        f"{found.anchors_checked} anchors, {found.days_checked} daily sums, "
+        f"{sum(one.verdict in ('equal', 'differs') for one in found.invoices)} of {len(found.invoices)} invoices"
     )
     if not found.findings:
         print(output.clean(f"{checked}: all of it holds"))

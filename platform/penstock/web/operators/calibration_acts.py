@@ -42,6 +42,12 @@ class StartForm(PageForm):
     )
     adopt_when_fitted = forms.BooleanField(label="Make it the price as soon as it is fitted", required=False)
 
+    def __init__(self, *args: Any, ready: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if ready > 1:
+            # Nothing to allow: the others serve meanwhile.
+            del self.fields["allow_outage"]
+
 
 class AdoptForm(PageForm):
     effective_from = forms.DateTimeField(
@@ -63,13 +69,13 @@ def start(request: UserRequest, deployment_id: UUID) -> HttpResponse:
     under_way = Calibration.objects.filter(deployment_id=row.pk, state__in=Calibration.UNDER_WAY).first()
     if under_way is not None and request.method != "POST":
         return refused(request, f"A calibration of {row} is under way already: here it is.", path_of(under_way))
-    form = StartForm(request.POST if request.method == "POST" else None)
+    ready = Replica.objects.filter(deployment=row, state=Replica.State.READY).count()
+    form = StartForm(request.POST if request.method == "POST" else None, ready=ready)
     if request.method == "POST":
         made = form.attempt(lambda given: calibration_start(deployment=row, actor=request.user, **given))
         if made is not None:
             text = f"{row.name} is calibrated: it can be left, and is found again here."
             return done(request, text, path_of(made))
-    ready = Replica.objects.filter(deployment=row, state=Replica.State.READY).count()
     context = {
         "deployment": row,
         "form": form,
@@ -112,7 +118,7 @@ def cancel(request: UserRequest, calibration_id: UUID) -> HttpResponse:
         title=f"Cancel the calibration of {row.deployment_name}?",
         effects=(
             "Its replica goes back into rotation within seconds.",
-            f"The {len(row.points)} shapes that were measured can be looked at, but another calibration begins anew.",
+            "What was measured so far can be looked at, but another calibration begins anew.",
             "The price stays as it is.",
         ),
         verb="Cancel the calibration",

@@ -1,4 +1,4 @@
-"""Pictures of a calibration as coordinates: residuals of the fit, and times against load with the knee marked.
+"""Pictures of a calibration as coordinates: residuals of the fit, times against load with the knee marked, throughput.
 
 Drawn by the server as SVG, in units of ``WIDTH`` × ``HEIGHT``: they work without scripts, and print.
 """
@@ -6,11 +6,13 @@ Drawn by the server as SVG, in units of ``WIDTH`` × ``HEIGHT``: they work witho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from capacity.policy.concurrency import served_per_s, side_by_side
 from penstock.web import figures
+from worker.spec import LevelPoint
 
 WIDTH, HEIGHT = 360.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 12.0, 30.0
@@ -33,12 +35,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """``points`` as SVG writes them. ``end``: where its name stands."""
+    """``points`` as SVG writes them."""
 
     name: str
     kind: str
     points: str
-    end_y: float
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def curve(
     lines, dots = [], []
     for percentile, kind in (("p50", "mid"), ("p95", "high")):
         places = [(across(one["rate_per_s"]), up(min(top, one[name].get(percentile, 0.0)))) for one in rows]
-        lines.append(Line(percentile, kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in places), places[-1][1]))
+        lines.append(Line(percentile, kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
         dots += [
             Dot(
                 x,
@@ -137,6 +138,49 @@ def curve(
         lines=tuple(lines),
         marks=marks,
         bounds=(Tick(up(objective_ms), f"objective {figures.milliseconds(objective_ms)}"),),
+    )
+
+
+def throughput(levels: Sequence[LevelPoint], *, limit: Mapping[str, Any] | None) -> Plot | None:
+    """What the replica completed against the requests that it served at the same time, and what is expected of more
+    places. None without levels.
+
+    ``limit``: a ``SupplyLimit`` as it is stored.
+    """
+    rows = [one for one in levels if served_per_s(one) > 0]
+    if not rows:
+        return None
+    measured = sorted(zip(side_by_side(rows), map(served_per_s, rows), strict=True))
+    expected = [(count, rate) for count, rate in limit["estimate"]] if limit else []
+    places = limit["target_concurrency"] if limit else 0
+    most = max(count for count, _ in [*measured, *expected, (places, 0.0)])
+    fastest = max(rate for _, rate in [*measured, *expected])
+    across = _linear(0.0, most * 1.04, LEFT, WIDTH - RIGHT)
+    up = _linear(0.0, fastest * 1.1, HEIGHT - BOTTOM, TOP)
+    lines, dots = [], []
+    for name, kind, pairs in (("measured", "mid", measured), ("expected", "high guess", expected)):
+        spots = [(across(count), up(rate)) for count, rate in pairs]
+        if not spots:
+            continue
+        lines.append(Line(name, kind, " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)))
+        # Of what is expected the end alone is a statement.
+        for (count, rate), (x, y) in list(zip(pairs, spots, strict=True))[-1 if expected is pairs else 0 :]:
+            words = f"{figures.number(count)} requests at the same time: {figures.number(rate)}/s {name}"
+            dots.append(Dot(x, y, words, kind.split()[0]))
+    marks = (Tick(across(places), f"{places} places"),) if places else ()
+    says = f"Up to {figures.number(max(rate for _, rate in measured))} requests/s were completed"
+    if expected:
+        says += f"; {figures.number(expected[-1][1])} are expected of {limit['recommended'] if limit else ''} places"
+    return Plot(
+        title="Throughput",
+        unit="requests/s completed",
+        says=f"{says}.",
+        x_ticks=tuple(Tick(across(value), figures.number(value)) for value in _steps(most)),
+        y_ticks=tuple(Tick(up(value), figures.number(value)) for value in _steps(fastest * 1.1)),
+        x_unit="requests served at the same time, on average",
+        dots=tuple(dots),
+        lines=tuple(lines),
+        marks=marks,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -14,15 +15,18 @@ from django.shortcuts import get_object_or_404
 from django.utils import timezone
 
 from capacity.models import CostProfile
-from penstock.loops.drift import Standing, standing_of
+from capacity.selectors import profile_in_force
+from penstock.loops.drift import Standing, adopted_of, standing_of
 from penstock.web import figures
 from penstock.web.access import UserRequest
 from penstock.web.figures import seconds_between
-from penstock.web.operators.calibration_plots import Plot, curve, residuals
+from penstock.web.operators.calibration_plots import Plot, curve, residuals, throughput
 from penstock.web.operators.frame import is_part, part, read_page, show
 from penstock.web.operators.lists import choice_of, listing, text_of
 from serving.calibrations import Adoption, adoption_of
+from serving.measuring import levels_of
 from serving.models import Calibration, Deployment, Incident, Replica
+from serving.services.calibrations import NOT_ADOPTED
 from serving.shared_state import client
 from tenants.needed import StillNeeded
 
@@ -134,7 +138,7 @@ def calibrations(request: UserRequest) -> HttpResponse:
 def headline_of_all() -> str:
     """The sentence that answers: which prices are measured, and what goes on?"""
     now = timezone.now()
-    priced = CostProfile.objects.filter(effective_from__lte=now, pool__removed_at=None)
+    priced = CostProfile.objects.filter(effective_from__lte=now, withdrawn_at=None, pool__removed_at=None)
     pools = set(priced.values_list("pool_id", flat=True))
     calibrated = set(priced.filter(calibrated=True).values_list("pool_id", flat=True))
     text = f"{len(calibrated)} of {len(pools)} pools have a measured price."
@@ -180,6 +184,10 @@ def view_of(row: Calibration) -> dict[str, Any]:
             row.levels, name="tpot_ms", title="Time per output token", objective_ms=objectives[1], knee_per_s=knee_per_s
         ),
     ]
+    limit = row.knee.get("supply_limit")
+    if row.knee:
+        plots.append(throughput(levels_of(row), limit=limit))
+    deployment = Deployment.objects.filter(pk=row.deployment_id).first()
     replica = Replica.objects.filter(pk=row.replica_id).first() if row.replica_id else None
     return {
         "one": row,
@@ -200,10 +208,20 @@ def view_of(row: Calibration) -> dict[str, Any]:
         "may_adopt": row.state == Calibration.State.FITTED and adoption is not None,
         "is_under_way": row.state in Calibration.UNDER_WAY,
         "replica": replica,
-        "deployment": Deployment.objects.filter(pk=row.deployment_id).first(),
+        "deployment": deployment,
+        "waits": row.reason if row.state == Calibration.State.FITTED and row.reason.startswith(NOT_ADOPTED) else "",
+        "limit": limit,
+        "may_raise": may_raise(deployment, limit),
         "drift": drift_of(row) if row.state == Calibration.State.ADOPTED else None,
         "versions": versions_of(row),
     }
+
+
+def may_raise(deployment: Deployment | None, limit: Mapping[str, Any] | None) -> bool:
+    """Whether the deployment has the target concurrency still that was found to limit it, and another is proposed."""
+    if deployment is None or deployment.removed_at is not None or not limit or not limit["recommended"]:
+        return False
+    return deployment.revisions.filter(is_current=True, target_concurrency=limit["target_concurrency"]).exists()
 
 
 def preview_rows(adoption: Adoption) -> list[dict[str, Any]]:
@@ -254,6 +272,9 @@ def headline(row: Calibration) -> str:
     if row.state == states.ADOPTED:
         became = f"version {row.adopted_version} of the price" if row.adopted_version else "a supply"
         text += f" It was adopted as {became}."
+        withdrawn = CostProfile.objects.filter(pool_id=row.pool_id).exclude(withdrawn_at=None)
+        if row.adopted_version and withdrawn.filter(version=row.adopted_version).exists():
+            text += " That version was withdrawn before it came into force."
     return text
 
 
@@ -325,10 +346,15 @@ def versions_of(row: Calibration) -> list[CostProfile]:
 def tab_of(row: Deployment) -> dict[str, Any]:
     """The tab of a deployment: the price in force, whether engines still cost that, and what was measured."""
     rows = list(Calibration.objects.filter(deployment_id=row.pk).order_by("-created_at")[:_SHOWN])
-    adopted = next((one for one in rows if one.state == Calibration.State.ADOPTED), None)
-    rows_in_force = CostProfile.objects.filter(pool_id=row.pool_id, effective_from__lte=timezone.now())
-    price = rows_in_force.select_related("hardware_type").order_by("-effective_from", "-version").first()
+    adopted = adopted_of().filter(deployment_id=row.pk).order_by("adopted_at").last()
+    price = profile_in_force(pool_id=row.pool_id, at=timezone.now())
+    measured = next((one for one in rows if one.knee), None)
+    limit = measured.knee.get("supply_limit") if measured else None
+    is_raised = not may_raise(row, limit)
     return {
+        # Of the newest one that found a knee, until another revision answers it.
+        "limit": limit if limit and not (limit["recommended"] and is_raised) else None,
+        "may_raise": not is_raised,
         "calibrations": [Row(one) for one in rows],
         "under_way": next((one for one in rows if one.state in Calibration.UNDER_WAY), None),
         "price": price,

@@ -137,7 +137,7 @@ def _parts(request: UserRequest, row: Deployment, tab: str) -> dict[str, Any]:
     if tab == "logs":
         return _logs(request, row)
     if tab == "settings":
-        return settings_forms(row)
+        return settings_forms(row, places=text_of(request, "target_concurrency"))
     if tab == "audit":
         own = AuditEntry.objects.filter(object_id=str(row.pk)).order_by("-at", "-id")[:_AUDIT]
         return {"rows": audit_rows_of(list(own))}
@@ -147,10 +147,14 @@ def _parts(request: UserRequest, row: Deployment, tab: str) -> dict[str, Any]:
     return {}
 
 
-def settings_forms(row: Deployment) -> dict[str, Any]:
-    """The forms of the tab of settings, filled with what holds now."""
+def settings_forms(row: Deployment, *, places: str = "") -> dict[str, Any]:
+    """The forms of the tab of settings, filled with what holds now; with ``places`` requests at once where a page that
+    leads here proposes that."""
     current = Revision.objects.filter(deployment=row, is_current=True).first()
-    return {"scale_form": ScaleForm.of(row), "revision_form": RevisionForm.of(current), "current": current}
+    revision_form = RevisionForm.of(current)
+    if places.isdecimal():
+        revision_form.initial["target_concurrency"] = int(places[:7])
+    return {"scale_form": ScaleForm.of(row), "revision_form": revision_form, "current": current}
 
 
 def _events(request: UserRequest, row: Deployment) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def stop(request: UserRequest, deployment_id: UUID) -> HttpResponse:
             title=f"Stop {row.name}?",
             effects=(
                 f"Its {ready} ready replica{'s' if ready != 1 else ''} finish what is in flight, then stop.",
-                f"Clients that ask for {row.name} get 503 from then on, also those who have reserved of "
-                f"{row.pool.name}.",
+                f"Clients that ask for {row.name} get 503 from then on. Of those who have reserved of "
+                f"{row.pool.name}, each minute in which they ask counts as a breach.",
                 "Start takes it back: settings, revisions and history stay; replicas load anew, which takes as long as "
                 "their last start.",
             ),
@@ -114,7 +114,8 @@ def remove(request: UserRequest, deployment_id: UUID) -> HttpResponse:
         many = f"Its {there} replicas end" if there > 1 else "Its replica ends"
         effects.append(f"{many} what is in flight, and then stop{'s' if there == 1 else ''}.")
     if keys or limits:
-        effects.append(f"{keys} keys and {limits} limits name it: they stay, for whatever has that name next.")
+        named = f"{keys} key{'s' if keys != 1 else ''} and {limits} limit{'s' if limits != 1 else ''}"
+        effects.append(f"What names it stays, for whatever has that name next: {named}.")
     effects.append("It cannot be undone. Stop can: it keeps the deployment without replicas.")
     return ask(
         request,

@@ -13,6 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from capacity.models import Reservation
+from capacity.policy.guarantee import words_of_tiers
 from capacity.promises import conversion_of
 from capacity.services import (
     CannotSell,
@@ -87,7 +88,7 @@ def change(request: UserRequest, reservation_id: UUID) -> HttpResponse:
         return done(request, f"{_named(made)} is changed.", path_of(made))
     effects = [
         "More than is promised now is asked of the ledger again: what does not fit is refused.",
-        "Another size or burst ends it now and begins a new one in its place: what was promised when stays on record."
+        "Another size, burst or price ends it now and begins a new one in its place: what was promised when stays."
         if has_begun
         else "It has not started: it is changed in place.",
     ]
@@ -147,7 +148,10 @@ def renew(request: UserRequest, reservation_id: UUID) -> HttpResponse:
     made = form.attempt(fitting(lambda given: reservation_renew(reservation=row, actor=request.user, **given)))
     if made is not None:
         return done(request, f"{_named(made)} follows on. To take it back, cancel it.", path_of(made))
+    _show_factor(form, conversion.factor)
     effects = [f"A new reservation follows on {_on(row.ends_at)}, on the same terms.", *_conversion_words(row, now)]
+    if row.credit_tiers != row.pool.credit_tiers:
+        effects.append(f"Its credits are those of the pool by now: {words_of_tiers(row.pool.credit_tiers)}.")
     return _asked(request, row, f"Renew {_named(row)}?", effects, "Renew", form)
 
 
@@ -160,7 +164,19 @@ def convert(request: UserRequest, reservation_id: UUID) -> HttpResponse:
     made = form.attempt(fitting(lambda given: reservation_convert(reservation=row, actor=request.user, **given)))
     if made is not None:
         return done(request, f"{_named(made)} counts in version {made.profile.version} from now on.", path_of(made))
+    _show_factor(form, conversion.factor)
     return _asked(request, row, f"Convert {_named(row)}?", _conversion_words(row, now), "Convert", form)
+
+
+def _show_factor(form: PageForm, factor: float) -> None:
+    """After a refusal: the next try accepts the factor that the page shows by then, and what was wrong with the last
+    one, which is in no field that anybody sees, stands above the form.
+    """
+    if not form.is_bound:
+        return
+    form.data = {**{name: form.data[name] for name in form.data}, "accepted_factor": factor}
+    for reason in form.errors.pop("accepted_factor", []):
+        form.add_error(None, reason)
 
 
 def _conversion_words(row: Reservation, now: datetime.datetime) -> list[str]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from django import forms
 from django.core.exceptions import ValidationError
 
+from capacity.calculations import calculate
 from capacity.models import Pool
-from capacity.policy.calculator import Shape
+from capacity.policy.calculator import LARGEST_MU_PER_MIN, Demand, Shape
 from capacity.services import CannotSell
 from penstock.web.operators.forms import PageForm
 from tenants.models import Tenant
 
 T = TypeVar("T")
-_LARGEST = 1e12
 
 
 class DayField(forms.DateField):
@@ -37,7 +37,7 @@ class DayField(forms.DateField):
 
 def rate_field(label: str, *, required: bool = False, help_text: str = "") -> forms.FloatField:
     field = forms.FloatField(
-        label=label, required=required, min_value=0.0, max_value=_LARGEST, help_text=help_text, step_size=None
+        label=label, required=required, min_value=0.0, max_value=LARGEST_MU_PER_MIN, help_text=help_text, step_size=None
     )
     field.widget.attrs["step"] = "any"
     return field
@@ -82,7 +82,7 @@ class ShapeForm(PageForm):
                 found[name] = float(number)
             except ValueError:
                 equals = ""
-            if not equals or not name or not 0 <= found[name] <= _LARGEST:
+            if not equals or not name or not 0 <= found[name] <= LARGEST_MU_PER_MIN:
                 raise ValidationError("Write name=number, several of them with spaces between.")
         return found
 
@@ -96,6 +96,28 @@ class ShapeForm(PageForm):
             output_tokens=given.get("output_tokens") or 0,
             units=given.get("units") or {},
         )
+
+
+def demand_of(form: ShapeForm, pool: Pool, now: datetime.datetime) -> Demand | None:
+    """What the calculator says of a valid form: of the rate, or, where MU/min are given, how many requests they are.
+
+    None where no request is described. Raises ValidationError for one that cannot be priced.
+    """
+    given, shape = form.cleaned_data, form.shape
+    if not (shape.input_tokens or shape.output_tokens or shape.units):
+        return None
+    if mu := given.get("mu_per_min"):
+        return calculate(pool, shape, now=now, mu_per_min=mu)
+    return calculate(pool, shape, now=now, requests_per_min=given.get("requests_per_min") or 0.0)
+
+
+def problems_of(form: ShapeForm, *, but: Collection[str] = ()) -> list[str]:
+    """What is wrong with the fields that are filled in, ``but`` for some: while a form is typed, others are empty."""
+    return [
+        f"{form.fields[name].label}: {' '.join(map(str, errors))}"
+        for name, errors in form.errors.items()
+        if name in form.fields and name not in but and form.data.get(name)
+    ]
 
 
 class SellForm(ShapeForm, TermsForm, OverrideForm):

@@ -10,7 +10,6 @@ from django.core.exceptions import ValidationError
 from django.http import HttpResponse
 from django.utils import timezone
 
-from capacity.calculations import calculate
 from capacity.models import Pool
 from capacity.policy.calculator import Demand
 from capacity.policy.ledger import Answer, can_sell
@@ -19,7 +18,7 @@ from capacity.services import reservation_sell
 from capacity.stocks import stock_of
 from penstock.web.access import UserRequest
 from penstock.web.operators.frame import done, form_page, is_part, part, show
-from penstock.web.operators.reservation_forms import SellForm, fitting
+from penstock.web.operators.reservation_forms import SellForm, demand_of, fitting, problems_of
 from penstock.web.operators.reservations import CURRENT, path_of, plot_of
 from tenants.models import Tenant
 
@@ -72,7 +71,7 @@ def _shown(request: UserRequest, form: SellForm, now: datetime.datetime, *, stat
 
 
 def _sell(request: UserRequest, form: SellForm, given: dict[str, Any], now: datetime.datetime) -> Any:
-    mu = given["mu_per_min"] or (_demand(form, given["pool"], now) or _NOTHING).mu_per_min
+    mu = given["mu_per_min"] or (demand_of(form, given["pool"], now) or _NOTHING).mu_per_min
     if not mu:
         raise ValidationError({"mu_per_min": "Give the MU/min, or a request and how many of it a minute."})
     return reservation_sell(
@@ -89,30 +88,15 @@ def _sell(request: UserRequest, form: SellForm, given: dict[str, Any], now: date
 _NOTHING = Demand(0.0, 0.0, 0.0, 0, 0)
 
 
-def _demand(form: SellForm, pool: Pool, now: datetime.datetime) -> Demand | None:
-    """What the calculator says: of the rate, or, where MU/min are given, how many requests they are."""
-    given = form.cleaned_data
-    shape = form.shape
-    if not (shape.input_tokens or shape.output_tokens or shape.units):
-        return None
-    if mu := given.get("mu_per_min"):
-        return calculate(pool, shape, now=now, mu_per_min=mu)
-    return calculate(pool, shape, now=now, requests_per_min=given.get("requests_per_min") or 0.0)
-
-
 def _answered(form: SellForm, now: datetime.datetime) -> dict[str, Any]:
     """What ``operators/sell_answer.html`` shows. A tenant need not be chosen yet."""
     form.is_valid()
-    problems = [
-        f"{form.fields[name].label}: {' '.join(map(str, errors))}"
-        for name, errors in form.errors.items()
-        if name in form.fields and name not in ("tenant", "override_reason") and form.data.get(name)
-    ]
+    problems = problems_of(form, but=("tenant", "override_reason"))
     pool = form.cleaned_data.get("pool")
     if problems or pool is None:
         return {"problems": problems}
     try:
-        demand = _demand(form, pool, now)
+        demand = demand_of(form, pool, now)
     except ValidationError as error:
         return {"problems": error.messages}
     mu = form.cleaned_data.get("mu_per_min") or (demand.mu_per_min if demand else 0.0)

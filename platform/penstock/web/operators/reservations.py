@@ -23,19 +23,12 @@ from penstock.web.access import UserRequest
 from penstock.web.operators.audit import rows_of
 from penstock.web.operators.frame import read_page, show
 from penstock.web.operators.lists import choice_of, listing, text_of
+from penstock.web.reservation_states import pill_of
 from penstock.web.sales_plot import SalesPlot, horizon, sales_plot
 from tenants.models import AuditEntry
 
 CURRENT = "operators:reservations"
 State = Reservation.State
-PILLS = {
-    State.REQUESTED: "busy",
-    State.DRAFT: "off",
-    State.ACTIVE: "ok",
-    State.ENDED: "off",
-    State.CANCELLED: "off",
-    State.REFUSED: "warn",
-}
 _SORTS = {"starts": "starts_at", "ends": "ends_at", "tenant": "tenant__name", "pool": "pool__name", "mu": "mu_per_min"}
 _NEWEST, _WAITING = 8, 20
 
@@ -48,7 +41,7 @@ class Row:
 
     @property
     def pill(self) -> str:
-        return PILLS[State(self.row.state)]
+        return pill_of(self.row)
 
 
 @dataclass(frozen=True)
@@ -154,7 +147,7 @@ def reservation(request: UserRequest, reservation_id: UUID) -> HttpResponse:
         ask = (row.mu_per_min, max(row.starts_at, now).timestamp(), row.ends_at.timestamp() if row.ends_at else None)
     context = {
         "r": row,
-        "pill": PILLS[State(row.state)],
+        "pill": pill_of(row),
         "followers": row.renewals.exclude(state__in=(State.CANCELLED, State.REFUSED)),
         "answer": answer_for(row, stock, now=now) if row.state == State.REQUESTED else None,
         "price": price,

@@ -15,8 +15,8 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 
-from capacity.models import Pool, UsageRollup
-from capacity.selectors import reservations_running, usage_rows
+from capacity.models import UsageRollup
+from capacity.selectors import pools_usable, reservations_running, usage_rows
 from penstock.web.access import UserRequest
 from penstock.web.limit_words import budgets_told
 from penstock.web.operators.audit import rows_of
@@ -126,7 +126,7 @@ def shown(request: UserRequest, row: Tenant, *, status: int = 200, **forms: Any)
         ),
         "key_limits": Limit.objects.filter(tenant=row).exclude(api_key=None, member=None).count(),
         "keys": _keys([row]).get(row.pk, 0),
-        "pools": Pool.objects.filter(Q(is_public=True) | Q(tenants=row)).distinct().order_by("name"),
+        "pools": pools_usable(row).order_by("name"),
         "reservations": reservations_running(at=now).filter(tenant=row).select_related("pool"),
         "requests": requests,
         "failed": failed,

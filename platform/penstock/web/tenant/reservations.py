@@ -10,19 +10,18 @@ from django import forms
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import Q
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from capacity.calculations import calculate
 from capacity.models import Pool, Reservation
-from capacity.policy.calculator import Demand
+from capacity.selectors import pools_usable
 from capacity.services import reservation_request, reservation_withdraw
 from penstock.web.access import UserRequest
 from penstock.web.dashboard_data import held_now
-from penstock.web.operators.reservation_forms import DayField, ShapeForm
+from penstock.web.operators.reservation_forms import DayField, ShapeForm, demand_of, problems_of
+from penstock.web.reservation_states import pill_of
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
 from tenants.models import Tenant
 from tenants.policy.roles import Action
@@ -30,14 +29,6 @@ from tenants.policy.roles import Action
 CURRENT = "tenant-reservations"
 PER_PAGE = 25
 State = Reservation.State
-PILLS = {
-    State.REQUESTED: "busy",
-    State.DRAFT: "off",
-    State.ACTIVE: "ok",
-    State.ENDED: "off",
-    State.CANCELLED: "off",
-    State.REFUSED: "warn",
-}
 _EXAMPLE = {"input_tokens": 1000, "output_tokens": 300, "requests_per_min": 10}
 
 
@@ -60,8 +51,7 @@ class RequestForm(ShapeForm):
 
 def usable_pools(tenant: Tenant) -> Any:
     """The pools that the tenant may use, by name."""
-    listed = Pool.tenants.through.objects.filter(tenant=tenant).values("pool")
-    return Pool.objects.filter(Q(is_public=True) | Q(pk__in=listed)).order_by("name")
+    return pools_usable(tenant).order_by("name")
 
 
 @require_GET
@@ -73,7 +63,7 @@ def reservations(request: UserRequest, place: Place) -> HttpResponse:
     context = {
         "held": held_now(place.tenant, timezone.now()),
         "page": page,
-        "rows": [(row, PILLS[State(row.state)]) for row in page.object_list],
+        "rows": [(row, pill_of(row)) for row in page.object_list],
         "waiting": own.filter(state=State.REQUESTED).count(),
     }
     return tenant_page(request, place, "tenant/reservations.html", context, current=CURRENT)
@@ -132,7 +122,7 @@ def _shown(
 
 
 def _request(place: Place, form: RequestForm, given: dict[str, Any], now: datetime.datetime) -> Reservation:
-    found = _demand(form, given["pool"], now)
+    found = demand_of(form, given["pool"], now)
     mu = given["mu_per_min"] or (found.mu_per_min if found else 0.0)
     if not mu:
         raise ValidationError({"mu_per_min": "Give the MU/min, or a request and how many of it a minute."})
@@ -147,28 +137,15 @@ def _request(place: Place, form: RequestForm, given: dict[str, Any], now: dateti
     )
 
 
-def _demand(form: RequestForm, pool: Pool, now: datetime.datetime) -> Demand | None:
-    given, shape = form.cleaned_data, form.shape
-    if not (shape.input_tokens or shape.output_tokens or shape.units):
-        return None
-    if mu := given.get("mu_per_min"):
-        return calculate(pool, shape, now=now, mu_per_min=mu)
-    return calculate(pool, shape, now=now, requests_per_min=given.get("requests_per_min") or 0.0)
-
-
 def _answered(form: RequestForm, now: datetime.datetime) -> dict[str, Any]:
     """What ``tenant/reservation_answer.html`` shows."""
     form.is_valid()
-    problems = [
-        f"{form.fields[name].label}: {' '.join(map(str, errors))}"
-        for name, errors in form.errors.items()
-        if name in form.fields and form.data.get(name)
-    ]
+    problems = problems_of(form)
     pool = form.cleaned_data.get("pool")
     if problems or pool is None:
         return {"problems": problems}
     try:
-        demand = _demand(form, pool, now)
+        demand = demand_of(form, pool, now)
     except ValidationError as error:
         return {"problems": error.messages}
     mu = form.cleaned_data.get("mu_per_min") or (demand.mu_per_min if demand else 0.0)

@@ -2,7 +2,18 @@
 
 from django.urls import path
 
-from penstock.web.tenant import audit, guarantees, keys, limits, members, playground, quickstart, reservations, usage
+from penstock.web.tenant import (
+    audit,
+    guarantees,
+    invoices,
+    keys,
+    limits,
+    members,
+    playground,
+    quickstart,
+    reservations,
+    usage,
+)
 
 urlpatterns = [
     path("quick-start", quickstart.quickstart, name="tenant-quickstart"),
@@ -30,5 +41,8 @@ urlpatterns = [
     path("limits/<uuid:limit_id>/remove", limits.limit_end, name="tenant-limit-end"),
     path("guarantees/", guarantees.guarantees, name="tenant-guarantees"),
     path("guarantees/<uuid:reservation_id>/", guarantees.guarantee, name="tenant-guarantee"),
+    path("invoices/", invoices.invoices, name="tenant-invoices"),
+    path("invoices/preview", invoices.preview, name="tenant-month-preview"),
+    path("invoices/<uuid:invoice_id>/", invoices.invoice, name="tenant-invoice"),
     path("audit/", audit.audit, name="tenant-audit"),
 ]

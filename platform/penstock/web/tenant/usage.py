@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET
 
 from capacity.api.exports import TYPES, export
 from capacity.models import OUTCOMES, Pool, UsageRecord, UsageRollup
+from capacity.refusals import refused, word_on
 from capacity.usage.reads import COLUMNS, in_slices
 from penstock.web import figures
 from penstock.web.access import UserRequest
@@ -20,7 +21,6 @@ from penstock.web.series import pick
 from penstock.web.tenant import usage_data
 from penstock.web.tenant.place import Place, in_tenant, tenant_page
 from penstock.web.tenant.usage_data import METRICS, Filters, Sums
-from serving.models import Deployment
 from tenants.policy.roles import Action
 
 DEFAULT_RANGE = "24h"
@@ -82,12 +82,13 @@ def usage_series(request: UserRequest, place: Place) -> HttpResponseBase:
 def usage_request(request: UserRequest, place: Place, request_id: UUID) -> HttpResponse:
     """The receipt of one request: what it was, cost and took."""
     record = UsageRecord.objects.filter(tenant_id=place.tenant.pk, pk=request_id).first()
+    refusal = word_on(record) if record is not None else None
     if record is None:
-        raise Http404("The tenant has no such request, or it is older than its records are kept.")
-    context = {
-        "receipt": usage_data.receipt(place.tenant, record),
-        "model_exists": Deployment.objects.filter(name=record.model).exists(),
-    }
+        found = refused(place.tenant.pk, request_id)
+        if found is None:
+            raise Http404("The tenant has no such request, or it is older than its records are kept.")
+        record, refusal = found
+    context = {"receipt": usage_data.receipt(place.tenant, record, refusal)}
     return tenant_page(request, place, "tenant/usage_request.html", context, current="tenant-usage")
 
 

@@ -15,13 +15,15 @@ from django.db.models import Q, QuerySet, Sum
 
 from capacity.models import OUTCOMES, Pool, UsageRecord, UsageRollup
 from capacity.selectors import usage_rows
-from capacity.usage.reads import cost_of_record, price_of_record
-from capacity.usage.rows import money_of
+from capacity.usage.charges import LimitMet, WhyRefused, limits_met, why_refused
+from capacity.usage.lines import Refusal
+from capacity.usage.reads import cost_of_record, money_of_record, price_of_record
+from capacity.usage.rows import FINE
 from penstock.web.dashboard_data import SUMS, Place, Row, Usage, begins, period_for, summed
 from penstock.web.people import playground_names
 from penstock.web.series import Range, bucket_starts
 from serving.models import Deployment
-from tenants.models import ApiKey, Tenant
+from tenants.models import ApiKey, Limit, Tenant
 
 ROWS = 25
 ALL, FAILED = "", "failed"
@@ -96,7 +98,7 @@ def records(tenant: Tenant, asked: Filters, now: datetime) -> QuerySet[UsageReco
     if asked.model:
         rows = rows.filter(model=asked.model)
     if asked.outcome == FAILED:
-        rows = rows.exclude(outcome="completed")
+        rows = rows.exclude(outcome__in=FINE)
     elif asked.outcome:
         rows = rows.filter(outcome=asked.outcome)
     return rows
@@ -215,6 +217,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class MetRow:
+    """A limit that the request met, in words, with its figures."""
+
+    name: str
+    met: LimitMet
+
+    @property
+    def had_room(self) -> bool:
+        return self.met.charged > 0
+
+    @property
+    def decimals(self) -> int:
+        """Requests and tokens are whole, MU and money are not."""
+        return 3 if self.met.kind.startswith(("mu_", "money_")) else 0
+
+
+@dataclass(frozen=True)
 class Receipt:
     record: UsageRecord
     caller: Caller | None
@@ -231,6 +250,17 @@ class Receipt:
     money: float | None
     """In the installation's currency; None where the price names none."""
     currency: str
+    limits: Sequence[MetRow]
+    refusal: WhyRefused | None
+
+    @property
+    def is_booked(self) -> bool:
+        return self.refusal is None or self.refusal.was_admitted
+
+    @property
+    def made_way(self) -> bool:
+        """Whether it was put back in the queue for the owner of a reservation."""
+        return any(attempt.get("outcome") == "made_way" for attempt in self.attempts)
 
     @property
     def difference(self) -> float:
@@ -238,11 +268,11 @@ class Receipt:
         return self.record.actual_mu - self.record.estimated_mu
 
 
-def receipt(tenant: Tenant, record: UsageRecord) -> Receipt:
-    """All that the books know of one request of ``tenant``."""
+def receipt(tenant: Tenant, record: UsageRecord, refusal: Refusal | None = None) -> Receipt:
+    """All that the books know of one request of ``tenant``; ``refusal``: why it was not admitted."""
     price = price_of_record(record)
     cost = cost_of_record(record, price) if price else None
-    rate = price.price_per_1000_mu if price else None
+    money = money_of_record(record, price)
     duration_ms = _ms(record.admitted_at, record.ended_at) or 0.0
     first_ms = _ms(record.admitted_at, record.first_byte_at)
     is_stream = record.stream and first_ms is not None
@@ -260,9 +290,20 @@ def receipt(tenant: Tenant, record: UsageRecord) -> Receipt:
         ttft_ms=first_ms if is_stream else None,
         tokens_per_s=(record.output_tokens - 1) / writing_s if record.output_tokens > 1 and writing_s > 0 else None,
         attempts=record.attempts,
-        money=money_of(record, {(price.pool_id, price.version): rate}) if price and rate is not None else None,
+        money=money,
         currency=settings.PENSTOCK_CURRENCY,
+        limits=[MetRow(_name_of(met), met) for met in limits_met(record, money)],
+        refusal=why_refused(record, refusal),
     )
+
+
+def _name_of(met: LimitMet) -> str:
+    if met.holder == "reservation":
+        return "Reservation, in MU"
+    if met.holder == "allowance":
+        return "Allowance of the reservation, in MU"
+    of_model = f", for {met.model}" if met.model else ""
+    return f"{Limit.Kind(met.kind).label} of the {met.holder}{of_model}"
 
 
 def _terms(record: UsageRecord, cost: Any) -> list[Term]:
