@@ -146,7 +146,7 @@ def race(*calls: Callable[[], Any]) -> list[Any]:
                 # One at a time writes: on a busy machine the last of many waits longer than a person would.
                 with connection.cursor() as cursor:
                     cursor.execute("PRAGMA busy_timeout = 90000")
-            barrier.wait(30)
+            barrier.wait(60)
             outcomes[index] = call()
         except Exception as error:
             outcomes[index] = error

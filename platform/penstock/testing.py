@@ -21,6 +21,8 @@ from _pytest.mark.expression import Expression
 
 ONLY_DATABASE, ALLOW_SKIP, SUMMARY = "PENSTOCK_TEST_ONLY_DATABASE", "PENSTOCK_TEST_ALLOW_SKIP", "PENSTOCK_TEST_SUMMARY"
 """Environment of a round: "1" for the tests that use the database; JSON list of patterns; file for the summary."""
+FAILED = "PENSTOCK_TEST_FAILED"
+"""Environment of a round: file for the names of the tests that failed, where nothing else is wrong with the round."""
 TEMPLATES = "PENSTOCK_TEST_TEMPLATES"
 """Environment of all rounds: the folder in which the tests keep what is made once for all of them."""
 
@@ -110,6 +112,8 @@ class Plugin:
         self.allowed, self.only_database = allowed, only_database
         self.skipped: Counter[str] = Counter()
         self.leaks: list[str] = []
+        self.failed: dict[str, None] = {}
+        self.is_broken = False
 
     def pytest_ignore_collect(self, collection_path: Path, config: pytest.Config) -> bool | None:
         expression = config.option.markexpr
@@ -147,6 +151,8 @@ class Plugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
             self._note(report.longrepr)
+        if report.failed:
+            self.failed[report.nodeid] = None
         logged = "".join(text for name, text in report.sections if " log " in f"{name} " or "stderr" in name)
         if SECRETS.search(logged):
             self.leaks.append(report.nodeid)
@@ -154,15 +160,22 @@ class Plugin:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped:
             self._note(report.longrepr)
+        self.is_broken |= report.failed
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if exitstatus == pytest.ExitCode.OK and in_ci() and unlawful(self.skipped, self.allowed):
+        is_unlawful = bool(in_ci() and unlawful(self.skipped, self.allowed)) or bool(self.leaks)
+        if exitstatus == pytest.ExitCode.OK and is_unlawful:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if exitstatus == pytest.ExitCode.OK and self.leaks:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if (summary := os.environ.get(SUMMARY)) and not hasattr(session.config, "workerinput"):
+        if hasattr(session.config, "workerinput"):
+            return
+        if summary := os.environ.get(SUMMARY):
             Path(summary).write_text("\n".join(self.summary()), encoding="utf-8")
+        if (failed := os.environ.get(FAILED)) and self.failed and not (is_unlawful or self.is_broken):
+            here = session.config.invocation_params.dir
+            files = [name.partition("::") for name in self.failed]
+            names = [os.path.relpath(session.config.rootpath / file, here) + mark + test for file, mark, test in files]
+            Path(failed).write_text(json.dumps(names), encoding="utf-8")
 
     def _note(self, longrepr: object) -> None:
         reason = str(longrepr[2] if isinstance(longrepr, tuple) else longrepr)

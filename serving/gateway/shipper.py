@@ -120,7 +120,7 @@ class Shipper:
             closed = is_finished and not shipment.is_behind
             shipment.make(now=time.monotonic(), watermark=watermark, closed=closed)
         for flying in list(shipment.flying):
-            await self._send(flying)
+            await self._send(flying, shipment.segment.name)
 
     async def _is_placed(self, shipment: Shipment) -> bool:
         """Whether it is known which batch numbers an adopted segment has left.
@@ -144,8 +144,12 @@ class Shipper:
         self._probes[name] = (await self._state.call("XADD", STREAM, "*", "b", shipment.probe()), self._state.epoch)
         return False
 
-    async def _send(self, flying: Flying) -> None:
-        """Add it to the stream, unless it is there: then the writer has not come to it yet."""
+    async def _send(self, flying: Flying, segment: str) -> None:
+        """Add it to the stream, unless it is there: then the writer has not come to it yet.
+
+        The writer acknowledges before it takes an entry out, so what is gone from the stream and still not
+        acknowledged was lost.
+        """
         now = time.monotonic()
         if flying.entry:
             is_due = now - flying.sent_at >= _AGAIN_S or flying.epoch != self._state.epoch
@@ -153,6 +157,8 @@ class Shipper:
                 return
             flying.sent_at, flying.epoch = now, self._state.epoch
             if await self._state.call("XRANGE", STREAM, flying.entry, flying.entry):
+                return
+            if int(await self._state.call("GET", ack_key(segment)) or 0) >= flying.sequence:
                 return
         flying.entry = await self._state.call("XADD", STREAM, "*", "b", flying.payload)
         flying.sent_at, flying.epoch = now, self._state.epoch

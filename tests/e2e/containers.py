@@ -176,7 +176,7 @@ class Compose:
     def kill(self) -> None:
         for name, process in self.processes.items():
             process.kill()
-            process.wait(10)
+            process.wait(60)
             self._end_container(name)
         shutil.rmtree(self.database, ignore_errors=True)
 

@@ -88,13 +88,13 @@ class SecondHost:
         engines = self.engines
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
         for engine in engines:
             with_suppressed(engine.kill)
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
         for engine in self.engines:
             with_suppressed(engine.kill)

@@ -102,7 +102,7 @@ class Stack:
             with_suppressed(process.kill)
         if self.process is not None:
             with_suppressed(self.process.kill)
-            self.process.wait(10)
+            self.process.wait(60)
 
     def leaks(self) -> list[str]:
         """Lines of roles' and engines' logs that hold a secret of the installation, or a prompt."""

@@ -101,7 +101,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
         running.clients.close()
         if running.nginx is not None:
             running.nginx.terminate()
-            running.nginx.wait(10)
+            running.nginx.wait(60)
 
 
 def signed_in(proxied: Proxied) -> httpx.Client:

@@ -361,7 +361,7 @@ def test_a_gateway_without_secrets_says_what_to_do(shared: Shared) -> None:
     folder = shared.cluster.folder("secretless")
     (folder / "secrets.json").unlink()
     lost = shared.cluster.start_gateway("gateway-9", data=folder)
-    assert lost.process.popen.wait(20) == 2
+    assert lost.process.popen.wait(60) == 2
     assert "penstock up" in lost.log_path.read_text()
 
 

@@ -175,7 +175,7 @@ def test_passes_that_overlap_give_nothing_twice(
     def overlapping(*args: Any) -> Any:
         placement = place(*args)
         if next(calls) < 2:
-            both.wait(10)
+            both.wait(60)
         return placement
 
     monkeypatch.setattr(placing, "place", overlapping)

@@ -41,7 +41,7 @@ class ScriptedEngine:
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._up.wait(5)
+        assert self._up.wait(60)
 
     @property
     def address(self) -> str:

@@ -77,7 +77,7 @@ def test_passes_that_overlap_make_no_replica_too_many(world: World, monkeypatch:
 
     def overlapping(*args: Any, **kwargs: Any) -> Any:
         made = plan(*args, **kwargs)
-        both.wait(10)
+        both.wait(60)
         return made
 
     monkeypatch.setattr(policy, "plan", overlapping)

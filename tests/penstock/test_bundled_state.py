@@ -117,7 +117,7 @@ def test_a_celery_worker_works_as_the_agents_user(valkey_server, tmp_path):
         assert out.exists(), log.read()
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(60)
     log.seek(0)
     text = log.read()
     log.close()

@@ -161,7 +161,7 @@ def test_one_role_replaces_the_process(tmp_path: Path) -> None:
             assert any("eady to accept connections" in line for line in process.stdout)
             assert "valkey" in Path(f"/proc/{process.pid}/cmdline").read_text()
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

@@ -11,7 +11,17 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from penstock import paths
-from penstock.cli.test import WITHOUT_DATABASE, Round, rounds_of, run, run_round, run_rounds
+from penstock.cli.test import (
+    AGAIN_AT_MOST,
+    WITHOUT_DATABASE,
+    Result,
+    Round,
+    rounds_of,
+    run,
+    run_again,
+    run_round,
+    run_rounds,
+)
 from penstock.testing import ONLY_DATABASE, TEMPLATES
 
 
@@ -47,11 +57,11 @@ def test_no_test_falls_between_two_rounds() -> None:
 def test_a_round_that_cannot_run_is_named_and_fails_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     each = Round("Redis 6.2", left_out="no wheel")
     monkeypatch.delenv("CI", raising=False)
-    assert run_round(each, argparse.Namespace()) == (0, ["left out: no wheel"])
+    assert run_round(each, argparse.Namespace()) == Result(0, ["left out: no wheel"])
     monkeypatch.setenv("CI", "true")
-    code, (told,) = run_round(each, argparse.Namespace())
-    assert code == 1
-    assert "CI=true" in told
+    result = run_round(each, argparse.Namespace())
+    assert result.code == 1
+    assert "CI=true" in result.summary[0]
 
 
 def test_a_round_behind_runs_while_the_next_ones_do_and_has_ended_before_one_that_is_alone(
@@ -59,18 +69,18 @@ def test_a_round_behind_runs_while_the_next_ones_do_and_has_ended_before_one_tha
 ) -> None:
     begun, ended = threading.Event(), []
 
-    def run(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str]]:
+    def run(each: Round, arguments: argparse.Namespace) -> Result:
         if each.behind:
-            assert begun.wait(10)
+            assert begun.wait(60)
         elif each.title == "after":
             begun.set()
         ended.append(each.title)
-        return len(each.title), []
+        return Result(len(each.title), [])
 
     monkeypatch.setattr("penstock.cli.test.run_round", run)
     rounds = [Round("behind", behind=True), Round("next"), Round("after"), Round("at last", alone=True)]
     told = run_rounds(rounds, argparse.Namespace())
-    assert [(each.title, code) for each, (code, _) in told] == [
+    assert [(each.title, result.code) for each, result in told] == [
         ("behind", 6),
         ("next", 4),
         ("after", 5),
@@ -84,10 +94,10 @@ def test_the_rounds_share_a_folder_that_is_gone_afterwards(monkeypatch: pytest.M
     monkeypatch.setenv(TEMPLATES, "")
     seen: list[Path] = []
 
-    def run_all(rounds: list[Round], arguments: argparse.Namespace) -> list[tuple[Round, tuple[int, list[str]]]]:
+    def run_all(rounds: list[Round], arguments: argparse.Namespace) -> list[tuple[Round, Result]]:
         seen.append(Path(os.environ[TEMPLATES]))
         assert seen[0].is_dir()
-        return [(rounds[0], (3, []))]
+        return [(rounds[0], Result(3, []))]
 
     monkeypatch.setattr("penstock.cli.test.prepare_environment", lambda: None)
     monkeypatch.setattr("penstock.cli.test.run_rounds", run_all)
@@ -104,10 +114,76 @@ def test_what_is_timed_has_the_machine_to_itself() -> None:
 
 def test_what_a_round_behind_prints_comes_when_it_has_ended(capfd: pytest.CaptureFixture[str]) -> None:
     arguments = argparse.Namespace(pytest_arguments=[], allow_skip=[])
-    assert run_round(Round("quiet", ("--version",), behind=True), arguments)[0] == 0
+    assert run_round(Round("quiet", ("--version",), behind=True), arguments).code == 0
     told = capfd.readouterr().out.splitlines()
     assert told[:2] == ["== quiet, printed when it has ended", "== quiet"]
     assert "pytest" in told[2]
+
+
+ARGUMENTS = argparse.Namespace(pytest_arguments=[], allow_skip=[])
+UNSTEADY = """
+from pathlib import Path
+
+def test_steady():
+    pass
+
+def test_unsteady(tmp_path):
+    mark = Path(__file__).with_name("was here")
+    is_second, _ = mark.exists(), mark.touch()
+    assert is_second
+
+def test_wrong():
+    assert MARK
+"""
+
+
+def test_what_failed_beside_others_and_passes_alone_is_told_and_fails_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "test_it.py").write_text(UNSTEADY.replace("MARK", "True"))
+    first = Round("SQLite", ("-c", "/dev/null", "-n", "2", str(tmp_path)))
+    result = run_round(first, ARGUMENTS)
+    assert result.code == 1
+    (name,) = result.failed
+    assert name.endswith("test_it.py::test_unsteady")
+    ((_, again),) = run_again([(first, result)], ARGUMENTS)
+    assert again.code == 0
+    assert again.summary == ["nothing was skipped", f"unsteady: failed beside others and passed alone: {name}"]
+    assert "assert is_second" in capfd.readouterr().out, "the first failure is to be read"
+
+
+def test_what_fails_again_fails_the_run(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(UNSTEADY.replace("MARK", "False"))
+    first = Round("SQLite", ("-c", "/dev/null", str(tmp_path)))
+    result = run_round(first, ARGUMENTS)
+    assert len(result.failed) == 2
+    ((_, again),) = run_again([(first, result)], ARGUMENTS)
+    assert again.code == 1
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        tuple(f"tests/web/test_pages.py::test_{number}" for number in range(AGAIN_AT_MOST + 1)),
+        ("tests/faults/test_kill.py::test_it", "tests/web/test_pages.py::test_it"),
+        (),
+    ],
+)
+def test_many_failures_and_those_that_chance_has_found_are_final(
+    failed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.cli.test.run_round", lambda *_: pytest.fail("run again"))
+    results = [(Round("SQLite"), Result(1, ["told"], failed)), (Round("timed"), Result(0, []))]
+    assert run_again(results, ARGUMENTS) == results
+
+
+def test_what_is_wrong_with_a_round_beside_its_tests_is_never_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(UNSTEADY.replace("MARK", "True"))
+    (tmp_path / "test_broken.py").write_text("import nothing_of_this_name")
+    broken = run_round(
+        Round("SQLite", ("-c", "/dev/null", "--continue-on-collection-errors", str(tmp_path))), ARGUMENTS
+    )
+    assert (broken.code, broken.failed) == (1, ())
 
 
 @pytest.mark.parametrize("folder", WITHOUT_DATABASE)

@@ -240,7 +240,7 @@ def test_a_killed_supervisor_leaves_no_role_behind_after_the_next_start(tmp_path
         assert process.stdout is not None
         pids = [int(process.stdout.readline()) for _ in range(2)]
         process.kill()
-        process.wait(10)
+        process.wait(60)
     end = time.monotonic() + 10
     while sum(is_gone(pid) for pid in pids) < 1:
         assert time.monotonic() < end, "the kernel did not tell the children"

@@ -81,7 +81,7 @@ def answering() -> Iterator[str]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:

@@ -137,7 +137,7 @@ async def opened(session: str | None, **where: str) -> AsyncIterator[Page]:
     assert event["type"] == "websocket.accept", event
     yield Page(communicator)
     await communicator.send_input({"type": "websocket.disconnect", "code": 1001})
-    await communicator.wait(5)
+    await communicator.wait(60)
 
 
 async def ended(page: Page, code: int) -> None:

@@ -40,4 +40,4 @@ def web_role(folder: Path, **environment: str) -> Iterator[tuple[str, Path]]:
         yield base, log
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -34,7 +34,7 @@ async def turned_away(**made: Any) -> bool:
     await communicator.send_input({"type": "websocket.connect"})
     event = await communicator.receive_output(5)
     await communicator.send_input({"type": "websocket.disconnect", "code": 1006})
-    await communicator.wait(5)
+    await communicator.wait(60)
     return bool(event["type"] == "websocket.close")
 
 

@@ -23,7 +23,11 @@ from worker.environments import build as builder
 from worker.environments.build import child_environment, install_command, pip_command, preflight, verify
 from worker.environments.pip_output import PipProgress, explain_failure, missing_requirement
 
+pytestmark = pytest.mark.timeout(400)
+
 ROOT = Path(__file__).resolve().parents[2]
+WITHIN_S = 300
+"""Environments are made by pip, in processes of their own, on a machine that has other work."""
 CPU, CUDA = get_recipe("vllm-cpu"), get_recipe("vllm-cuda")
 
 
@@ -214,7 +218,7 @@ def test_a_second_builder_waits_for_the_first_and_uses_its_result(tmp_path: Path
         (path / "bin").mkdir(parents=True)
         (path / "bin" / "python").symlink_to(sys.executable)
         (path / environments.READY_MARKER).write_text("{}")
-    assert waiting.wait(20) == 0
+    assert waiting.wait(60) == 0
     assert environments.is_ready(path)
     (path / "bin" / "python").unlink()
     (path / "bin" / "python").symlink_to("/no/such/python")
@@ -259,7 +263,7 @@ def test_pips_settings_say_where_from_but_never_where_to(tmp_path: Path) -> None
     (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\nuser = true\n")
     elsewhere = {"PIP_TARGET": str(tmp_path / "target"), "PIP_PREFIX": str(tmp_path / "prefix"), "PIP_DRY_RUN": "1"}
     with build_toy(tmp_path, PIP_CONFIG_FILE=str(tmp_path / "pip.conf"), PIP_USER="1", **elsewhere) as built:
-        assert built.wait(60) == 0, next((tmp_path / "root").glob("*.log")).read_text()
+        assert built.wait(WITHIN_S) == 0, next((tmp_path / "root").glob("*.log")).read_text()
     (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_engine.py")
     assert environments.is_ready(module.parents[3])
     assert not (tmp_path / "target").exists()
@@ -284,7 +288,7 @@ def test_an_environment_upon_another_has_its_own_packages_alone(tmp_path: Path) 
     config = tmp_path / "pip.conf"
     config.write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
     with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE=str(config)) as built:
-        assert built.wait(120) == 0, [each.read_text() for each in (tmp_path / "root").glob("*.json")]
+        assert built.wait(WITHIN_S) == 0, [each.read_text() for each in (tmp_path / "root").glob("*.json")]
     (module,) = (tmp_path / "root").glob("toy-*/lib/python3*/site-packages/toy_vision.py")
     assert module.read_text() == "import toy_engine\ndeclared = True\n"
     assert not module.with_name("toy_engine.py").exists()
@@ -310,7 +314,7 @@ def test_a_file_that_is_not_as_the_recipe_knows_it_is_left_as_it_is(tmp_path: Pa
     config = tmp_path / "pip.conf"
     config.write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
     with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE=str(config)) as built:
-        assert built.wait(120) == 1
+        assert built.wait(WITHIN_S) == 1
     status = json.loads(next((tmp_path / "root").glob("toy-*.status.json")).read_text())
     assert "another toy_vision.py than expected" in status["error"]
 
@@ -318,7 +322,7 @@ def test_a_file_that_is_not_as_the_recipe_knows_it_is_left_as_it_is(tmp_path: Pa
 def test_an_environment_fails_with_the_reason_of_the_one_below(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     with build_toy(tmp_path, more=UPON, PIP_CONFIG_FILE="/dev/null", PIP_NO_INDEX="1") as built:
-        assert built.wait(120) == 1
+        assert built.wait(WITHIN_S) == 1
     told = [json.loads(each.read_text())["error"] for each in (tmp_path / "root").glob("*.status.json")]
     assert len(told) == 2
     assert len(set(told)) == 1

@@ -68,7 +68,7 @@ class Ticking:
     def clean_up(self) -> None:
         processes.signal_all([pid for pid, _ in processes.marked(self.config.folder)], signal.SIGKILL)
         for child in self.children:
-            child.wait(10)
+            child.wait(60)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def builders(config: AgentConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[B
     monkeypatch.setattr(preparation, "launch", made.launch)
     yield made
     for child in made.children:
-        child.wait(10)
+        child.wait(60)
 
 
 def vllm(replica_id: str, **changes: Any) -> ReplicaOrder:

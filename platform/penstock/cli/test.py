@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penstock import paths
-from penstock.testing import ALLOW_SKIP, ONLY_DATABASE, SUMMARY, TEMPLATES, in_ci
+from penstock.testing import ALLOW_SKIP, FAILED, ONLY_DATABASE, SUMMARY, TEMPLATES, in_ci
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _NO_TESTS = 5
@@ -25,6 +25,12 @@ WITHOUT_DATABASE = ("tests/e2e", "tests/faults", "tests/gateway", "tests/policy"
 """Folders that a round for the tests of the database need not even import."""
 _PROCESSES = "e2e or vllm or faults or timed"
 """Tests that start many processes of their own. Those of them that are ``timed`` have the machine to themselves."""
+PATIENT = ("--timeout", "600")
+"""Behind others a test may take many times as long as alone."""
+AGAIN_AT_MOST = 3
+"""So many failures of a whole run may be those of a machine that was too busy."""
+NEVER_AGAIN = ("tests/faults/",)
+"""What draws its faults by chance: a second run would draw others, and the first has told of a fault."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,16 @@ class Round:
     """No other round runs while it does."""
 
 
+@dataclass(frozen=True)
+class Result:
+    """``code``: pytest's exit code. ``summary``: what was skipped, and what failed the round beside its tests.
+    ``failed``: the tests that failed, where they are all that did."""
+
+    code: int
+    summary: list[str]
+    failed: tuple[str, ...] = ()
+
+
 def run(arguments: argparse.Namespace) -> int:
     if not paths.IS_CHECKOUT:
         print("penstock test runs in a checkout: git clone, then ./penstock test", file=sys.stderr)
@@ -54,16 +70,39 @@ def run(arguments: argparse.Namespace) -> int:
     rounds = rounds_of(arguments.database, has_arguments=bool(arguments.pytest_arguments))
     with tempfile.TemporaryDirectory(prefix="penstock-templates-") as templates:
         os.environ[TEMPLATES] = templates
-        results = [(each.title, *result) for each, result in run_rounds(rounds, arguments)]
-    for title, _, summary in results:
-        for line in summary:
-            print(f"{title}: {line}", flush=True)
-    return next((code for _, code, _ in results if code), 0)
+        results = run_rounds(rounds, arguments)
+        if not arguments.pytest_arguments:
+            results = run_again(results, arguments)
+    for each, result in results:
+        for line in result.summary:
+            print(f"{each.title}: {line}", flush=True)
+    return next((result.code for _, result in results if result.code), 0)
 
 
-def run_rounds(rounds: Sequence[Round], arguments: argparse.Namespace) -> list[tuple[Round, tuple[int, list[str]]]]:
+def run_again(results: Sequence[tuple[Round, Result]], arguments: argparse.Namespace) -> list[tuple[Round, Result]]:
+    """The results, with those anew of the rounds of which a few tests failed: these once more, with the machine to
+    themselves.
+
+    A round beside which others ran may fail because nothing was left of the processor. What passes alone is told as
+    unsteady, with its first failure printed above, and does not fail the run.
+    """
+    failed = [name for _, result in results for name in result.failed]
+    if len(failed) > AGAIN_AT_MOST or any(name.startswith(NEVER_AGAIN) for name in failed):
+        return list(results)
+    told = []
+    for each, result in results:
+        if result.failed:
+            once_more = replace(each, title=f"{each.title}, again", options=(*PATIENT, *result.failed), behind=False)
+            again = run_round(once_more, arguments)
+            unsteady = [f"unsteady: failed beside others and passed alone: {name}" for name in result.failed]
+            result = Result(again.code, [*result.summary, *(again.summary if again.code else unsteady)])
+        told.append((each, result))
+    return told
+
+
+def run_rounds(rounds: Sequence[Round], arguments: argparse.Namespace) -> list[tuple[Round, Result]]:
     """The rounds with what ``run_round`` returned of each, in their order."""
-    results: list[tuple[Round, Future[tuple[int, list[str]]]]] = []
+    results: list[tuple[Round, Future[Result]]] = []
     with ThreadPoolExecutor() as threads:
         for each in rounds:
             if each.behind:
@@ -71,7 +110,7 @@ def run_rounds(rounds: Sequence[Round], arguments: argparse.Namespace) -> list[t
                 continue
             if each.alone:
                 wait([before for _, before in results])
-            done: Future[tuple[int, list[str]]] = Future()
+            done: Future[Result] = Future()
             done.set_result(run_round(each, arguments))
             results.append((each, done))
     return [(each, future.result()) for each, future in results]
@@ -84,11 +123,9 @@ def rounds_of(database: str | None, *, has_arguments: bool) -> list[Round]:
     two = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     without_database = tuple(f"--ignore={folder}" for folder in WITHOUT_DATABASE)
     is_whole = database is None or database == "both"
-    # Behind others a test may take many times as long as alone.
-    patient = ("--timeout", "600")
     postgresql = Round(
         "PostgreSQL",
-        () if has_arguments else (*two, *without_database, *patient),
+        () if has_arguments else (*two, *without_database, *PATIENT),
         {ONLY_DATABASE: "1"},
         behind=is_whole and not has_arguments,
     )
@@ -140,20 +177,21 @@ def chromium() -> str:
     return next((path for name in _BROWSERS if (path := shutil.which(name))), "")
 
 
-def run_round(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str]]:
-    """Returns pytest's exit code (no test at all is fine for one round) and what was skipped."""
+def run_round(each: Round, arguments: argparse.Namespace) -> Result:
+    """Run pytest once; no test at all is fine for one round."""
     print(f"== {each.title}{', printed when it has ended' if each.behind else ''}", flush=True)
     if each.left_out:
-        return int(in_ci()), [f"left out: {each.left_out}{'  (fails the run: CI=true)' if in_ci() else ''}"]
+        return Result(int(in_ci()), [f"left out: {each.left_out}{'  (fails the run: CI=true)' if in_ci() else ''}"])
     # A data folder that somebody uses must not be what the tests see.
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
-    summary = folder / "summary"
+    summary, failed = folder / "summary", folder / "failed"
     environment = {
         **os.environ,
         **each.environment,
         "PENSTOCK_DATA": str(folder / "data"),
         ALLOW_SKIP: json.dumps(arguments.allow_skip),
         SUMMARY: str(summary),
+        FAILED: str(failed),
     }
     command = [sys.executable, "-P", "-m", "pytest", "-p", "penstock.testing", *each.options]
     if each.behind:
@@ -172,7 +210,8 @@ def run_round(each: Round, arguments: argparse.Namespace) -> tuple[int, list[str
             else:
                 code = subprocess.run(command, env=environment, check=False).returncode
         told = summary.read_text(encoding="utf-8").splitlines() if summary.exists() else []
-        return (0 if code == _NO_TESTS else code), told or [f"ended with exit code {code}"]
+        names = tuple(json.loads(failed.read_text(encoding="utf-8"))) if failed.exists() else ()
+        return Result(0 if code == _NO_TESTS else code, told or [f"ended with exit code {code}"], names)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

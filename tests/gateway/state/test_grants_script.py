@@ -273,5 +273,5 @@ def test_gateways_in_processes_of_their_own_admit_exactly_three(state_url, count
     finally:
         for process in team:
             process.stdin.close()
-            process.wait(10)
+            process.wait(60)
             process.stdout.close()

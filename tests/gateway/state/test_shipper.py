@@ -135,6 +135,27 @@ async def test_memory_is_bounded_while_nobody_writes(state_url, tmp_path, books,
     assert books.doubles == 0
 
 
+async def test_what_is_booked_between_two_looks_is_not_sent_again(state_url, tmp_path, books, quick, monkeypatch):
+    monkeypatch.setattr(shipper_module, "_AGAIN_S", 0.0)
+    async with gateway(state_url, tmp_path) as (journal, shipper):
+        call, looks = shipper._state.call, []
+
+        async def call_late(command, *words):
+            if command == "XRANGE":
+                looks.append(books.write())
+            return await call(command, *words)
+
+        monkeypatch.setattr(shipper._state, "call", call_late)
+        for i in range(1200):
+            journal.admit(admit(str(i)))
+            journal.end(end(str(i)))
+        await until(lambda: len(books.rows) == 1200)
+        await asyncio.sleep(0.2)
+        books.write()
+    assert any(looks), "an entry was taken out while the shipper looked for it"
+    assert books.doubles == 0
+
+
 async def test_batches_that_were_lost_are_sent_again(state_url, tmp_path, books, quick, monkeypatch):
     monkeypatch.setattr(shipper_module, "_AGAIN_S", 0.3)
     async with gateway(state_url, tmp_path) as (journal, _):
@@ -278,7 +299,7 @@ def run_child(directory, url, seed, name, rng):
     process.send_signal(signal.SIGKILL)
     said += process.stdout.read().split(b"\n")
     process.stdout.close()
-    process.wait(10)
+    process.wait(60)
     return [line.split() for line in said if line.strip()]
 
 

@@ -166,7 +166,7 @@ def test_sigterm_with_a_timeout_lets_streams_finish_and_refuses_new_ones(start_e
 
 def test_a_profile_that_makes_no_sense_is_explained_and_exits_1(start_engine):
     engine = start_engine(ready=False, kv_tokens=10)
-    _, error = engine.process.communicate(timeout=10)
+    _, error = engine.process.communicate(timeout=60)
     assert engine.process.returncode == 1
     assert "kv_tokens 10 cannot hold" in error.decode()
     explained = get_runtime("simulated").explain_exit(exit_code=1, log_tail=error.decode())
