@@ -114,7 +114,10 @@ def _sums(records: Iterable[dict[str, Any]], by: Sequence[str]) -> dict[tuple[An
 
 
 def held(client: redis.Redis) -> list[str]:
-    """What gateways that live still hold: requests and MU at replicas, in queues, seats of limits, of budgets."""
+    """What gateways that live still hold: requests and MU at replicas, in queues, seats of limits, of budgets.
+
+    Two are to live; one that was killed is back in a while.
+    """
     found, live = [], set()
     for key in client.scan_iter("penstock:gw:*"):
         raw = cast("bytes | None", client.get(key))
@@ -128,7 +131,7 @@ def held(client: redis.Redis) -> list[str]:
         for deployment, counts in beat.get("deployments", {}).items():
             waiting = counts.get("queue_mu", 0.0)
             found += [f"{beat['gateway']} queues {waiting} MU for {deployment}"] if waiting > TINY else []
-    assert len(live) >= 2, f"gateways that are heard of: {live}"
+    found += [] if len(live) >= 2 else [f"gateways that are heard of: {sorted(live)}"]
     for key in client.scan_iter("penstock:held:*"):
         for name, seats in cast("dict[bytes, bytes]", client.hgetall(key)).items():
             if name.decode().removeprefix("free:") in live and float(seats) > 0:

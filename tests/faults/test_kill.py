@@ -253,7 +253,7 @@ def test_no_admitted_request_is_lost_or_counted_twice(wide_stack: Stack) -> None
     records, final = afterwards.rollups_are_sums(wide_stack)
     print(f"roll-ups are the sums of {records} records, final minutes those of {final}")
     state = connect(f"unix://{wide_stack.data / 'state' / 'valkey.sock'}")
-    wait_for("nothing held", lambda: not afterwards.held(state), seconds=10)
+    wait_for("nothing held", lambda: not afterwards.held(state), seconds=30)
     state.close()
     print(
         f"{len(runs)} runs x {STREAMS} or {CROWD} streams, killed {dict(Counter(run.plan.victim for run in runs))}, "
