@@ -171,7 +171,8 @@ class Plugin:
             return
         if summary := os.environ.get(SUMMARY):
             Path(summary).write_text("\n".join(self.summary()), encoding="utf-8")
-        if (failed := os.environ.get(FAILED)) and self.failed and not (is_unlawful or self.is_broken):
+        is_of_tests = exitstatus == pytest.ExitCode.TESTS_FAILED and not (is_unlawful or self.is_broken)
+        if (failed := os.environ.get(FAILED)) and self.failed and is_of_tests:
             here = session.config.invocation_params.dir
             files = [name.partition("::") for name in self.failed]
             names = [os.path.relpath(session.config.rootpath / file, here) + mark + test for file, mark, test in files]

@@ -184,6 +184,10 @@ def test_what_is_wrong_with_a_round_beside_its_tests_is_never_passed_over(tmp_pa
         Round("SQLite", ("-c", "/dev/null", "--continue-on-collection-errors", str(tmp_path))), ARGUMENTS
     )
     assert (broken.code, broken.failed) == (1, ())
+    ended = UNSTEADY.replace("MARK", "False") + "\n\ndef test_ended():\n    raise KeyboardInterrupt\n"
+    (tmp_path / "test_it.py").write_text(ended)
+    stopped = run_round(Round("SQLite", ("-c", "/dev/null", str(tmp_path / "test_it.py"))), ARGUMENTS)
+    assert (stopped.code, stopped.failed) == (2, ()), "what came after it did not run"
 
 
 @pytest.mark.parametrize("folder", WITHOUT_DATABASE)
