@@ -13,7 +13,7 @@ from capacity.models import Reservation, ReservationGap
 from capacity.policy.ledger import Answer, can_sell
 from capacity.policy.stock import Stock, Term
 from capacity.promises import term_of
-from capacity.selectors import profile_in_force
+from capacity.selectors import pools_usable, profile_in_force
 from capacity.services.pools import bump
 from capacity.services.sales import Sale, sell
 from tenants.audit import Actor, audit, state_of
@@ -44,6 +44,9 @@ def promise(
     sale = sale_of(row, instead_of, now=now)
 
     def write(answer: Answer, stock: Stock) -> Reservation:
+        # Here nobody can take the tenant off the pool's list any more: what is promised stands in the way.
+        if not pools_usable(row.tenant).filter(pk=row.pool_id).exists():
+            raise ValidationError({"pool": f"{row.tenant} may not use {row.pool}."})
         _decide(row, answer, actor, override_reason, now=now)
         if instead_of is not None and instead_of.is_overcommitted and answer.verdict == "fits":
             _keep_mark(row, instead_of, sale.ask, stock)

@@ -49,7 +49,7 @@ def _found(kept: list[bytes], wanted: str, tenant: str) -> Refusal | None:
         if wanted.encode() not in entry:
             continue
         # What a gateway of another version says differently is passed over.
-        with suppress(msgspec.ValidationError):
+        with suppress(msgspec.DecodeError):
             refusal = msgspec.json.decode(entry, type=Refusal)
             if refusal.id == wanted and refusal.tenant == tenant:
                 return refusal

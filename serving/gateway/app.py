@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import time
 
@@ -151,7 +152,8 @@ class Gateway:
         desk = Desk(grants.take, acquire, self._over_limit, services.unsettled, grants.alone)
         standing = self.standings.find(services.store.view, access)
         try:
-            admitted = await admit(standing, access, estimating, bounding, lambda: services.mark(parsed), desk=desk)
+            mark = functools.partial(services.mark, parsed.model, body)
+            admitted = await admit(standing, access, estimating, bounding, mark, desk=desk)
         except ApiError as error:
             services.refusals.note(refusal_of(request, dialect, parsed, access, estimate, error))
             raise

@@ -8,6 +8,7 @@ its own tenant's alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ from serving.gateway.request import Request
 from serving.gateway.state import State, StateUnavailable
 from serving.gateway.usage import expected_usage
 from serving.policy.admission import Estimate
+
+logger = logging.getLogger(__name__)
 
 _PERIOD_S = 0.5
 _MOST_TENANTS = 1000
@@ -114,8 +117,13 @@ class RefusalNotes:
     async def _tell_on(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
-            with suppress(StateUnavailable, ResponseError):
+            try:
                 await self._tell()
+            except (StateUnavailable, ResponseError):
+                continue
+            except Exception:
+                # Whatever it is, what is refused from now on must not wait for a restart.
+                logger.exception("refusals could not be told; the next ones are")
 
     async def _tell(self) -> None:
         told, self._new = self._new, {}

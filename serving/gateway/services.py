@@ -11,12 +11,9 @@ import time
 from functools import lru_cache
 from typing import Any
 
-import msgspec
-
 from capacity.policy.cost import CostProfile, request_cost
 from serving.gateway.calibration import Calibration
 from serving.gateway.config import Config
-from serving.gateway.dialects import Parsed
 from serving.gateway.dispatch import Dispatcher
 from serving.gateway.grants import Grants
 from serving.gateway.journal import Journal
@@ -161,12 +158,13 @@ class Services:
         digest = hmac.digest(self._salt_key, b"prefix cache salt of " + tenant.encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode()
 
-    def mark(self, parsed: Parsed) -> str:
+    def mark(self, model: str, body: bytes) -> str:
         """A digest of what a request asks, the same at all gateways when it is sent again: of no use to whoever sees
-        it. Of a long one its length, beginning and end: when owners come back, all that wait are told times at once."""
-        asked = parsed.raw or msgspec.json.encode([parsed.model, parsed.members])
-        if len(asked) > 2 * _MARK_BYTES:
-            asked = b"%d %b %b" % (len(asked), asked[:_MARK_BYTES], asked[-_MARK_BYTES:])
+        it. Of a long body its length, beginning and end: when owners come back, all that wait are told times at once.
+        """
+        if len(body) > 2 * _MARK_BYTES:
+            body = b"%d %b %b" % (len(body), body[:_MARK_BYTES], body[-_MARK_BYTES:])
+        asked = b"%b\0%b" % (model.encode(), body)
         return hashlib.blake2b(asked, key=self._salt_key[:64], digest_size=8).hexdigest()
 
     async def call_replica(

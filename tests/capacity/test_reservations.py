@@ -15,6 +15,7 @@ from capacity.models import Host, Pool, Reservation
 from capacity.services import (
     CannotSell,
     pool_remove,
+    pool_tenants_set,
     reservation_approve,
     reservation_cancel,
     reservation_refuse,
@@ -263,3 +264,24 @@ def test_of_two_decisions_the_second_is_told(pool: Pool) -> None:
     reservation_approve(reservation=row, actor="t")
     with pytest.raises(ValidationError, match="active: it cannot be refused"):
         reservation_refuse(reservation=copy, actor="t", reason="No")
+
+
+# ----- pools of which the tenant is no more
+@pytest.mark.parametrize("was_promised", [False, True])
+def test_nothing_is_promised_of_a_pool_that_the_tenant_may_not_use_any_more(pool: Pool, was_promised: bool) -> None:
+    owner, other = factories.tenant(), factories.tenant()
+    tomorrow = timezone.now() + DAY
+    if was_promised:
+        row = sold(pool, 50, tenant=owner, starts_at=tomorrow)
+        row = reservation_cancel(reservation=row, actor="t")
+    else:
+        row = reservation_request(
+            tenant=owner, pool=pool, mu_per_min=50, starts_at=tomorrow, actor="owner@acme.example"
+        )
+    pool_tenants_set(pool=pool, tenants=[other], is_public=False, actor="t")
+    decide = reservation_restore if was_promised else reservation_approve
+    with pytest.raises(ValidationError, match="may not use"):
+        decide(reservation=row, actor="t")
+    assert Reservation.objects.get(pk=row.pk).state == row.state
+    pool_tenants_set(pool=pool, tenants=[other, owner], is_public=False, actor="t")
+    assert decide(reservation=Reservation.objects.get(pk=row.pk), actor="t").is_promised

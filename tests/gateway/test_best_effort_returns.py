@@ -9,13 +9,11 @@ from typing import cast
 
 import pytest
 
-from serving.gateway.dialects import Parsed
 from serving.gateway.dispatch import Busy, Lent, Placement
 from serving.gateway.lines import Line, Waiter
 from serving.gateway.placement import Expected
 from serving.gateway.services import Services
 from serving.policy import gate
-from serving.policy.admission import Ask
 from serving.policy.fairness import FairQueue, Turn
 from serving.policy.returns import LATE_S, Moved, Place, Word
 from tests.gateway.best_effort_field import Field, lent, load, turn
@@ -165,8 +163,7 @@ def test_a_request_is_known_again_and_others_are_not_taken_for_it(length: int) -
     services = cast("Services", SimpleNamespace(_salt_key=b"pepper"))
 
     def mark(prompt: str, model: str = "m") -> str:
-        ask = cast("Ask", None)
-        return Services.mark(services, Parsed(model=model, ask=ask, members={"prompt": prompt}))
+        return Services.mark(services, model, b'{"prompt": "%b"}' % prompt.encode())
 
     asked = "a" * length
     assert mark(asked) == mark(asked)

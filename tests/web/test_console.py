@@ -157,6 +157,17 @@ def test_a_pinned_deployment_could_have_what_it_is_pinned_to(
     assert as_operator.get("/console/series.json").json()["could"][-1] == most + 4
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["/console/series.json?pool=a%00b", "/console/accelerators.json?hardware=a%00b",
+     "/console/invoices/issue?tenant=a%00b&month=2026-09"],
+)  # fmt: skip
+def test_a_name_that_no_database_can_hold_breaks_nothing(as_operator: Client, platform: Seeded, address: str) -> None:
+    answer = as_operator.get(address)
+    assert answer.status_code in (200, 404)
+    assert answer.resolver_match, "there is such a page"
+
+
 def drawn(client: Client, query: str) -> dict[str, Any]:
     found: dict[str, Any] = client.get(f"/console/series.json{query}").json()
     return found

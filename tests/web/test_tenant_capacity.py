@@ -190,6 +190,11 @@ def test_nobody_else_sees_any_of_it(client: Client, platform: Seeded, address: s
         assert client.get(address).status_code == 200
 
 
+@pytest.mark.parametrize("address", ["gauge", "series.json"])
+def test_a_name_that_no_database_can_hold_is_no_pool(owner: Client, platform: Seeded, address: str) -> None:
+    assert owner.get(f"/t/northwind/{address}?pool=a%00b").status_code == 404
+
+
 def test_lines_hold_nothing_of_others(owner: Client, platform: Seeded) -> None:
     def all_of() -> list[Any]:
         return [

@@ -95,7 +95,7 @@ def console_live(request: UserRequest) -> HttpResponse:
 @operators_only(Action.PLATFORM_VIEW)
 def console_series(request: UserRequest) -> HttpResponseBase:
     """The chart's lines as JSON: ``t`` in UNIX seconds, the others in ``unit``."""
-    slug = request.GET.get("pool")
+    slug = request.GET.get("pool", "").replace("\0", "")
     pool = Pool.objects.filter(slug=slug).first() if slug else None
     if slug and pool is None:
         raise Http404(f"There is no pool {slug}.")
@@ -109,7 +109,7 @@ def console_series(request: UserRequest) -> HttpResponseBase:
 def console_accelerators(request: UserRequest) -> HttpResponseBase:
     """The lines of the accelerators' chart as JSON: of the hardware type that is named, or of the first there is."""
     now = timezone.now()
-    slug = request.GET.get("hardware")
+    slug = request.GET.get("hardware", "").replace("\0", "")
     kinds = HardwareType.objects.filter(slug=slug) if slug else [kind.hardware for kind in count_accelerators(now=now)]
     hardware = next(iter(kinds), None)
     if hardware is None:

@@ -131,7 +131,7 @@ def tenant_refusals(request: UserRequest, slug: str) -> HttpResponseBase:
 
 def _pool_of(owner: Tenant, request: UserRequest) -> Pool:
     """The pool that the address names. Raises Http404 for one that the tenant may not use."""
-    pool = pools_usable(owner).filter(slug=request.GET.get("pool", "")).first()
+    pool = pools_usable(owner).filter(slug=request.GET.get("pool", "").replace("\0", "")).first()
     if pool is None:
         raise Http404("There is no such pool.")
     return pool

@@ -96,7 +96,7 @@ def _is_countable(month: datetime.date) -> bool:
 
 def _forecast(given: dict[str, Any]) -> list[str]:
     """What the month that was named comes to."""
-    tenant = Tenant.objects.filter(slug=given.get("tenant", "")).first()
+    tenant = Tenant.objects.filter(slug=given.get("tenant", "").replace("\0", "")).first()
     try:
         month = month_of(given["month"])
     except ValueError:

@@ -101,7 +101,7 @@ def headline() -> str:
     total = Pool.objects.count()
     if not total:
         return "There is no pool yet, so there is nothing to sell."
-    unserved = Pool.objects.exclude(pk__in=Deployment.objects.values("pool")).count()
+    unserved = Pool.objects.exclude(pk__in=Deployment.objects.filter(is_enabled=True).values("pool")).count()
     text = f"{total} pool{'s' if total != 1 else ''}"
     if unserved:
         return f"{text}; nothing serves {unserved} of them." if total > 1 else f"{text}; nothing serves it."
@@ -132,6 +132,7 @@ def shown(request: UserRequest, row: Pool, *, status: int = 200, **forms: Any) -
         "short": max(0.0, sold - have),
         "currency": settings.PENSTOCK_CURRENCY,
         "serving": serving,
+        "is_served": any(one.is_enabled for one in serving),
         "versions": [Version(one) for one in versions[:_VERSIONS]],
         "older": max(0, versions.count() - _VERSIONS),
         "now": now,
